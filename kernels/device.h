@@ -1,0 +1,60 @@
+/* Memory and order of work on one backend. A Device is a table of functions; a Queue is where its ops run, in order.
+ *
+ * A Queue keeps the first failure (which op, what shapes, why); later ops on it do nothing. Whoever needs a result
+ * calls device->sync, which waits and returns whether all went well. On the CPU ops run when they are called. The cost
+ * device hands out addresses that must not be read: it exists to learn how much memory and work a program needs. */
+#ifndef GATETAPE_DEVICE_H
+#define GATETAPE_DEVICE_H
+#include "ops.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What a table of ops has done so far; only the cost table fills it. */
+typedef struct {
+    double flops; /* 2 per multiply-add of matrix products and attention, 1 per other arithmetic operation */
+    double gemm_flops; /* the part of it that dense and grouped matrix products do */
+    double bytes;      /* operands read and results written once each, caches not considered */
+    int64_t n_calls;
+} Cost;
+
+struct Queue {
+    const char *failed_op; /* NULL: none failed */
+    char failure[200];     /* what failed and why, for people */
+    Cost cost;
+    void *stream; /* the backend's own */
+};
+
+typedef struct Device Device;
+struct Device {
+    const char *name; /* "cpu", "cost", "cuda" */
+    const Ops *ops;
+    bool computes;             /* false: memory must not be read (cost) */
+    Queue *(*queue_new)(void); /* NULL when out of memory */
+    void (*queue_free)(Queue *q);
+    void *(*alloc)(size_t n_bytes); /* 256-byte aligned, contents undefined; NULL when out of memory */
+    void (*free)(void *p);
+    void (*zero)(Queue *q, Tensor t);
+    void (*copy_in)(Queue *q, Tensor to, const void *from); /* host -> device, tensor_bytes(to) bytes */
+    void (*copy_out)(Queue *q, void *to, Tensor from);      /* device -> host; valid after sync */
+    bool (*sync)(Queue *q); /* waits; false when an op has failed (q->failure says which) */
+};
+
+extern const Device cost_device;
+
+/* The CPU with the best instruction set this processor has, or the one that the environment variable GATETAPE_ISA
+ * names (generic, avx2, avx512). NULL when it names an unknown or missing one. All give the same bits. */
+const Device *cpu_device(void);
+/* By name, for tests: generic, avx2, avx512; NULL when the processor lacks it. "f64" is the table in double. */
+const Device *cpu_device_named(const char *isa);
+/* The GPU backend; NULL when this build has none. */
+const Device *cuda_device(void);
+
+/* Remember the first failure of a queue. */
+void queue_fail(Queue *q, const char *op, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+#ifdef __cplusplus
+}
+#endif
+#endif

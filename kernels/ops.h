@@ -1,0 +1,200 @@
+/* THE interface: what every op means, and the table of them that a backend fills.
+ *
+ * Order of arguments: queue, outputs, inputs, weights, scalars; sizes come from the tensors. Forward ops overwrite
+ * their outputs, `_bwd` ops add to gradients; an absent output is not computed, an absent optional input is not used.
+ * No op allocates, none waits. Outputs do not overlap inputs unless the op says so.
+ *
+ * Types. "act": activations, f32 or bf16 (all activations of a call alike). "real": f32. Weights: f32, bf16 or f16,
+ * whatever the file holds. Sums inside an op are f32; the result is rounded once, where it is stored. In the table
+ * "f64" (tests) act, real and weights are f64.
+ *
+ * Same bits. An output row depends on its own inputs alone: not on its place, the other rows, the threads or the
+ * vector width. A product sums k in blocks of 256: each block one chain of fma from 0, block sums added in order.
+ * Reductions over tokens run per prompt, tokens in order. Ties go to the lower index. */
+#ifndef GATETAPE_OPS_H
+#define GATETAPE_OPS_H
+#include "tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct Queue Queue;
+
+/* Which rows belong to which prompt. Prompt p has the query rows [offsets[p], offsets[p+1]); its keys and values are
+ * the rows [kv_begin[p], kv_begin[p] + kv_length[p]) of k and v, and its last query stands at the last key. */
+typedef struct {
+    Tensor offsets;   /* [P+1] i32 */
+    Tensor kv_begin;  /* [P] i32 */
+    Tensor kv_length; /* [P] i32, at least the number of the prompt's query rows */
+} Spans;
+
+typedef enum {
+    ROUTER_SOFTMAX_TOPK, /* softmax over all experts, the K largest kept */
+    ROUTER_TOPK_SOFTMAX  /* the K largest logits, softmax over those */
+} RouterOrder;
+
+typedef struct {
+    RouterOrder order;
+    bool renormalize; /* ROUTER_SOFTMAX_TOPK only: divide the K weights by their sum */
+    float scale;      /* weights are multiplied by it last (1: unchanged) */
+} RouterRule;
+
+/* How the M = T*K (token, choice) pairs are grouped by expert. Pair number i = t*K + k. */
+typedef struct {
+    Tensor offsets; /* [E+1] i32: expert e has the rows [offsets[e], offsets[e+1]) of M */
+    Tensor pairs;   /* [M] i32: the pair that stands in a row; ascending inside an expert */
+    Tensor rows;    /* [T,K] i32: the row in which a pair stands */
+    int alignment;  /* every expert's first row is a multiple of it (1 on the CPU) */
+} MoePlan;
+
+typedef enum { ROPE_HALVES, ROPE_INTERLEAVED } RopeKind; /* pairs (i, i + n/2), or (2i, 2i+1) */
+
+/* gate, up -> hidden of a gated MLP. limit > 0: gate <= limit, |up| <= limit, and (up + 1) gate sigmoid(alpha gate). */
+typedef struct {
+    float limit; /* 0: silu(gate) * up */
+    float alpha;
+} Activation;
+
+typedef struct {
+    float temperature; /* 0: argmax */
+    int32_t top_k;     /* 0: all */
+    float top_p;       /* 1: all */
+    int64_t n_valid;   /* ids at and beyond it are never taken */
+    uint64_t seed;
+} SampleRule;
+
+/* ---- rows in and out ---- */
+/* y[t,:] = table[ids[t],:]                       y [T,D] act, ids [T] i32, table [V,D] weights */
+typedef void embed_fn(Queue *q, Tensor y, Tensor ids, Tensor table);
+/* y[i,:] = x[index[i],:]                         y [N,D], x [T,D] alike in dtype, index [N] i32 */
+typedef void gather_rows_fn(Queue *q, Tensor y, Tensor x, Tensor index);
+/* dx[index[i],:] += dy[i,:]                      i ascending */
+typedef void gather_rows_bwd_fn(Queue *q, Tensor dx, Tensor dy, Tensor index);
+/* y[index[i],:] = x[i,:]                         the indices are distinct; other rows of y stay */
+typedef void scatter_rows_fn(Queue *q, Tensor y, Tensor x, Tensor index);
+/* y = a + b                                      act; y may be a or b */
+typedef void add_fn(Queue *q, Tensor y, Tensor a, Tensor b);
+/* y += x                                         act or real */
+typedef void accumulate_fn(Queue *q, Tensor y, Tensor x);
+
+/* ---- norms: over the last dimension; x, y any shape, w [columns] ---- */
+/* y = round(x / sqrt(mean(x^2) + eps)) * w       round: to act's precision (nothing in f32) */
+typedef void rmsnorm_fn(Queue *q, Tensor y, Tensor x, Tensor w, float eps);
+typedef void rmsnorm_bwd_fn(Queue *q, Tensor dx, Tensor dy, Tensor x, Tensor w, float eps);
+/* y = (x - mean) / sqrt(var + eps) * w + b       b may be absent */
+typedef void layernorm_fn(Queue *q, Tensor y, Tensor x, Tensor w, Tensor b, float eps);
+typedef void layernorm_bwd_fn(Queue *q, Tensor dx, Tensor dy, Tensor x, Tensor w, float eps);
+
+/* ---- attention ---- */
+/* y = x with each pair of head elements turned by positions[t] * frequencies[i], cos and sin times scale.
+ * x, y [T,heads,C] act, may be the same; positions [T] i32; frequencies [n] f32, 2n <= C, elements from 2n on stay. */
+typedef void rope_fn(Queue *q, Tensor y, Tensor x, Tensor positions, Tensor frequencies, float scale,
+                     RopeKind kind);
+typedef void rope_bwd_fn(Queue *q, Tensor dx, Tensor dy, Tensor positions, Tensor frequencies, float scale,
+                         RopeKind kind);
+/* Causal attention, packed prompts of any lengths; query head h reads key/value head h / (H/J).
+ * out [T,H,Cv] = softmax(scale q k^T) v over the keys j <= i, and j > i - window where window > 0;
+ * lse [T,H] real = log of the sum of exp (absent: not wanted). q [T,H,C], k [.,J,C], v [.,J,Cv] act;
+ * sinks [H] weights: one more logit per head that takes its share and gives nothing (absent: none).
+ * A row is summed over key blocks of 64 in order, the running maximum rescaling at each block. */
+typedef void attention_fn(Queue *q, Tensor out, Tensor lse, Tensor query, Tensor key, Tensor value,
+                          Spans spans, Tensor sinks, float scale, int64_t window);
+/* Each of dq, dk, dv may be absent. */
+typedef void attention_bwd_fn(Queue *q, Tensor dquery, Tensor dkey, Tensor dvalue, Tensor dout, Tensor out,
+                              Tensor lse, Tensor query, Tensor key, Tensor value, Spans spans, float scale,
+                              int64_t window);
+
+/* ---- dense products ---- */
+/* y = x w^T + bias + residual                    y [T,N] act or real, x [T,K] act, w [N,K], bias [N] or absent,
+ * residual [T,N] like y, or absent; it may be y */
+typedef void dense_fn(Queue *q, Tensor y, Tensor x, Tensor w, Tensor bias, Tensor residual);
+/* dx += dy w                                     dx [T,K] act, dy [T,N] act or real */
+typedef void dense_bwd_fn(Queue *q, Tensor dx, Tensor dy, Tensor w);
+/* h = gate function of z, z [M,2F] act holds gate in columns [0,F), up in [F,2F); h [M,F] act */
+typedef void swiglu_fn(Queue *q, Tensor h, Tensor z, Activation act);
+typedef void swiglu_bwd_fn(Queue *q, Tensor dz, Tensor dh, Tensor z, Activation act);
+/* y = residual + sigmoid(gate[t]) x[t,:]         gate [T,1] real, the rest [T,D] act; residual may be absent or y */
+typedef void sigmoid_scale_fn(Queue *q, Tensor y, Tensor x, Tensor gate, Tensor residual);
+typedef void sigmoid_scale_bwd_fn(Queue *q, Tensor dx, Tensor dgate, Tensor dy, Tensor x, Tensor gate);
+
+/* ---- routed experts; plan made by moe_plan ---- */
+/* From logits [T,E] real: probs [T,E] = softmax over all experts of (logits + bias); ids [T,K] i32, weights [T,K] real
+ * by the rule, largest first. bias [E] real or absent; -inf switches an expert off. */
+typedef void route_fn(Queue *q, Tensor probs, Tensor ids, Tensor weights, Tensor logits, Tensor bias,
+                      RouterRule rule);
+/* dlogits += gradient through the weights, ids constant */
+typedef void route_bwd_fn(Queue *q, Tensor dlogits, Tensor dweights, Tensor probs, Tensor ids, Tensor weights,
+                          RouterRule rule);
+/* Fill plan's tensors from ids [T,K]. */
+typedef void moe_plan_fn(Queue *q, MoePlan plan, Tensor ids);
+/* z[m,:] = x[token(m),:] w[e]^T + bias[e]        z [M,2F] act, x [T,D] act, w [E,2F,D] gate first, bias [E,2F] */
+typedef void moe_gate_up_fn(Queue *q, Tensor z, Tensor x, Tensor w, Tensor bias, MoePlan plan);
+/* dx[t,:] += sum over k in order of dz[row(t,k),:] w[e]      scratch [M,D] real */
+typedef void moe_gate_up_bwd_fn(Queue *q, Tensor dx, Tensor scratch, Tensor dz, Tensor w, MoePlan plan);
+/* y[m,:] = h[m,:] w[e]^T + bias[e]               y [M,D] act, h [M,F] act, w [E,D,F], bias [E,D] */
+typedef void moe_down_fn(Queue *q, Tensor y, Tensor h, Tensor w, Tensor bias, MoePlan plan);
+/* da[m,:] = dout[token(m),:] w[e], overwritten; dweights[t,k] += dout[t,:] . bias[e] where there is a bias.
+ * da [M,F] real: the gradient of the hidden row before its combine weight */
+typedef void moe_down_bwd_fn(Queue *q, Tensor da, Tensor dweights, Tensor dout, Tensor w, Tensor bias,
+                             MoePlan plan);
+/* dz = gradient of swiglu at z for the row gradient weights[pair] * da, overwritten (act);
+ * dweights[pair] += da[m,:] . h[m,:], h recomputed from z */
+typedef void moe_swiglu_bwd_fn(Queue *q, Tensor dz, Tensor dweights, Tensor da, Tensor z, Tensor weights,
+                               MoePlan plan, Activation act);
+/* out[t,:] = residual[t,:] + sum over k in order of weights[t,k] y[row(t,k),:]      residual may be absent or out */
+typedef void moe_combine_fn(Queue *q, Tensor out, Tensor y, Tensor weights, Tensor residual, MoePlan plan);
+
+/* ---- what the analysis measures; group [T] i32 says which of G sums a token adds to, < 0: none ---- */
+/* selected[g,e] += times chosen (i64); mass[g,e] += probs[t,e]; weight[g,e] += combine weight (real); tokens in order */
+typedef void count_experts_fn(Queue *q, Tensor selected, Tensor mass, Tensor weight, Tensor ids,
+                              Tensor weights, Tensor probs, Tensor group);
+/* largest[g,e] = max(itself, |y[m,:]|), norm[g,e] = max(itself, L2 norm of y[m,:])    [G,E] real, y as of moe_down */
+typedef void expert_peaks_fn(Queue *q, Tensor largest, Tensor norm, Tensor y, MoePlan plan, Tensor group);
+/* grad[g,e,:] += sum over t in [offsets[g], offsets[g+1]) in order of dlogits[t,e] x[t,:]
+ * grad [G,E,D] real, dlogits [T,E] real, x [T,D] act, offsets [G+1] i32 */
+typedef void gate_grad_fn(Queue *q, Tensor grad, Tensor dlogits, Tensor x, Tensor offsets);
+/* l2[r] = sqrt(sum x[r,:]^2), l1[r] = sum |x[r,:]|               x [R,D] real; each may be absent */
+typedef void row_norms_fn(Queue *q, Tensor l2, Tensor l1, Tensor x);
+/* sum[g,:] += sum over the group's rows of x, absolute[g,:] += of |x|     x [T,N] real, offsets [G+1] i32 */
+typedef void segment_sums_fn(Queue *q, Tensor sum, Tensor absolute, Tensor x, Tensor offsets);
+/* first[0] = index of the first NaN or infinity of x, or -1      first [1] i64 */
+typedef void find_nonfinite_fn(Queue *q, Tensor first, Tensor x);
+
+/* ---- loss and choice ---- */
+/* nll[t] = lse[t] - logit of targets[t], 0 where targets[t] < 0; logits = x w^T + bias, never all in memory:
+ * scratch [T,Vc] real holds Vc columns at a time. nll, lse [T] real, x [T,D] act, w [V,D], targets [T] i32 */
+typedef void cross_entropy_fn(Queue *q, Tensor nll, Tensor lse, Tensor scratch, Tensor x, Tensor w,
+                              Tensor bias, Tensor targets);
+/* dx += dnll[t] (softmax - onehot) w, rows with targets[t] < 0 excepted */
+typedef void cross_entropy_bwd_fn(Queue *q, Tensor dx, Tensor scratch, Tensor dnll, Tensor lse, Tensor x,
+                                  Tensor w, Tensor bias, Tensor targets);
+/* ids[i] = argmax of logits[i, 0..n_valid)       ids [N] i32, logits [N,V] real */
+typedef void argmax_fn(Queue *q, Tensor ids, Tensor logits, int64_t n_valid);
+/* ids[i] drawn from softmax(logits[i] / temperature) cut to the top_k largest, then to the least number of largest
+ * whose mass reaches top_p. The number drawn is Philox(seed; keys[i,0] prompt id, keys[i,1] position): keys [N,2] i64.
+ * scratch [N,V] i32 */
+typedef void sample_fn(Queue *q, Tensor ids, Tensor scratch, Tensor logits, Tensor keys, SampleRule rule);
+
+/* Every op, once. A name added here makes every table fail to build until the op exists there, and the op tests fail
+ * until it has a case. */
+#define OPS(X)                                                                                               \
+    X(embed)                                                                                                 \
+    X(gather_rows) X(gather_rows_bwd) X(scatter_rows) X(add) X(accumulate) X(rmsnorm) X(rmsnorm_bwd)         \
+        X(layernorm) X(layernorm_bwd) X(rope) X(rope_bwd) X(attention) X(attention_bwd) X(dense)             \
+            X(dense_bwd) X(swiglu) X(swiglu_bwd) X(sigmoid_scale) X(sigmoid_scale_bwd) X(route) X(route_bwd) \
+                X(moe_plan) X(moe_gate_up) X(moe_gate_up_bwd) X(moe_down) X(moe_down_bwd) X(moe_swiglu_bwd)  \
+                    X(moe_combine) X(count_experts) X(expert_peaks) X(gate_grad) X(row_norms)                \
+                        X(segment_sums) X(find_nonfinite) X(cross_entropy) X(cross_entropy_bwd) X(argmax)    \
+                            X(sample)
+
+typedef struct {
+#define X(op) op##_fn *op;
+    OPS(X)
+#undef X
+} Ops;
+
+#ifdef __cplusplus
+}
+#endif
+#endif
