@@ -1,0 +1,42 @@
+# Thin: everything is built by CMake. `make help` lists the targets.
+BUILD ?= build
+JOBS ?= $(shell nproc)
+
+all: deps ## build build/gatetape
+	@cmake -S . -B $(BUILD) >/dev/null
+	@cmake --build $(BUILD) -j $(JOBS)
+
+deps:
+	@tools/install_deps.sh
+
+demo: all ## run the demo job on the small model that comes along; writes runs/demo/report.html
+	$(BUILD)/gatetape run configs/jobs/demo.json --out runs/demo
+	@echo "open runs/demo/report.html"
+
+test: ## build and run every check: unit, golden, program, sanitizers, fuzz smoke, lint
+	@tools/install_deps.sh test
+	@$(MAKE) --no-print-directory all
+	@ctest --test-dir $(BUILD) --output-on-failure
+
+bench: ## speed and memory beside this machine's limits and the peers that are installed
+	@tools/install_deps.sh bench
+	@$(MAKE) --no-print-directory all
+	bench/run.sh $(BUILD)
+
+lint: ## house rules that a machine can check
+	@tools/install_deps.sh test
+	tools/lint.sh
+
+sanitize: ## the whole suite under address and undefined-behaviour sanitizers
+	tools/run_sanitized.sh $(BUILD)/sanitized
+
+fuzz-smoke: ## every fuzz harness for 30 seconds
+	tools/fuzz_smoke.sh $(BUILD)/fuzz 30
+
+clean: ## remove what was built
+	rm -rf $(BUILD)
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+.PHONY: all deps demo test bench lint sanitize fuzz-smoke clean help
