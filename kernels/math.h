@@ -88,7 +88,8 @@ static inline float log_f32(float x) {
     float k = (float)((int32_t)(u >> 23) - 127 - (x < 0x1p-126f ? 25 : 0));
     float f = f32_from_bits((u & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
     float s = f / (2.0f + f), z = s * s, w = z * z;
-    float even = w * fmaf(w, 0x1.f13c4cp-3f, 0x1.999c26p-2f), odd = z * fmaf(w, 0x1.23d3dcp-2f, 0x1.555554p-1f);
+    float even = w * fmaf(w, 0x1.f13c4cp-3f, 0x1.999c26p-2f),
+          odd = z * fmaf(w, 0x1.23d3dcp-2f, 0x1.555554p-1f);
     float h = 0.5f * f * f;
     float y = fmaf(s, h + (even + odd), k * 9.0580006145e-06f) - h + f + k * 6.9313812256e-01f;
     y = x == 0.0f ? -INFINITY : y;
@@ -102,13 +103,15 @@ static inline double log_f64(double x) {
     double k = (double)((int64_t)(u >> 52) - 1023 - (x < 0x1p-1022 ? 54 : 0));
     double f = f64_from_bits((u & 0x000fffffffffffffu) + 0x3fe6a09e667f3bcdu) - 1.0;
     double s = f / (2.0 + f), z = s * s, w = z * z;
-    double even = w * fma(w, fma(w, 1.531383769920937332e-01, 2.222219843214978396e-01), 3.999999999940941908e-01);
+    double even =
+        w * fma(w, fma(w, 1.531383769920937332e-01, 2.222219843214978396e-01), 3.999999999940941908e-01);
     double odd = 1.479819860511658591e-01;
     odd = fma(w, odd, 1.818357216161805012e-01);
     odd = fma(w, odd, 2.857142874366239149e-01);
     odd = z * fma(w, odd, 6.666666666666735130e-01);
     double h = 0.5 * f * f;
-    double y = fma(s, h + (even + odd), k * 1.90821492927058770002e-10) - h + f + k * 6.93147180369123816490e-01;
+    double y =
+        fma(s, h + (even + odd), k * 1.90821492927058770002e-10) - h + f + k * 6.93147180369123816490e-01;
     y = x == 0.0 ? -(double)INFINITY : y;
     y = x == (double)INFINITY ? x : y;
     return x < 0.0 || x != x ? (double)NAN : y;

@@ -26,7 +26,8 @@ static inline void philox4x32(uint32_t counter[4], const uint32_t key[2]) {
 /* 64 random bits. Positions differ in their low 32 bits. */
 static inline uint64_t random_bits(uint64_t seed, RandomPurpose purpose, int64_t id, int64_t position) {
     uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
-    uint32_t counter[4] = {(uint32_t)position, (uint32_t)purpose, (uint32_t)id, (uint32_t)((uint64_t)id >> 32)};
+    uint32_t counter[4] = {(uint32_t)position, (uint32_t)purpose, (uint32_t)id,
+                           (uint32_t)((uint64_t)id >> 32)};
     philox4x32(counter, key);
     return (uint64_t)counter[1] << 32 | counter[0];
 }
