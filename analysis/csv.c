@@ -1,6 +1,6 @@
-/* The CSV reader. Fields are unquoted into one block as long as the text (a field and its NUL never take more bytes
- * than it had with its comma or line end), and found again by pointer and length: one pass, three allocations that
- * grow. Lines are counted as they pass, also those inside of quotes. */
+/* The CSV reader. Fields are unquoted into one block as long as the text (a field and its NUL never take more
+ * bytes than it had with its comma or line end), and found again by pointer and length: one pass, three
+ * allocations that grow. Lines are counted as they pass, also those inside of quotes. */
 #include "csv.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"

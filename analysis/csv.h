@@ -1,9 +1,9 @@
-/* CSV in, by RFC 4180: a header line, commas, fields in double quotes where needed ("" inside is one quote), lines
- * ended by LF or CRLF.
+/* CSV in, by RFC 4180: a header line, commas, fields in double quotes where needed ("" inside is one quote),
+ * lines ended by LF or CRLF.
  *
- * Both the tables of a run and prompt files of others pass through here, so it is strict: every row has as many
- * fields as the header, header names are unique and not empty, the bytes are UTF-8 without NUL. Messages name file
- * and line. A byte order mark at the begin, as spreadsheets write it, is skipped. */
+ * Both the tables of a run and prompt files of others pass through here, so it is strict: every row has as
+ * many fields as the header, header names are unique and not empty, the bytes are UTF-8 without NUL. Messages
+ * name file and line. A byte order mark at the begin, as spreadsheets write it, is skipped. */
 #ifndef GATETAPE_CSV_H
 #define GATETAPE_CSV_H
 #include "../engine/error.h"

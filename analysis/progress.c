@@ -1,5 +1,5 @@
-/* Progress on stderr and events.jsonl. A redraw overwrites the line with itself and blanks for what was longer before,
- * so that nothing but carriage return is asked of the terminal. */
+/* Progress on stderr and events.jsonl. A redraw overwrites the line with itself and blanks for what was
+ * longer before, so that nothing but carriage return is asked of the terminal. */
 #include "progress.h"
 #include "../engine/clock.h"
 #include "../engine/io.h"

@@ -1,8 +1,9 @@
 /* What a running job tells people, on stderr, and programs, in events.jsonl.
  *
- * On a terminal a bar with rate and time left is redrawn a few times a second; elsewhere (a log file, CI, TERM=dumb,
- * NO_COLOR set) a plain line appears every few seconds. Text from outside goes through the terminal writer. An event
- * is one JSON object a line with flat keys ("step/name"), appended in one write; results never depend on either. */
+ * On a terminal a bar with rate and time left is redrawn a few times a second; elsewhere (a log file, CI,
+ * TERM=dumb, NO_COLOR set) a plain line appears every few seconds. Text from outside goes through the
+ * terminal writer. An event is one JSON object a line with flat keys ("step/name"), appended in one write;
+ * results never depend on either. */
 #ifndef GATETAPE_PROGRESS_H
 #define GATETAPE_PROGRESS_H
 #include "../engine/error.h"
@@ -26,12 +27,12 @@ Progress progress_new(const char *events);
 /* True when fd is a terminal and the environment does not ask for plain text (CI, NO_COLOR, TERM=dumb). */
 bool progress_wants_bar(int fd);
 
-/* A phase of n_total units ("prompts"), of which n_begun were done in an earlier run; the texts are borrowed until
- * the end. Writes the event "progress/begin". Errors: events.jsonl cannot be written. */
+/* A phase of n_total units ("prompts"), of which n_begun were done in an earlier run; the texts are borrowed
+ * until the end. Writes the event "progress/begin". Errors: events.jsonl cannot be written. */
 bool progress_begin(Progress *progress, const char *phase, int64_t n_total, int64_t n_begun, const char *unit,
                     Error *error);
-/* So far n_done of n_total (earlier runs included) and n_tokens tokens (this run; 0: rate in units). Cheap: shows and
- * logs only when it is time. */
+/* So far n_done of n_total (earlier runs included) and n_tokens tokens (this run; 0: rate in units). Cheap:
+ * shows and logs only when it is time. */
 bool progress_update(Progress *progress, int64_t n_done, int64_t n_tokens, Error *error);
 /* Ends the phase with a line that stays: how many, how long, how fast. */
 bool progress_end(Progress *progress, Error *error);
@@ -40,7 +41,8 @@ void progress_note(Progress *progress, const char *format, ...) __attribute__((f
 /* The same, marked as a warning. */
 void progress_warn(Progress *progress, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* ---- events: `Event e = event_new("step/end"); event_put_string(&e, "step/name", name); event_append(...)` ---- */
+/* ---- events: `Event e = event_new("step/end"); event_put_string(&e, "step/name", name); event_append(...)`
+ * ---- */
 typedef struct {
     Text text;
 } Event;

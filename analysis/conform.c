@@ -1,0 +1,264 @@
+/* The verdict: each tensor's line, the same-bits checks, what was left out. Nothing is left out silently. */
+#include "conform.h"
+#include "conform_parts.h"
+#include "../engine/alloc.h"
+#include "../engine/io.h"
+#include "../engine/text.h"
+#include <math.h>
+#include <string.h>
+
+/* Largest |a-b|/max|b| of values and of gradients, and the distance below which a choice may fall either way.
+ * f32: the reference in f32 differs from itself in f64 by 1e-6. bf16 keeps 8 bits: what the reference differs
+ * by when its own activations are rounded at every op. */
+typedef struct {
+    double value, gradient;
+    float margin;
+} Bounds;
+
+static Bounds bounds_of(DType compute) {
+    if (compute == DTYPE_BF16) return (Bounds){0.05, 0.5, 0.25f};
+    return (Bounds){5e-6, 1e-5, 1e-4f};
+}
+
+typedef struct {
+    const ConformOptions *options;
+    FILE *to;
+    ConformCase c;
+    Model model;
+    ConformValues values;
+    Bounds bounds;
+    int n_checked, n_failed;
+} Run;
+
+static void verdict(Run *run, bool good) {
+    run->n_checked++;
+    run->n_failed += !good;
+    fprintf(run->to, "%s\n", good ? "" : "  FAILED");
+}
+
+static void print_unchecked(const Run *run, const char *what, const char *name, const char *why) {
+    Text text = {0};
+    text_put_terminal(&text, name, strlen(name));
+    fprintf(run->to, "not checked: %s%s (%s)\n", what, text.bytes ? text.bytes : "", why);
+    text_free(&text);
+}
+
+/* ---- tensors ---- */
+static void print_place(FILE *to, Tensor t, int64_t element) {
+    int64_t index[TENSOR_MAX_DIMS];
+    for (int i = t.n_dims - 1; i >= 0; i--) {
+        index[i] = element % t.shape[i];
+        element /= t.shape[i];
+    }
+    for (int i = 0; i < t.n_dims; i++) fprintf(to, "%s%lld", i ? "," : "  at [", (long long)index[i]);
+    fputc(']', to);
+}
+
+static bool check_values(Run *run, const ConformReach *reach, ConformName name, Error *error) {
+    const ConformInfo *info = &conform_infos[name];
+    double bound = info->kind == CONFORM_GRADIENT ? run->bounds.gradient : run->bounds.value;
+    ConformDifference d;
+    if (!conform_compare(&run->c, reach, name, run->values.tensors[name], &d, error)) return false;
+    fprintf(run->to, "%-18s %10.2e %8.0e  %lld of %lld rows", info->name, d.error, bound,
+            (long long)d.n_compared, (long long)d.n_rows);
+    if (d.error > bound) print_place(run->to, run->values.tensors[name], d.where);
+    verdict(run, d.error <= bound);
+    return true;
+}
+
+static void check_choices(Run *run, const ConformReach *reach) {
+    int64_t n = reach->n_choices - reach->n_after - reach->n_loose;
+    fprintf(run->to, "%-18s %10lld %8d  %lld of %lld choices", "topk_ids", (long long)reach->n_wrong, 0,
+            (long long)n, (long long)reach->n_choices);
+    if (n < reach->n_choices)
+        fprintf(run->to, "; %lld closer than %.0e fell otherwise, %lld stand behind them",
+                (long long)reach->n_loose, (double)run->bounds.margin, (long long)reach->n_after);
+    verdict(run, reach->n_wrong == 0);
+}
+
+static bool check_layers(Run *run, Error *error) {
+    Tensor expected, actual = run->values.tensors[CONFORM_MOE_LAYERS];
+    if (!conform_read(&run->c, "moe_layers", DTYPE_I64, &expected, error)) return false;
+    bool equal = expected.n_dims == 1 && tensor_count(expected) == tensor_count(actual) &&
+                 !memcmp(expected.data, actual.data, tensor_bytes(actual));
+    fprintf(run->to, "%-18s %10s %8d  %lld layers", "moe_layers", equal ? "0" : "differ", 0,
+            (long long)tensor_count(actual));
+    verdict(run, equal);
+    mem_free(expected.data);
+    return true;
+}
+
+/* Tokens are compared up to a prompt's first difference at a choice, or behind a routing, closer than the
+ * margin. */
+static bool check_greedy(Run *run, const ConformReach *reach, const ConformGreedy *greedy, Error *error) {
+    const ConformCase *c = &run->c;
+    Tensor expected;
+    if (!conform_read(c, "greedy_tokens", DTYPE_I64, &expected, error)) return false;
+    const int64_t *a = run->values.tensors[CONFORM_GREEDY_TOKENS].data, *b = expected.data;
+    int64_t n_wrong = 0, n_compared = 0, n_again = 0;
+    for (int64_t p = 0; p < c->n_prompts; p++) {
+        bool clean = reach->clean[(p + 1) * (reach->n_layers + 1) - 1] == c->offsets[p + 1] - c->offsets[p],
+             same = true;
+        for (int64_t i = p * c->n_steps; i < (p + 1) * c->n_steps; i++) {
+            n_again += greedy->argmax[i] != a[i];
+            if (!same) continue;
+            same = a[i] == b[i];
+            bool loose =
+                !clean || greedy->margins[i] < run->bounds.margin || i - p * c->n_steps >= greedy->sure[p];
+            n_wrong += !same && !loose;
+            n_compared += same || !loose;
+        }
+    }
+    mem_free(expected.data);
+    fprintf(run->to, "%-18s %10lld %8d  %lld of %lld tokens", "greedy_tokens", (long long)n_wrong, 0,
+            (long long)n_compared, (long long)(c->n_prompts * c->n_steps));
+    verdict(run, n_wrong == 0);
+    fprintf(run->to, "%-18s %10lld %8d  cache and packed pass choose the same tokens", "greedy again",
+            (long long)n_again, 0);
+    verdict(run, n_again == 0);
+    return true;
+}
+
+static bool check_tensors(Run *run, Error *error) {
+    fprintf(run->to, "%-18s %10s %8s  %s\n", "tensor", "error", "bound", "compared");
+    ConformReach reach;
+    if (!conform_reach(&run->c, &run->values, run->bounds.margin, &reach, error)) return false;
+    bool ok = true;
+    for (ConformName name = 0; ok && name < N_CONFORM_TENSORS; name++) {
+        if (!safetensors_find(run->c.expected, conform_infos[name].name)) {
+            print_unchecked(run, "tensor ", conform_infos[name].name, "the case does not have it");
+            continue;
+        }
+        if (name == CONFORM_MOE_LAYERS) {
+            ok = check_layers(run, error);
+        } else if (name == CONFORM_TOPK_IDS) {
+            check_choices(run, &reach);
+        } else if (name == CONFORM_GREEDY_TOKENS) {
+            ConformGreedy greedy;
+            ok = conform_greedy(&run->model, &run->c, &run->values, run->bounds.margin, &greedy, error);
+            if (ok) ok = check_greedy(run, &reach, &greedy, error);
+            if (ok) conform_greedy_free(&greedy);
+        } else {
+            ok = check_values(run, &reach, name, error);
+        }
+    }
+    conform_reach_free(&reach);
+    return ok;
+}
+
+/* ---- the same bits ---- */
+static bool check_bits(Run *run, const char *what, int64_t n_parts, Recompute recompute, Error *error) {
+    ConformValues again;
+    if (!conform_compute(&run->model, &run->c, n_parts, recompute, &again, error)) return false;
+    const char *differs = NULL;
+    for (ConformName i = 0; i < N_CONFORM_TENSORS; i++) {
+        Tensor a = run->values.tensors[i], b = again.tensors[i];
+        if (tensor_present(a) && memcmp(a.data, b.data, tensor_bytes(a)) != 0)
+            differs = conform_infos[i].name;
+    }
+    fprintf(run->to, "same bits: %s", what);
+    if (differs) fprintf(run->to, ": %s differs", differs);
+    verdict(run, !differs);
+    conform_values_free(&again);
+    return true;
+}
+
+/* ---- the rest ---- */
+static bool known(const char *name) {
+    static const char *const inputs[] = {"tokens", "prompt_offsets", "target_starts"};
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
+        if (!strcmp(name, inputs[i])) return true;
+    for (int i = 0; i < N_CONFORM_TENSORS; i++)
+        if (!strcmp(name, conform_infos[i].name)) return true;
+    return false;
+}
+
+/* Files of a case that belong to other checks are named, so that nobody takes silence for agreement. */
+static bool list_unchecked(const Run *run, Error *error) {
+    static const char *const prefixes[][2] = {
+        {"expected_interventions", "edits of the routing are not part of this check"},
+        {"expected_lora", "training is not part of this check"},
+        {"adapter", "adapters are not part of this check"},
+    };
+    for (int64_t i = 0; i < safetensors_count(run->c.expected); i++) {
+        const char *name = safetensors_entry(run->c.expected, i)->name;
+        if (!known(name)) print_unchecked(run, "tensor ", name, "not a tensor of the golden cases");
+    }
+    char **names = NULL;
+    size_t n = 0;
+    if (!io_list(run->options->folder, &names, &n, error)) return false;
+    for (size_t i = 0; i < n; i++) {
+        for (size_t k = 0; k < sizeof prefixes / sizeof *prefixes; k++)
+            if (!strncmp(names[i], prefixes[k][0], strlen(prefixes[k][0])))
+                print_unchecked(run, "", names[i], prefixes[k][1]);
+        mem_free(names[i]);
+    }
+    mem_free(names);
+    return true;
+}
+
+static bool write_actual(const Run *run, Error *error) {
+    if (!run->options->out) return true;
+    const ConformCase *c = &run->c;
+    NamedTensor tensors[N_CONFORM_TENSORS + 3];
+    int64_t n = 0, *tokens = mem_alloc((size_t)c->n_tokens * sizeof *tokens);
+    char *path = io_join(run->options->out, "actual.safetensors");
+    bool ok = (tokens && path) || error_out_of_memory(error, "actual.safetensors", 0);
+    ok = ok && io_make_folders(run->options->out, error);
+    for (int64_t t = 0; ok && t < c->n_tokens; t++) tokens[t] = c->tokens[t];
+    tensors[n++] = (NamedTensor){"tokens", tensor_vector(tokens, DTYPE_I64, c->n_tokens)};
+    tensors[n++] = (NamedTensor){"prompt_offsets", tensor_vector(c->offsets, DTYPE_I64, c->n_prompts + 1)};
+    if (c->target_starts)
+        tensors[n++] =
+            (NamedTensor){"target_starts", tensor_vector(c->target_starts, DTYPE_I64, c->n_prompts)};
+    for (int i = 0; i < N_CONFORM_TENSORS; i++)
+        if (tensor_present(run->values.tensors[i]))
+            tensors[n++] = (NamedTensor){conform_infos[i].name, run->values.tensors[i]};
+    ok = ok && safetensors_write(path, tensors, n, NULL, 0, error);
+    mem_free(tokens);
+    mem_free(path);
+    return ok;
+}
+
+static void print_head(const Run *run) {
+    const ModelConfig *config = &run->model.config;
+    fprintf(run->to,
+            "%s: %lld layers, %lld x %lld experts, top %lld; %lld prompts, %lld tokens; %s, compute %s\n",
+            config->family, (long long)config->n_layers, (long long)config->n_moe_layers,
+            (long long)config->n_experts, (long long)config->n_experts_per_token, (long long)run->c.n_prompts,
+            (long long)run->c.n_tokens, run->model.device->name, dtype_name(run->model.compute));
+}
+
+static bool run_checks(Run *run, Error *error) {
+    print_head(run);
+    int64_t n = run->c.n_prompts;
+    bool ok = conform_case_fits(&run->c, &run->model.config, error) &&
+              conform_compute(&run->model, &run->c, 1, RECOMPUTE_ALWAYS, &run->values, error) &&
+              write_actual(run, error) && check_tensors(run, error) &&
+              check_bits(run, "one prompt at a time", n, RECOMPUTE_ALWAYS, error) &&
+              (n < 2 || check_bits(run, "split in two", 2, RECOMPUTE_ALWAYS, error)) &&
+              check_bits(run, "all activations kept", 1, RECOMPUTE_NEVER, error) &&
+              list_unchecked(run, error);
+    if (!ok) return false;
+    if (run->n_failed)
+        fprintf(run->to, "%d of %d checks failed\n", run->n_failed, run->n_checked);
+    else
+        fprintf(run->to, "all %d checks passed\n", run->n_checked);
+    return true;
+}
+
+bool conform_run(const ConformOptions *options, FILE *to, bool *agrees, Error *error) {
+    Run run = {.options = options, .to = to, .bounds = bounds_of(options->compute)};
+    *agrees = false;
+    if (!conform_case_read(options->folder, &run.c, error)) return false;
+    const char *folder = options->model ? options->model : options->folder;
+    bool ok = model_open(folder, options->device, options->compute, &run.model, error);
+    if (ok) {
+        ok = run_checks(&run, error);
+        conform_values_free(&run.values);
+        model_close(&run.model);
+    }
+    conform_case_free(&run.c);
+    *agrees = ok && run.n_failed == 0;
+    return ok;
+}

@@ -1,0 +1,24 @@
+/* conform: a golden case in, every tensor out, the largest error beside its bound.
+ *
+ * The case is a folder with a checkpoint and expected.safetensors, what the reference implementation computes
+ * on it. There is no path of its own for it here: model_pass with the recomputing tape and generate() are
+ * those of every job. The same is computed packed, one prompt at a time, split in two and with all
+ * activations kept, and must give the same bits each time. */
+#ifndef GATETAPE_CONFORM_H
+#define GATETAPE_CONFORM_H
+#include "../engine/model.h"
+#include <stdio.h>
+
+typedef struct {
+    const char *folder; /* of the case */
+    const char *model;  /* checkpoint folder; NULL: the case's own */
+    const char *out;    /* folder for actual.safetensors; NULL: not written */
+    const Device *device;
+    DType compute; /* DTYPE_F32 or DTYPE_BF16 */
+} ConformOptions;
+
+/* Prints one line per tensor and a verdict to `to`. *agrees: every tensor within its bound, all bits the
+ * same. False and an Error when the case could not be run. */
+bool conform_run(const ConformOptions *options, FILE *to, bool *agrees, Error *error);
+
+#endif
