@@ -90,8 +90,7 @@ typedef struct {
     const int64_t *offsets;
     const int64_t *moe_layers; /* [L] */
     int64_t *clean; /* [P,L+1]: tokens of the prompt that no diverted routing of an earlier layer reaches */
-    uint8_t *
-        loose; /* [L,T]: 1: the choice is closer than the bound and came out otherwise (or in another order) */
+    uint8_t *loose; /* [L,T]: 1: a choice closer than the bound, come out otherwise or in another order */
     int64_t n_choices, n_loose, n_after, n_wrong; /* all; diverted; behind a diverted one; really different */
 } ConformReach;
 
