@@ -190,7 +190,7 @@ static void cost_expert_peaks(Queue *q, Tensor largest, Tensor norm, Tensor y, M
 }
 static void cost_gate_grad(Queue *q, Tensor grad, Tensor dlogits, Tensor x, Tensor offsets) {
     double product = 2 * count(dlogits) * (double)tensor_columns(x);
-    spend(q, product, product, TOUCHES(grad, grad, dlogits, x, offsets));
+    spend(q, product, 0, TOUCHES(grad, grad, dlogits, x, offsets));
 }
 static void cost_row_norms(Queue *q, Tensor l2, Tensor l1, Tensor x) {
     spend(q, 4 * count(x), 0, TOUCHES(l2, l1, x));
