@@ -34,7 +34,7 @@ typedef struct {
     int32_t bos_token;      /* -1: none */
     int32_t *eos_tokens;    /* ends of generation: generation_config.json, else config.json */
     int64_t n_eos_tokens;
-    const char *chat_template; /* the family's usual one (chat.h); NULL: must be named */
+    char *chat_template; /* the family's usual one (chat.h); NULL: must be named */
     char *dtype;            /* torch_dtype or dtype as written, for people; may be NULL */
 } ModelConfig;
 
