@@ -1,9 +1,9 @@
 /* run: a job file in, a run folder out.
  *
- * Steps run in order, one model resident at a time. What is finished stays: a step that has its step.json is not
- * run again, nor is a block of 64 prompts that has its file. Results are reduced in prompt order from those
- * blocks, so that a run that was killed and resumed has the same bytes as an undisturbed one. A folder that holds
- * another job is refused. */
+ * Steps run in order, one model resident at a time. What is finished stays: a step that has its step.json
+ * is not run again, nor is a block of 64 prompts that has its file. Results are reduced in prompt order
+ * from those blocks, so that a run that was killed and resumed has the same bytes as an undisturbed one. A
+ * folder that holds another job is refused. */
 #ifndef GATETAPE_RUN_H
 #define GATETAPE_RUN_H
 #include "../engine/error.h"
@@ -20,9 +20,10 @@ typedef struct {
     FILE *to;            /* where a plan goes (stdout) */
 } RunRequest;
 
-/* Runs or resumes a job, or prints its plan. Error codes are the program's exit codes: ERROR_BAD_INPUT for the job
- * and its files, ERROR_UNAVAILABLE for a device or memory, ERROR_FAILED while running, ERROR_INTERRUPTED after
- * SIGINT, SIGTERM or SIGUSR1 (a second run resumes; a second signal ends the program at once). */
+/* Runs or resumes a job, or prints its plan. Error codes are the program's exit codes: ERROR_BAD_INPUT for
+ * the job and its files, ERROR_UNAVAILABLE for a device or memory, ERROR_FAILED while running,
+ * ERROR_INTERRUPTED after SIGINT, SIGTERM or SIGUSR1 (a second run resumes; a second signal ends the
+ * program at once). */
 bool run_job(const RunRequest *request, Error *error);
 
 #endif

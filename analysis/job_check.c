@@ -1,0 +1,249 @@
+/* What a job must be beyond the types of its values: names that refer to something, and --set. */
+#include "../engine/alloc.h"
+#include "../engine/io.h"
+#include "job.h"
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_KNOWN = 64 };
+
+static void put_near(const char *name, const char *const *known, size_t n, char *to, size_t capacity) {
+    const char *near = n ? json_nearest(name, known, n) : NULL;
+    snprintf(to, capacity, "%s%s%s", near ? " (did you mean \"" : "", near ? near : "", near ? "\"?)" : "");
+}
+
+static size_t list_models(const Job *job, const char **known) {
+    size_t n = 0;
+    for (int64_t i = 0; i < job->n_models && n < MAX_KNOWN; i++) known[n++] = job->models[i].name;
+    return n;
+}
+
+static size_t list_prompts(const Job *job, const char **known) {
+    size_t n = 0;
+    for (int64_t i = 0; i < job->n_prompts && n < MAX_KNOWN; i++) known[n++] = job->prompts[i].name;
+    return n;
+}
+
+static size_t list_steps(const Job *job, int64_t n_steps, const char **known) {
+    size_t n = 0;
+    for (int64_t i = 0; i < n_steps && n < MAX_KNOWN; i++)
+        if (job->steps[i].name) known[n++] = job->steps[i].name;
+    return n;
+}
+
+/* ---- checks ---- */
+static void complain(const Job *job, Problems *problems, int64_t step, const char *key, const char *what) {
+    Error error = {0};
+    error_set(&error, ERROR_BAD_INPUT, "%s: steps[%lld].%s: %s", job->file, (long long)step, key, what);
+    problems_add(problems, &error);
+}
+
+/* Files and folders of a run folder that are not steps. */
+static bool is_reserved(const char *name) { return !strcmp(name, "figures"); }
+
+static void check_name(const Job *job, int64_t s, Problems *problems) {
+    const char *name = job->steps[s].name;
+    char what[200];
+    snprintf(what, sizeof what, "expected a name of letters, digits, _ and -, not figures: got \"%.64s\"",
+             name);
+    if (!job_is_name(name) || is_reserved(name)) complain(job, problems, s, "name", what);
+    for (int64_t i = 0; i < s; i++)
+        if (job->steps[i].name && !strcmp(job->steps[i].name, name)) {
+            snprintf(what, sizeof what, "expected another name than that of steps[%lld]: got \"%.64s\"",
+                     (long long)i, name);
+            complain(job, problems, s, "name", what);
+        }
+}
+
+static void check_model(const Job *job, int64_t s, Problems *problems) {
+    StepOptions *step = &job->steps[s];
+    if (!step->model[0] && job->n_models == 1) step->model = job->models[0].name;
+    if (job_model(job, step->model)) return;
+    const char *known[MAX_KNOWN];
+    char near[120], what[300];
+    put_near(step->model, known, list_models(job, known), near, sizeof near);
+    snprintf(what, sizeof what, "expected a model of the job: got \"%.80s\"%s", step->model, near);
+    complain(job, problems, s, "model", what);
+}
+
+static void check_groups(const Job *job, int64_t s, Problems *problems) {
+    StepOptions *step = &job->steps[s];
+    if (!step->groups.n && job->n_prompts) {
+        const char **names = mem_resize(step->groups.names, (size_t)job->n_prompts, sizeof *names);
+        Error error = {0};
+        if (!names) error_out_of_memory(&error, "groups", (size_t)job->n_prompts * sizeof *names);
+        problems_add(problems, &error);
+        for (int64_t i = 0; names && i < job->n_prompts; i++) names[i] = job->prompts[i].name;
+        if (names) step->groups = (NameList){names, job->n_prompts};
+    }
+    if (!step->groups.n) complain(job, problems, s, "groups", "expected a prompt group: got none");
+    for (int64_t i = 0; i < step->groups.n; i++) {
+        const char *name = step->groups.names[i];
+        if (job_prompts(job, name)) continue;
+        const char *known[MAX_KNOWN];
+        char near[120], what[300];
+        put_near(name, known, list_prompts(job, known), near, sizeof near);
+        snprintf(what, sizeof what, "expected a prompt group of the job: got \"%.80s\"%s", name, near);
+        complain(job, problems, s, "groups", what);
+    }
+}
+
+static void check_from(const Job *job, int64_t s, Problems *problems) {
+    const NameList *from = &job->steps[s].from;
+    for (int64_t i = 0; i < from->n; i++) {
+        bool found = false;
+        for (int64_t k = 0; k < s; k++)
+            found = found || (job->steps[k].name && !strcmp(job->steps[k].name, from->names[i]));
+        if (found) continue;
+        const char *known[MAX_KNOWN];
+        char near[120], what[300];
+        put_near(from->names[i], known, list_steps(job, s, known), near, sizeof near);
+        snprintf(what, sizeof what, "expected a step before this one: got \"%.80s\"%s", from->names[i], near);
+        complain(job, problems, s, "from", what);
+    }
+}
+
+static void check_complete(const Job *job, const char *place, OptionScope scope, int kind, const void *record,
+                           Problems *problems) {
+    Error error = {0};
+    Json root = {.file = job->file}, at = {.parent = &root, .key = place, .file = job->file};
+    options_complete(scope, kind, record, place[0] ? at : root, &error);
+    problems_add(problems, &error);
+}
+
+void job_check(Job *job, Problems *problems) {
+    char place[120];
+    check_complete(job, "", SCOPE_JOB, -1, &job->options, problems);
+    for (int64_t i = 0; i < job->n_models; i++) {
+        snprintf(place, sizeof place, "models.%.80s", job->models[i].name);
+        check_complete(job, place, SCOPE_MODEL, -1, &job->models[i], problems);
+    }
+    for (int64_t i = 0; i < job->n_prompts; i++) {
+        snprintf(place, sizeof place, "prompts.%.80s", job->prompts[i].name);
+        check_complete(job, place, SCOPE_PROMPTS, -1, &job->prompts[i], problems);
+    }
+    if (!job->n_steps && !problems->n) {
+        Error error = {0};
+        error_set(&error, ERROR_BAD_INPUT, "%s: steps: expected at least one step: got none", job->file);
+        problems_add(problems, &error);
+    }
+    for (int64_t s = 0; s < job->n_steps; s++) {
+        StepOptions *step = &job->steps[s];
+        snprintf(place, sizeof place, "steps[%lld]", (long long)s);
+        check_complete(job, place, SCOPE_STEP, step->kind, step, problems);
+        if (step->name) check_name(job, s, problems);
+        if (step->kind != STEP_REPORT) check_model(job, s, problems), check_groups(job, s, problems);
+        if (step->kind == STEP_REPORT) check_from(job, s, problems);
+    }
+}
+
+/* ---- --set ---- */
+typedef struct {
+    OptionScope scope;
+    int kind;
+    void *record;
+    const char *option; /* what is left of the path */
+} Target;
+
+/* Splits "NAME.rest" or "[3].rest" at `at`; false when it is neither. */
+static bool split_name(const char *at, char name[80], const char **rest) {
+    const char *dot = strchr(at, '.');
+    if (!dot || dot == at || dot - at >= 80) return false;
+    memcpy(name, at, (size_t)(dot - at));
+    name[dot - at] = '\0';
+    *rest = dot + 1;
+    return true;
+}
+
+static bool find_step(Job *job, const char *name, Target *to) {
+    char *end = NULL;
+    long index = name[0] == '[' ? strtol(name + 1, &end, 10) : -1;
+    if (end && (strcmp(end, "]") != 0 || end == name + 1)) index = -1;
+    for (int64_t i = 0; i < job->n_steps; i++) {
+        StepOptions *step = &job->steps[i];
+        if (i != index && (!step->name || strcmp(step->name, name) != 0)) continue;
+        to->record = step;
+        to->kind = step->kind;
+    }
+    return to->record != NULL;
+}
+
+static bool find_target(Job *job, const char *path, Target *to, Error *error) {
+    static const char *const places[] = {"models.", "prompts.", "steps"};
+    *to = (Target){SCOPE_JOB, -1, &job->options, path};
+    int place = 0;
+    while (place < 3 && strncmp(path, places[place], strlen(places[place])) != 0) place++;
+    if (place == 3) return true;
+    char name[80];
+    const char *at = path + strlen(places[place]);
+    if (place == 2 && *at == '.') at++;
+    if (!split_name(at, name, &to->option))
+        return error_set(error, ERROR_BAD_INPUT, "--set %.200s: expected %sNAME.OPTION=VALUE", path,
+                         place == 2 ? "steps." : places[place]);
+    const char *known[MAX_KNOWN];
+    size_t n_known = 0;
+    to->scope = (OptionScope)(SCOPE_MODEL + place);
+    to->record = NULL;
+    if (place == 0) {
+        to->record = (void *)(uintptr_t)job_model(job, name);
+        n_known = list_models(job, known);
+    } else if (place == 1) {
+        to->record = (void *)(uintptr_t)job_prompts(job, name);
+        n_known = list_prompts(job, known);
+    } else if (!find_step(job, name, to)) {
+        n_known = list_steps(job, job->n_steps, known);
+    }
+    if (to->record) return true;
+    char near[120];
+    put_near(name, known, n_known, near, sizeof near);
+    return error_set(error, ERROR_BAD_INPUT, "--set %.200s: expected a name of the job: got \"%s\"%s", path,
+                     name, near);
+}
+
+/* The value as JSON: texts without quotes and lists without brackets are put in theirs. */
+static void put_value(const Option *option, const char *value, Text *to) {
+    bool is_text =
+        option->type == OPTION_STRING || option->type == OPTION_PATH || option->type == OPTION_CHOICE;
+    if (is_text && value[0] != '"') {
+        text_put_json(to, value, strlen(value));
+    } else if (option->type == OPTION_NAMES && value[0] != '[') {
+        text_put_string(to, "[");
+        for (const char *at = value; *at;) {
+            size_t n = strcspn(at, ",");
+            text_put_json(to, at, n);
+            at += n + (at[n] == ',');
+            if (*at) text_put_string(to, ", ");
+        }
+        text_put_string(to, "]");
+    } else {
+        text_put_string(to, value);
+    }
+}
+
+bool job_apply_setting(Job *job, const char *setting, Error *error) {
+    const char *equals = strchr(setting, '=');
+    char path[256], place[300];
+    if (!equals || equals == setting || equals - setting >= (long)sizeof path)
+        return error_set(error, ERROR_BAD_INPUT, "--set %.200s: expected PATH=VALUE", setting);
+    memcpy(path, setting, (size_t)(equals - setting));
+    path[equals - setting] = '\0';
+    Target to;
+    if (!find_target(job, path, &to, error)) return false;
+    snprintf(place, sizeof place, "--set %s", path);
+    Json at = {.file = place};
+    const Option *option = option_find(to.scope, to.kind, to.option, at, error);
+    if (!option) return false;
+    if (option->scope == SCOPE_STEP && (!strcmp(option->name, "kind") || !strcmp(option->name, "name")))
+        return json_error(at, error, "expected an option other than name and kind");
+    Text json = {0};
+    put_value(option, equals + 1, &json);
+    JsonDocument *document = NULL;
+    if (json.failed)
+        error_out_of_memory(error, place, json.length);
+    else
+        document = json_parse(json.bytes ? json.bytes : "", json.length, place, error);
+    bool ok = document && option_read(option, json_root(document), to.record, ".", &job->pool, error);
+    json_free(document);
+    text_free(&json);
+    return ok;
+}

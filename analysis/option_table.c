@@ -1,0 +1,138 @@
+/* The table of options. Defaults that stand for an open question of the published methods are said so in
+ * the help; a step prints the values that it used. */
+#include "options.h"
+#include <stddef.h>
+
+const char *const step_kind_names[N_STEP_KINDS + 1] = {"activation", "gradient", "report", NULL};
+
+static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
+static const char *const computes[] = {"auto", "f32", "bf16", NULL};
+static const char *const formats[] = {"auto", "jsonl", "csv", NULL};
+static const char *const over_longs[] = {"refuse", "truncate_left", "truncate_right", "skip", NULL};
+static const char *const empties[] = {"refuse", "skip", NULL};
+static const char *const uses[] = {"any", "ranking", "tuning", "testing", NULL};
+static const char *const counted[] = {"prompt",           "last", "target", "generated", "prompt+target",
+                                      "prompt+generated", NULL};
+static const char *const losses[] = {"prompt", "target", "generated", NULL};
+static const char *const averages[] = {"prompts", "tokens", NULL};
+static const char *const traces[] = {"none", "choices", "full", NULL};
+static const char *const activation_scores[] = {"rate",        "layer_share",    "total_share",
+                                                "probability", "combine_weight", NULL};
+static const char *const gradient_scores[] = {"l2", "l1", "mean_abs", "logit_abs", NULL};
+static const char *const dominants[] = {"share", "raw", NULL};
+static const char *const layer_statistics[] = {"scores", "prompts", NULL};
+static const char *const recomputes[] = {"auto", "always", "never", NULL};
+
+enum {
+    ACTIVATION = 1 << STEP_ACTIVATION,
+    GRADIENT = 1 << STEP_GRADIENT,
+    REPORT = 1 << STEP_REPORT,
+    MEASURING = ACTIVATION | GRADIENT
+};
+
+#define JOB(field) .scope = SCOPE_JOB, .name = #field, .offset = offsetof(JobOptions, field)
+#define MODEL(field) .scope = SCOPE_MODEL, .name = #field, .offset = offsetof(ModelOptions, field)
+#define PROMPTS(field) .scope = SCOPE_PROMPTS, .name = #field, .offset = offsetof(PromptOptions, field)
+#define STEP(which, field)                                                                                   \
+    .scope = SCOPE_STEP, .kinds = (which), .name = #field, .offset = offsetof(StepOptions, field)
+#define INTEGER(a, b, value) .type = OPTION_INTEGER, .least = (a), .most = (b), .preset = (value)
+#define NUMBER(a, b, value) .type = OPTION_NUMBER, .least = (a), .most = (b), .preset = (value)
+#define CHOICE(names, value) .type = OPTION_CHOICE, .choices = (names), .preset = (value)
+#define BOOL(value) .type = OPTION_BOOL, .preset = (value)
+#define STRING(value) .type = OPTION_STRING, .preset = (value)
+
+const Option option_table[] = {
+    {JOB(schema_version), INTEGER(1, 1, NULL), .help = "version of the job format: 1"},
+    {JOB(seed), INTEGER(0, 9007199254740991, "0"), .help = "of all random numbers (sampled replies)"},
+    {JOB(device), CHOICE(devices, "\"auto\""), .help = "auto: the GPU when there is one, else the CPU"},
+    {JOB(compute), CHOICE(computes, "\"auto\""),
+     .help = "how activations are stored; auto: f32 on the CPU, bf16 on a GPU"},
+    {JOB(batch_tokens), INTEGER(1, 1e9, "4096"), .same_results = true,
+     .help = "most tokens in one pass (a longer prompt goes alone)"},
+    {JOB(batch_prompts), INTEGER(0, 1e6, "0"), .same_results = true,
+     .help = "most prompts in one pass; 0: as many as fit batch_tokens"},
+    {JOB(memory_limit_mib), INTEGER(0, 1e9, "0"), .same_results = true,
+     .help = "memory a pass may take before it recomputes; 0: what the machine has free"},
+
+    {MODEL(path), .type = OPTION_PATH, .help = "checkpoint folder, as published by its family"},
+    {MODEL(chat_template), STRING("\"auto\""),
+     .help = "auto: the family's; none: prompts are plain text; else a template's name"},
+    {MODEL(parse_special_in_content), BOOL("true"),
+     .help = "control tokens written out in a prompt's text act as such (as the reference does)"},
+    {MODEL(add_special), BOOL("true"),
+     .help = "plain text gets the tokens that the tokenizer puts around a text"},
+    {MODEL(generation_prompt), BOOL("true"),
+     .help = "the template ends with the begin of the assistant's reply"},
+    {MODEL(thinking), BOOL("false"), .help = "qwen3: false puts an empty think block before the reply"},
+    {MODEL(date), STRING("\"\""), .help = "gpt_oss: the date in its system text, YYYY-MM-DD"},
+
+    {PROMPTS(path), .type = OPTION_PATH,
+     .help = "JSON lines or CSV with prompt or messages, and optionally target and id"},
+    {PROMPTS(format), CHOICE(formats, "\"auto\""), .help = "auto: by the file's ending"},
+    {PROMPTS(first), INTEGER(0, 1e12, "0"), .help = "entries of the file to pass over"},
+    {PROMPTS(limit), INTEGER(0, 1e12, "0"), .help = "most entries to take; 0: all"},
+    {PROMPTS(system), STRING("\"\""), .help = "system text put before every prompt that has none"},
+    {PROMPTS(max_tokens), INTEGER(0, 1e9, "0"),
+     .help = "longest prompt with its target or reply; 0: what the model can take"},
+    {PROMPTS(over_long), CHOICE(over_longs, "\"refuse\""),
+     .help = "what becomes of a longer one; the target stays whole"},
+    {PROMPTS(empty), CHOICE(empties, "\"refuse\""), .help = "what becomes of a prompt without text"},
+    {PROMPTS(target_end), BOOL("true"),
+     .help = "with a chat template the target ends with the end of the turn"},
+    {PROMPTS(use), CHOICE(uses, "\"any\""),
+     .help = "groups for ranking, tuning and testing must have no prompt in common"},
+
+    {STEP(ACTIVATION | GRADIENT | REPORT, name), STRING(NULL), .help = "names its folder"},
+    {STEP(ACTIVATION | GRADIENT | REPORT, kind), CHOICE(step_kind_names, NULL), .help = "what the step does"},
+    {STEP(MEASURING, model), STRING("\"\""),
+     .help = "a model of the job; may be left out where there is one"},
+    {STEP(MEASURING, groups), .type = OPTION_NAMES, .preset = "[]",
+     .help = "prompt groups of the job, in this order; left out: all"},
+    {STEP(REPORT, from), .type = OPTION_NAMES, .preset = "[]",
+     .help = "steps that it needs, checked to come before it; all finished ones are shown"},
+    {.scope = SCOPE_STEP,
+     .kinds = ACTIVATION,
+     .name = "score",
+     .offset = offsetof(StepOptions, activation_score),
+     CHOICE(activation_scores, "\"rate\""),
+     .help = "rate: share of the counted tokens that chose the expert; layer_share: of the choices of its "
+             "layer (rate "
+             "/ K); total_share: of all choices (sums to 1); probability: mean router probability; "
+             "combine_weight: "
+             "mean weight of its output (open in the literature)"},
+    {.scope = SCOPE_STEP,
+     .kinds = GRADIENT,
+     .name = "score",
+     .offset = offsetof(StepOptions, gradient_score),
+     CHOICE(gradient_scores, "\"l2\""),
+     .help = "norm of dL/dW_gate[layer][expert,:]: l2, l1, mean_abs (l1 / D); or logit_abs: |dL/dlogit| "
+             "summed over "
+             "the tokens (open in the literature)"},
+    {STEP(ACTIVATION, tokens), CHOICE(counted, "\"prompt\""),
+     .help = "which tokens are counted (open in the literature)"},
+    {STEP(ACTIVATION, last_tokens), INTEGER(1, 1e9, "1"),
+     .help = "tokens last: how many at the prompt's end"},
+    {STEP(ACTIVATION, average), CHOICE(averages, "\"prompts\""),
+     .help = "of the score: each prompt counts alike, or each token"},
+    {STEP(GRADIENT, loss), CHOICE(losses, "\"prompt\""),
+     .help =
+         "mean negative log-likelihood of the prompt's own tokens, of its target, or of the generated reply"},
+    {STEP(MEASURING, dominant), CHOICE(dominants, "\"share\""),
+     .help = "dominant score of a layer: largest share of the layer's sum, or largest score"},
+    {STEP(MEASURING, layer_statistics), CHOICE(layer_statistics, "\"scores\""),
+     .help = "layer statistics of the group's scores, or the mean of each prompt's"},
+    {STEP(MEASURING, max_new_tokens), INTEGER(1, 1e6, "64"),
+     .help = "longest generated reply, where one is needed"},
+    {STEP(MEASURING, temperature), NUMBER(0, 100, "0"), .help = "of the generated reply; 0: greedy"},
+    {STEP(MEASURING, top_k), INTEGER(0, 1e6, "0"), .help = "of the generated reply; 0: all"},
+    {STEP(MEASURING, top_p), NUMBER(0, 1, "1"), .help = "of the generated reply; 1: all"},
+    {STEP(ACTIVATION, trace), CHOICE(traces, "\"none\""),
+     .help =
+         "writes what every token was routed to: choices, or full with router logits and probabilities. As "
+         "sensitive as the prompts: the texts can be had back from it"},
+    {STEP(GRADIENT, gate_rows), BOOL("false"), .help = "writes the full gradient of the gate, per prompt"},
+    {STEP(GRADIENT, recompute), CHOICE(recomputes, "\"auto\""), .same_results = true,
+     .help = "auto: activations are kept for the backward pass when they fit"},
+};
+
+const int64_t n_options = sizeof option_table / sizeof *option_table;

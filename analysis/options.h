@@ -1,0 +1,136 @@
+/* options: every setting of a job, once.
+ *
+ * One table drives reading job files, --set, the resolved copy in the run folder, the help of `gatetape
+ * options` and what a step prints about itself. A new setting is a field here and a row in option_table.c. */
+#ifndef GATETAPE_OPTIONS_H
+#define GATETAPE_OPTIONS_H
+#include "../engine/json.h"
+#include "../engine/text.h"
+
+typedef enum { SCOPE_JOB, SCOPE_MODEL, SCOPE_PROMPTS, SCOPE_STEP, N_SCOPES } OptionScope;
+typedef enum { STEP_ACTIVATION, STEP_GRADIENT, STEP_REPORT, N_STEP_KINDS } StepKind;
+
+typedef struct {
+    const char **names; /* array owned, the texts by the job */
+    int64_t n;
+} NameList;
+
+/* ---- choices: the order is that of the names in option_table.c ---- */
+typedef enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA } DeviceChoice;
+typedef enum { COMPUTE_AUTO, COMPUTE_F32, COMPUTE_BF16 } ComputeChoice;
+typedef enum { FORMAT_AUTO, FORMAT_JSONL, FORMAT_CSV } PromptFormat;
+typedef enum { OVER_LONG_REFUSE, OVER_LONG_TRUNCATE_LEFT, OVER_LONG_TRUNCATE_RIGHT, OVER_LONG_SKIP } OverLong;
+typedef enum { EMPTY_REFUSE, EMPTY_SKIP } EmptyPrompt;
+typedef enum { USE_ANY, USE_RANKING, USE_TUNING, USE_TESTING } PromptUse;
+typedef enum {
+    COUNT_PROMPT,
+    COUNT_LAST,
+    COUNT_TARGET,
+    COUNT_GENERATED,
+    COUNT_PROMPT_TARGET,
+    COUNT_PROMPT_GENERATED
+} CountedTokens;
+typedef enum { LOSS_PROMPT, LOSS_TARGET, LOSS_GENERATED } LossTokens;
+typedef enum { AVERAGE_PROMPTS, AVERAGE_TOKENS } Average;
+typedef enum { TRACE_NONE, TRACE_CHOICES, TRACE_FULL } TraceChoice;
+typedef enum {
+    SCORE_RATE,
+    SCORE_LAYER_SHARE,
+    SCORE_TOTAL_SHARE,
+    SCORE_PROBABILITY,
+    SCORE_COMBINE_WEIGHT
+} ActivationScore;
+typedef enum { SCORE_L2, SCORE_L1, SCORE_MEAN_ABS, SCORE_LOGIT_ABS } GradientScore;
+typedef enum { DOMINANT_SHARE, DOMINANT_RAW } DominantScore;
+typedef enum { LAYERS_OF_SCORES, LAYERS_OF_PROMPTS } LayerStatistics;
+
+/* ---- records: texts are owned by the job ---- */
+typedef struct {
+    int64_t schema_version, seed;
+    int device, compute;
+    int64_t batch_tokens, batch_prompts, memory_limit_mib;
+} JobOptions;
+
+typedef struct {
+    const char *name; /* its key in the job */
+    const char *path, *chat_template, *date;
+    bool parse_special_in_content, add_special, generation_prompt, thinking;
+} ModelOptions;
+
+typedef struct {
+    const char *name;
+    const char *path, *system;
+    int format, over_long, empty, use;
+    int64_t first, limit, max_tokens;
+    bool target_end;
+} PromptOptions;
+
+typedef struct {
+    const char *name, *model;
+    int kind; /* StepKind */
+    NameList groups, from;
+    int activation_score, gradient_score, tokens, loss, average, dominant, layer_statistics, trace, recompute;
+    int64_t last_tokens, max_new_tokens, top_k;
+    double temperature, top_p;
+    bool gate_rows;
+} StepOptions;
+
+/* ---- the table ---- */
+typedef enum {
+    OPTION_BOOL,    /* bool */
+    OPTION_INTEGER, /* int64_t */
+    OPTION_NUMBER,  /* double */
+    OPTION_CHOICE,  /* int */
+    OPTION_STRING,  /* const char * */
+    OPTION_PATH,    /* const char *, made absolute */
+    OPTION_NAMES    /* NameList */
+} OptionType;
+
+typedef struct {
+    OptionScope scope;
+    unsigned kinds; /* steps: bit 1 << StepKind for each kind that has it; else 0 */
+    const char *name;
+    OptionType type;
+    size_t offset;              /* of its field in the scope's record */
+    const char *preset;         /* the default as JSON; NULL: must be given */
+    double least, most;         /* of an OPTION_INTEGER or OPTION_NUMBER */
+    const char *const *choices; /* of an OPTION_CHOICE, NULL-terminated */
+    bool same_results;          /* cannot change a number: a job stays the same job when it changes */
+    const char *help;
+} Option;
+
+extern const Option option_table[];
+extern const int64_t n_options;
+extern const char *const step_kind_names[N_STEP_KINDS + 1];
+
+/* Texts that live as long as the job: strings of options, absolute paths. */
+typedef struct {
+    char **texts;
+    int64_t n, capacity;
+} TextPool;
+
+const char *pool_put(TextPool *pool, const char *text, size_t length, Error *error); /* NULL: out of memory */
+void pool_free(TextPool *pool);
+
+/* Fills a record with the presets; options without one stay zero. */
+bool options_preset(OptionScope scope, void *record, TextPool *pool, Error *error);
+/* One value into its field. `folder` is what a relative path counts from. */
+bool option_read(const Option *option, Json value, void *record, const char *folder, TextPool *pool,
+                 Error *error);
+/* By name; NULL and an Error at `at` that names the nearest one when there is none, or when it belongs to
+ * other kinds of steps. `kind` < 0: not a step. */
+const Option *option_find(OptionScope scope, int kind, const char *name, Json at, Error *error);
+/* False when an option without a preset was not given. */
+bool options_complete(OptionScope scope, int kind, const void *record, Json at, Error *error);
+
+/* `"name": value` of an option, as JSON. */
+void option_write(const Option *option, const void *record, Text *to);
+/* All options of a scope as the members of an object, one a line, indented; `identity` leaves out the paths
+ * and what cannot change a number. */
+void options_write(OptionScope scope, int kind, const void *record, int indent, bool identity, Text *to);
+/* The choice's name, as in the job. */
+const char *option_choice(const char *name, OptionScope scope, int value);
+/* What `gatetape options` prints: every option, its values, default and meaning. */
+void options_document(Text *to);
+
+#endif
