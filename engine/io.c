@@ -178,22 +178,27 @@ bool io_list(const char *folder, char ***names, size_t *n_names, Error *error) {
     if (!open_folder) return fail(error, folder, "a readable folder");
     size_t capacity = 0;
     bool fine = true;
-    for (struct dirent *entry; fine && (entry = readdir(open_folder));) {
+    for (;;) {
+        errno = 0;
+        struct dirent *entry = readdir(open_folder);
+        if (!entry && errno != 0) fine = fail(error, folder, "to read the folder");
+        if (!entry) break;
         if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) continue;
         if (*n_names == capacity) {
             char **larger = mem_resize(*names, capacity ? 2 * capacity : 16, sizeof **names);
             if (!larger) {
-                fine = error_out_of_memory(error, folder, 2 * capacity * sizeof **names);
+                fine = error_out_of_memory(error, folder, (2 * capacity + 16) * sizeof **names);
                 break;
             }
             *names = larger;
             capacity = capacity ? 2 * capacity : 16;
         }
         char *name = mem_copy_text(entry->d_name, strlen(entry->d_name));
-        if (name)
-            (*names)[(*n_names)++] = name;
-        else
+        if (!name) {
             fine = error_out_of_memory(error, folder, strlen(entry->d_name) + 1);
+            break;
+        }
+        (*names)[(*n_names)++] = name;
     }
     closedir(open_folder);
     if (fine) {
@@ -235,7 +240,8 @@ bool io_writer_open(IoWriter *writer, const char *path, Error *error) {
         return false;
     }
     snprintf(writer->partial_path, n, "%s.partial-%ld", path, (long)getpid());
-    writer->fd = denied() ? -1 : open(writer->partial_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    unlink(writer->partial_path); /* left by a killed process with our number */
+    writer->fd = denied() ? -1 : open(writer->partial_path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (writer->fd >= 0) return true;
     fail(error, path, "a place to write");
     mem_free(writer->partial_path);
@@ -337,7 +343,7 @@ bool io_append(const char *path, const void *from, size_t n_bytes, Error *error)
 bool io_make_folders(const char *path, Error *error) {
     char *part = mem_copy_text(path, strlen(path));
     if (!part) return error_out_of_memory(error, path, strlen(path) + 1);
-    bool fine = true;
+    bool fine = part[0] ? true : error_set(error, ERROR_BAD_INPUT, "expected a folder's name: got none");
     for (char *at = part + 1; fine; at++) {
         char end = *at;
         if (end != '/' && end != '\0') continue;

@@ -8,15 +8,30 @@
 #include "text.h"
 #include <cjson/cJSON.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 
-enum { MAX_DEPTH = 64 };
+enum { MAX_DEPTH = 64, CJSON_NUMBER = 63 }; /* cJSON reads at most so many bytes of a number */
 
 struct JsonDocument {
     cJSON *root;
     char *file;
 };
+
+/* ---- memory ---- */
+static _Thread_local bool ran_out; /* cJSON does not say whether syntax or memory stopped it */
+
+static void *take_memory(size_t n_bytes) {
+    void *block = mem_alloc(n_bytes);
+    if (!block) ran_out = true;
+    return block;
+}
+
+static void set_hooks(void) {
+    cJSON_InitHooks(&(cJSON_Hooks){.malloc_fn = take_memory, .free_fn = mem_free});
+}
 
 /* ---- messages ---- */
 static bool fail_at(Error *error, const char *file, const char *text, size_t at, const char *what) {
@@ -130,7 +145,8 @@ static const char *scan_token(const char *p, const char *end, int *depth, const 
     return known ? p : NULL;
 }
 
-static bool scan(const char *text, size_t length, const char *file, Error *error) {
+/* *long_number tells whether a number is longer than cJSON can read. */
+static bool scan(const char *text, size_t length, const char *file, bool *long_number, Error *error) {
     size_t bad_byte;
     if (length >= 3 && !memcmp(text, "\xef\xbb\xbf", 3))
         return fail_at(error, file, text, 0, "a byte order mark");
@@ -139,10 +155,35 @@ static bool scan(const char *text, size_t length, const char *file, Error *error
     const char *end = text + length, *bad = text, *what = "";
     for (const char *p = text; p < end;) {
         if (*p == '\0') return fail_at(error, file, text, (size_t)(p - text), "a NUL byte");
+        const char *from = p;
         p = scan_token(p, end, &depth, &bad, &what);
+        if (p && *from != '"' && p - from > CJSON_NUMBER) *long_number = true;
         if (!p) return fail_at(error, file, text, (size_t)(bad - text), what);
     }
     return true;
+}
+
+/* A copy of a scanned text in which each number that is too long for cJSON is written as the double nearest to it,
+ * padded with spaces, so that places in messages stay right. NULL: out of memory. */
+static char *shorten_numbers(const char *text, size_t length) {
+    char *copy = mem_copy_text(text, length);
+    if (!copy) return NULL;
+    for (char *p = copy; p < copy + length;) {
+        if (*p == '"') {
+            for (p++; *p != '"'; p++) p += *p == '\\';
+            p++;
+            continue;
+        }
+        const char *end = *p == '-' || (*p >= '0' && *p <= '9') ? scan_number(p, copy + length) : NULL;
+        if (end && end - p > CJSON_NUMBER) {
+            double value = strtod(p, NULL);
+            int n = isfinite(value) ? snprintf(p, CJSON_NUMBER, "%.17g", value)
+                                    : snprintf(p, CJSON_NUMBER, "1e999"); /* refused by the check */
+            memset(p + n, ' ', (size_t)(end - p) - (size_t)n);
+        }
+        p += end ? end - p : 1;
+    }
+    return copy;
 }
 
 /* ---- the check after parsing ---- */
@@ -181,29 +222,40 @@ static bool check_tree(Json at, Error *error) {
     return true;
 }
 
+/* The tree of a scanned text; an Error when it is not one JSON value. */
+static cJSON *parse_tree(const char *text, size_t length, const char *file, Error *error) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, set_hooks);
+    ran_out = false;
+    const char *stopped = text;
+    cJSON *root = cJSON_ParseWithLengthOpts(text, length, &stopped, 0);
+    size_t at = stopped ? (size_t)(stopped - text) : 0;
+    while (root && at < length && strchr(" \t\r\n", text[at])) at++;
+    if (root && at == length) return root;
+    if (root)
+        fail_at(error, file, text, at, "text after the value");
+    else if (ran_out)
+        error_out_of_memory(error, file, length);
+    else if (at + 1 >= length)
+        fail_at(error, file, text, length, "the end of the text too early");
+    else
+        fail_at(error, file, text, at, "something else here");
+    cJSON_Delete(root);
+    return NULL;
+}
+
 JsonDocument *json_parse(const char *text, size_t length, const char *file, Error *error) {
-    cJSON_InitHooks(&(cJSON_Hooks){.malloc_fn = mem_alloc, .free_fn = mem_free});
-    if (!scan(text, length, file, error)) return NULL;
+    bool long_number = false;
+    if (!scan(text, length, file, &long_number, error)) return NULL;
+    char *copy = long_number ? shorten_numbers(text, length) : NULL;
     JsonDocument *document = mem_zeroed(1, sizeof *document);
     if (document) document->file = mem_copy_text(file, strlen(file));
-    if (!document || !document->file) {
-        mem_free(document);
-        error_out_of_memory(error, file, sizeof *document);
-        return NULL;
-    }
-    const char *stopped = text;
-    document->root = cJSON_ParseWithLengthOpts(text, length, &stopped, 0);
-    size_t at = stopped ? (size_t)(stopped - text) : 0;
-    if (document->root) {
-        while (at < length && strchr(" \t\r\n", text[at])) at++;
-        if (at < length)
-            fail_at(error, file, text, at, "text after the value");
-        else if (check_tree(json_root(document), error))
-            return document;
-    } else {
-        fail_at(error, file, text, at < length ? at : length,
-                at < length ? "something else here" : "the end of the text");
-    }
+    if (!document || !document->file || (long_number && !copy))
+        error_out_of_memory(error, file, length);
+    else
+        document->root = parse_tree(copy ? copy : text, length, file, error);
+    mem_free(copy);
+    if (document && document->root && check_tree(json_root(document), error)) return document;
     json_free(document);
     return NULL;
 }

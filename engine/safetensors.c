@@ -279,11 +279,12 @@ static bool check_index(const TensorSet *set, const char *folder, Json map, Erro
 static bool open_folder(TensorSet *set, const char *folder, Error *error) {
     char *single = io_join(folder, "model.safetensors"),
          *index = io_join(folder, "model.safetensors.index.json");
-    char *pickle = io_join(folder, "pytorch_model.bin");
+    char *pickle = io_join(folder, "pytorch_model.bin"),
+         *pickle_index = io_join(folder, "pytorch_model.bin.index.json");
     bool fine = false;
-    if (!single || !index || !pickle) {
+    if (!single || !index || !pickle || !pickle_index) {
         error_out_of_memory(error, folder, strlen(folder));
-    } else if (io_exists(index)) {
+    } else if (io_exists(index) && !io_exists(single)) {
         set->index = json_read(index, MAX_INDEX_BYTES, error);
         Json root = set->index ? json_root(set->index) : (Json){0};
         Json map = json_member(&root, "weight_map");
@@ -292,7 +293,7 @@ static bool open_folder(TensorSet *set, const char *folder, Error *error) {
         else if (set->index)
             fine = open_listed(set, folder, map, error) && index_names(set, folder, error) &&
                    check_index(set, folder, map, error);
-    } else if (io_exists(single) || !io_exists(pickle)) {
+    } else if (io_exists(single) || (!io_exists(pickle) && !io_exists(pickle_index))) {
         set->shards = mem_zeroed(1, sizeof *set->shards);
         fine = set->shards ? open_shard(set, single, error) && index_names(set, folder, error)
                            : error_out_of_memory(error, folder, sizeof *set->shards);
@@ -303,6 +304,7 @@ static bool open_folder(TensorSet *set, const char *folder, Error *error) {
     mem_free(single);
     mem_free(index);
     mem_free(pickle);
+    mem_free(pickle_index);
     return fine;
 }
 

@@ -166,7 +166,7 @@ void text_put_json(Text *text, const char *bytes, size_t length) {
 }
 
 void text_put_csv(Text *text, const char *bytes, size_t length) {
-    bool formula = length && strchr("=+-@\t\r", bytes[0]);
+    bool formula = length && strchr("=+-@\t\r\n", bytes[0]);
     bool quoted = formula;
     for (size_t i = 0; i < length && !quoted; i++) quoted = bytes[i] == '\0' || strchr(",\"\r\n", bytes[i]);
     if (!quoted) {
