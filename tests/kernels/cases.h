@@ -182,6 +182,7 @@ static void add_gate_up(Problem *p, int64_t rows, bool by_row) {
     Arg *z = whole_arg(p, IN, ACT, rows, 2 * p->width, NONE);
     z->by_row = by_row;
     z->low = -3, z->high = 3;
+    z->avoid = p->variant ? 1.5 : 0;
     p->reduction = 64; /* the exponent's rounding */
 }
 BUILD(swiglu) {

@@ -9,12 +9,23 @@ static RouterRule rule_of(const Problem *p) {
 }
 static int64_t choices_of(const Problem *p) { return least(p->width, 4); }
 
+/* Values of a row in [-4, 4], shuffled, none near another: the choice stays when one moves a little. */
+static void spread_row(Problem *p, double *row) {
+    double step = 8 / (double)p->width;
+    for (int64_t e = 0; e < p->width; e++) {
+        int64_t other = problem_index(p, e + 1);
+        row[e] = row[other];
+        row[other] = -4 + step * ((double)e + 0.3 * problem_draw(p));
+    }
+}
+
 BUILD(route) {
     row_arg(p, OUT, REAL, p->width, NONE);
     row_arg(p, OUT, I32, choices_of(p), NONE);
     row_arg(p, OUT, REAL, choices_of(p), NONE);
     Arg *logits = row_arg(p, IN, REAL, p->width, NONE);
-    logits->low = -4, logits->high = 4;
+    for (int64_t t = 0; t < p->rows; t++) spread_row(p, logits->values + t * p->width);
+    logits->filled = true;
     leave_out(whole_arg(p, IN, REAL, p->width, NONE, NONE), p->variant != 3);
     p->reduction = 64;
 }

@@ -25,6 +25,8 @@ typedef struct {
     int n_dims;
     int64_t shape[TENSOR_MAX_DIMS];
     double low, high; /* range of the random values */
+    double avoid;     /* > 0: values keep away from +-avoid, where the op has a kink */
+    bool filled;      /* the builder has set the values */
     double *values;   /* owned; integers too */
 } Arg;
 
@@ -108,9 +110,11 @@ static inline Problem problem_new(const Case *c, int64_t rows, int64_t width, in
     c->build(&p);
     for (int i = 0; i < p.n_args; i++) {
         Arg *x = &p.arg[i];
-        if (x->kind == I32 || x->kind == I64) continue;
-        for (int64_t k = 0; k < arg_count(x); k++)
-            x->values[k] = x->low + (x->high - x->low) * problem_draw(&p);
+        if (x->kind == I32 || x->kind == I64 || x->filled) continue;
+        for (int64_t k = 0; k < arg_count(x); k++) {
+            double v = x->low + (x->high - x->low) * problem_draw(&p);
+            x->values[k] = x->avoid > 0 && fabs(fabs(v) - x->avoid) < 0.02 ? 0.5 * v : v;
+        }
     }
     return p;
 }
