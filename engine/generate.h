@@ -1,17 +1,17 @@
-/* Generation: a packed prefill, then one token per prompt and step over a KV cache, batched. A prompt's tokens depend on
- * the prompt, the rule and its key alone: not on the batch it is decoded in. */
+/* Generation: a packed prefill, then one token per prompt and step over a KV cache, batched. A prompt's
+ * tokens depend on the prompt, the rule and its key alone: not on the batch it is decoded in. */
 #ifndef GATETAPE_GENERATE_H
 #define GATETAPE_GENERATE_H
 #include "model.h"
 
 typedef struct {
     int64_t max_new_tokens;
-    SampleRule rule;             /* temperature 0: greedy; n_valid: the tokenizer's size */
-    const int64_t *prompt_keys;  /* [P]: stands for the prompt in the random numbers; NULL: 0, 1, ... */
-    const int32_t *stop_tokens;  /* generation of a prompt ends after one of them */
+    SampleRule rule;            /* temperature 0: greedy; n_valid: the tokenizer's size */
+    const int64_t *prompt_keys; /* [P]: stands for the prompt in the random numbers; NULL: 0, 1, ... */
+    const int32_t *stop_tokens; /* generation of a prompt ends after one of them */
     int64_t n_stop_tokens;
-    const float *route_bias;     /* as in PassOptions */
-    /* Called after each step with how many prompts still run; false ends generation (interrupted). May be NULL. */
+    const float *route_bias; /* as in PassOptions */
+    /* Called after each step with how many prompts still run; false: interrupted. May be NULL. */
     bool (*progress)(void *context, int64_t step, int64_t n_running);
     void *progress_context;
 } GenerateOptions;
@@ -23,8 +23,8 @@ typedef struct {
     bool *stopped;    /* [P]: by a stop token (else by max_new_tokens) */
 } Generation;
 
-bool generate(const Model *model, const PromptBatch *batch, const GenerateOptions *options, const Hooks *hooks,
-              Generation *generation, Error *error);
+bool generate(const Model *model, const PromptBatch *batch, const GenerateOptions *options,
+              const Hooks *hooks, Generation *generation, Error *error);
 void generation_free(Generation *generation);
 
 #endif

@@ -1,9 +1,9 @@
-/* The one decoder. Inference, scoring, gradients and generation are all the same forward pass over the op table of a
- * device; with a tape behind it, it can be walked back.
+/* The one decoder. Inference, scoring, gradients and generation are all the same forward pass over the op
+ * table of a device; with a tape behind it, it can be walked back.
  *
- * A pass works on prompts packed one after another, of any lengths, no padding. A prompt's results do not depend on what
- * else is in the batch. Callers see what happens inside through hooks: tensors on the device, valid during the call;
- * whoever needs them longer reduces them with ops of the queue or copies them out. */
+ * A pass works on prompts packed one after another, of any lengths, no padding. A prompt's results do not
+ * depend on what else is in the batch. Callers see what happens inside through hooks: tensors on the device,
+ * valid during the call; whoever needs them longer reduces them with ops of the queue or copies them out. */
 #ifndef GATETAPE_MODEL_H
 #define GATETAPE_MODEL_H
 #include "weights.h"
@@ -19,7 +19,8 @@ typedef struct {
 bool model_open(const char *folder, const Device *device, DType compute, Model *model, Error *error);
 void model_close(Model *model);
 
-/* Prompts on the host, packed; owned by the caller. Prompt p has the tokens [offsets[p], offsets[p+1]), at least one. */
+/* Prompts on the host, packed; owned by the caller. Prompt p has the tokens [offsets[p], offsets[p+1]), at
+ * least one. */
 typedef struct {
     int64_t n_prompts;
     const int64_t *offsets; /* [P+1], offsets[0] = 0 */
@@ -41,14 +42,15 @@ typedef struct {
 /* What came back to a router. Gradients of the sum over tokens of loss_weights[t] * nll[t]. */
 typedef struct {
     int64_t layer, moe_layer;
-    Tensor input;         /* [T,D] act */
-    Tensor logits_grad;   /* [T,E] f32 */
-    Tensor weights_grad;  /* [T,K] f32: of the combine weights */
-    Tensor ids, weights;  /* as in RouteView */
-    Tensor offsets;       /* [P+1] i32: the prompts' tokens, as segment ops want them */
+    Tensor input;        /* [T,D] act */
+    Tensor logits_grad;  /* [T,E] f32 */
+    Tensor weights_grad; /* [T,K] f32: of the combine weights */
+    Tensor ids, weights; /* as in RouteView */
+    Tensor offsets;      /* [P+1] i32: the prompts' tokens, as segment ops want them */
 } RouteGradView;
 
-/* Where a hook runs its ops. A hook that fails fills *error and returns false; the pass then ends with that error. */
+/* Where a hook runs its ops. A hook that fails fills *error and returns false; the pass then ends with that
+ * error. */
 typedef struct {
     const Device *device;
     Queue *queue;
@@ -57,21 +59,29 @@ typedef struct {
 
 typedef struct {
     void *context; /* handed to every hook; each hook may be NULL */
-    bool (*route)(void *context, HookSite *site, const RouteView *view);           /* forward, layers ascending, once */
-    bool (*residual)(void *context, HookSite *site, int64_t layer, Tensor x);      /* [T,D] after each decoder layer */
-    bool (*route_grad)(void *context, HookSite *site, const RouteGradView *view);  /* backward, layers descending */
-    bool (*embedding_grad)(void *context, HookSite *site, Tensor grad);            /* [T,D] act, last */
+    /* forward, layers ascending, once */
+    bool (*route)(void *context, HookSite *site, const RouteView *view);
+    /* x [T,D] act after each decoder layer */
+    bool (*residual)(void *context, HookSite *site, int64_t layer, Tensor x);
+    /* backward, layers descending */
+    bool (*route_grad)(void *context, HookSite *site, const RouteGradView *view);
+    /* [T,D] act, last; without it nothing below the first router is walked back */
+    bool (*embedding_grad)(void *context, HookSite *site, Tensor grad);
+    /* nll [T] real, after the forward */
+    bool (*loss)(void *context, HookSite *site, Tensor nll);
 } Hooks;
 
 typedef enum {
     RECOMPUTE_AUTO,   /* keep every activation when memory_limit_bytes allows, else recompute */
-    RECOMPUTE_ALWAYS, /* three hidden rows a token and layer are kept, the rest computed again in the backward pass */
+    RECOMPUTE_ALWAYS, /* keep three hidden rows a token and layer, compute the rest again in the backward */
     RECOMPUTE_NEVER
 } Recompute;
 
 typedef struct {
-    const float *loss_weights; /* [T] on the host: the loss is the sum of loss_weights[t] * nll[t]; NULL: no gradient */
-    const float *route_bias;   /* [L_moe,E] on the host, added to the logits before the softmax (-inf: off); NULL: none */
+    /* [T] on the host: the loss is the sum of loss_weights[t] * nll[t]. NULL: no gradient */
+    const float *loss_weights;
+    /* [L_moe,E] on the host, added to the router logits before the softmax (-inf: off). NULL: none */
+    const float *route_bias;
     Recompute recompute;
     size_t memory_limit_bytes; /* for RECOMPUTE_AUTO; 0: what the machine has free */
     bool want_nll;             /* implied by loss_weights */
@@ -87,15 +97,15 @@ typedef struct {
     Cost cost;               /* filled on the cost device */
 } PassResult;
 
-/* One forward pass, and backward when loss_weights is given. Numbers that are not finite are an error naming layer,
- * expert and token. On the cost device nothing is computed: the result has memory and cost alone, hooks are not called.
- * Caller frees the result with pass_result_free. */
+/* One forward pass, and backward when loss_weights is given. Numbers that are not finite are an error naming
+ * layer, expert and token. On the cost device nothing is computed: the result has memory and cost alone,
+ * hooks are not called. Caller frees the result with pass_result_free. */
 bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions *options, const Hooks *hooks,
                 PassResult *result, Error *error);
 void pass_result_free(PassResult *result);
 
 /* Memory and work of such a pass, from shapes alone (runs model_pass's program on the cost device). */
-bool model_plan(const ModelConfig *config, DType compute, DType weights, const PromptBatch *shape, const PassOptions *options,
-                PassResult *plan, size_t *weights_bytes, Error *error);
+bool model_plan(const ModelConfig *config, DType compute, DType weights, const PromptBatch *shape,
+                const PassOptions *options, PassResult *plan, size_t *weights_bytes, Error *error);
 
 #endif

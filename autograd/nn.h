@@ -1,0 +1,67 @@
+/* The front door of the ops: per op the check of its shapes, the forward call, and the rule that walks it
+ * back, side by side in nn_*.c. On a Context without a tape they only compute.
+ *
+ * Values are matrices [T,N], heads lying side by side in a row. Weights and biases are frozen tensors: they
+ * get no gradient; an absent bias is none. `place` is where the result goes: NULL for memory of the arena,
+ * else a Var of the caller whose x is the memory, and is the value already when the block is replayed.
+ * Formulas stand in kernels/ops.h. */
+#ifndef GATETAPE_NN_H
+#define GATETAPE_NN_H
+#include "tape.h"
+
+/* ---- dense ---- */
+Var *nn_embed(Context *c, Var *place, Tensor ids, Tensor table, bool wanted); /* [T,D]; wanted: see Var */
+/* y = x w^T + bias                                                   [T,N] act */
+Var *nn_linear(Context *c, Var *x, Tensor w, Tensor bias);
+/* The same, not rounded: router logits                               [T,N] real */
+Var *nn_linear_real(Context *c, Var *x, Tensor w, Tensor bias);
+/* y = residual + x w^T + bias; place->x may be residual->x where no gradient is wanted */
+Var *nn_linear_add(Context *c, Var *place, Var *x, Tensor w, Tensor bias, Var *residual);
+Var *nn_swiglu(Context *c, Var *z, Activation activation); /* [T,2F] -> [T,F] */
+/* Columns of logits worked on at a time, and the rows: what bounds the scratch of a loss. */
+enum { LOSS_COLUMNS = 2048, LOSS_ROWS = 2048 };
+/* nll[t] = -log softmax(x head^T + bias)[targets[t]], 0 where targets[t] < 0      [T] real */
+Var *nn_cross_entropy(Context *c, Var *x, Tensor head, Tensor bias, Tensor targets);
+
+/* ---- norm and attention ---- */
+/* Over groups of as many columns as w has elements: a row, or each head of it. */
+Var *nn_rmsnorm(Context *c, Var *x, Tensor w, float eps);
+
+typedef struct {
+    Tensor positions;   /* [T] i32 */
+    Tensor frequencies; /* [n] f32 */
+    float scale;
+    RopeKind kind;
+    int64_t head_size;
+} Rope;
+/* In the memory of x, whose own values are gone afterwards. */
+Var *nn_rope(Context *c, Var *x, Rope rope);
+
+typedef struct {
+    Spans spans;
+    Tensor sinks;
+    int64_t heads, kv_heads;
+    float scale;
+    int64_t window;
+} AttentionRule;
+/* [T,H*Cv] from query [T,H*C], key [.,J*C], value [.,J*Cv]; lse [T,H] real is filled where it is present: a
+ * walk needs it. In a replay, lse of the caller is there already like place. */
+Var *nn_attention(Context *c, Var *place, Tensor lse, Var *query, Var *key, Var *value, AttentionRule rule);
+
+/* ---- routed experts ---- */
+typedef struct {
+    Var *weights; /* [T,K] real */
+    Tensor probs; /* [T,E] real */
+    Tensor ids;   /* [T,K] i32 */
+} Routed;
+Routed nn_route(Context *c, Var *logits, Tensor bias, int64_t n_chosen, RouterRule rule);
+MoePlan nn_moe_plan(Context *c, Tensor ids, int64_t n_experts);
+/* z [M,2F] */
+Var *nn_moe_gate_up(Context *c, Var *x, Tensor w, Tensor bias, MoePlan plan);
+/* residual + sum of weights x (down of swiglu(z)). *outputs: the experts' outputs [M,D] before their
+ * weights, in the arena; absent in a replay. The caller may release it, and with it all that this call took,
+ * by a scope around. */
+Var *nn_moe_output(Context *c, Var *place, Tensor *outputs, Var *z, Var *weights, Tensor w, Tensor bias,
+                   Var *residual, MoePlan plan, Activation activation);
+
+#endif

@@ -1,0 +1,86 @@
+/* Router and experts. Nothing between z and the layer's output is kept for the walk: the gradient of a
+ * combine weight is h . (down^T dout), which moe_swiglu_bwd gets from z, so neither h nor the experts'
+ * outputs are needed again. */
+#include "../kernels/check.h"
+#include "nn.h"
+
+/* in: logits; saved: probs, ids */
+static void route_back(Context *c, const Step *s) {
+    Tensor dweights = tape_grad(c, s->out);
+    c->device->ops->route_bwd(c->queue, tape_grad(c, s->in[0]), dweights, s->saved[0], s->saved[1], s->out->x,
+                              s->of.router);
+}
+
+Routed nn_route(Context *c, Var *logits, Tensor bias, int64_t n_chosen, RouterRule rule) {
+    int64_t rows = tensor_rows(logits->x), n_experts = tensor_columns(logits->x);
+    check(n_chosen >= 1 && n_chosen <= n_experts, "%lld of %lld experts", (long long)n_chosen,
+          (long long)n_experts);
+    Routed r = {.probs = tape_matrix(c, c->real, rows, n_experts),
+                .ids = tape_matrix(c, DTYPE_I32, rows, n_chosen)};
+    Step step = {.backward = route_back, .in = {logits}, .saved = {r.probs, r.ids}, .of.router = rule};
+    r.weights = tape_record(c, NULL, c->real, rows, n_chosen, step);
+    c->device->ops->route(c->queue, r.probs, r.ids, r.weights->x, logits->x, bias, rule);
+    return r;
+}
+
+MoePlan nn_moe_plan(Context *c, Tensor ids, int64_t n_experts) {
+    MoePlan plan = {.offsets = tape_vector(c, DTYPE_I32, n_experts + 1),
+                    .pairs = tape_vector(c, DTYPE_I32, tensor_count(ids)),
+                    .rows = tape_matrix(c, DTYPE_I32, tensor_rows(ids), tensor_columns(ids)),
+                    .alignment = 1};
+    c->device->ops->moe_plan(c->queue, plan, ids);
+    return plan;
+}
+
+/* in: x; saved: w */
+static void gate_up_back(Context *c, const Step *s) {
+    Tensor dz = tape_grad(c, s->out), dx = tape_grad(c, s->in[0]);
+    Scope scope = scope_open(c);
+    Tensor scratch = tape_matrix(c, c->real, tensor_rows(dz), tensor_columns(dx));
+    c->device->ops->moe_gate_up_bwd(c->queue, dx, scratch, dz, s->saved[0], s->of.moe.plan);
+    scope_close(c, scope);
+}
+
+Var *nn_moe_gate_up(Context *c, Var *x, Tensor w, Tensor bias, MoePlan plan) {
+    check(w.n_dims == 3 && w.shape[2] == tensor_columns(x->x) && tensor_rows(plan.rows) == tensor_rows(x->x),
+          "x [%lld,%lld], w of %d dimensions", (long long)tensor_rows(x->x), (long long)tensor_columns(x->x),
+          w.n_dims);
+    Step step = {.backward = gate_up_back, .in = {x}, .saved = {w}, .of.moe.plan = plan};
+    Var *z = tape_record(c, NULL, c->act, tensor_count(plan.pairs), w.shape[1], step);
+    c->device->ops->moe_gate_up(c->queue, z->x, x->x, w, bias, plan);
+    return z;
+}
+
+/* in: z, weights, residual; saved: w, bias */
+static void output_back(Context *c, const Step *s) {
+    const Ops *ops = c->device->ops;
+    Var *z = s->in[0], *weights = s->in[1], *residual = s->in[2];
+    Tensor dout = tape_grad(c, s->out), dweights = tape_grad(c, weights);
+    Tensor dz = tape_grad_overwritten(c, z);
+    Scope scope = scope_open(c);
+    Tensor da = tape_matrix(c, c->real, tensor_rows(z->x), tensor_columns(z->x) / 2);
+    ops->moe_down_bwd(c->queue, da, dweights, dout, s->saved[0], s->saved[1], s->of.moe.plan);
+    ops->moe_swiglu_bwd(c->queue, dz, dweights, da, z->x, weights->x, s->of.moe.plan, s->of.moe.activation);
+    scope_close(c, scope);
+    tape_pass_grad(c, residual, s->out);
+}
+
+Var *nn_moe_output(Context *c, Var *place, Tensor *outputs, Var *z, Var *weights, Tensor w, Tensor bias,
+                   Var *residual, MoePlan plan, Activation activation) {
+    int64_t pairs = tensor_rows(z->x), tokens = tensor_rows(weights->x), columns = w.shape[1];
+    check(w.n_dims == 3 && 2 * w.shape[2] == tensor_columns(z->x) && tensor_count(weights->x) == pairs,
+          "z [%lld,%lld], %lld weights, w of %d dimensions", (long long)pairs,
+          (long long)tensor_columns(z->x), (long long)tensor_count(weights->x), w.n_dims);
+    Step step = {.backward = output_back, .in = {z, weights, residual}, .saved = {w, bias}};
+    step.of.moe.plan = plan, step.of.moe.activation = activation;
+    Var *out = tape_record(c, place, c->act, tokens, columns, step);
+    *outputs = (Tensor){0};
+    if (tape_has_value(c, place)) return out;
+    const Ops *ops = c->device->ops;
+    Tensor h = tape_matrix(c, c->act, pairs, tensor_columns(z->x) / 2);
+    *outputs = tape_matrix(c, c->act, pairs, columns);
+    ops->swiglu(c->queue, h, z->x, activation);
+    ops->moe_down(c->queue, *outputs, h, w, bias, plan);
+    ops->moe_combine(c->queue, out->x, *outputs, weights->x, residual->x, plan);
+    return out;
+}

@@ -1,0 +1,99 @@
+/* The decoder's layers and what a run of them needs: private to model_*.c and generate.c.
+ *
+ * A program (a scoring pass, a decoding step) is run twice: on the cost device, which tells how much memory
+ * it takes, and on the model's device, in a block of exactly that size. Both runs make the same calls:
+ * nothing that decides about memory depends on computed values. */
+#ifndef GATETAPE_DECODER_H
+#define GATETAPE_DECODER_H
+#include "../autograd/nn.h"
+#include "kv_cache.h"
+#include "model.h"
+
+typedef struct Decoder Decoder;
+
+/* One layer of one run. */
+typedef struct {
+    Decoder *decoder;
+    const LayerWeights *weights;
+    int64_t layer, moe_layer; /* moe_layer: -1 in a layer without experts */
+    Var *x, *middle, *out;    /* residual stream: before attention, before the experts, after them [T,D] */
+    Var *attended;            /* [T,H*Cv] and its lse [T,H], kept for the walk; NULL, absent in inference */
+    Tensor lse;
+    Var *input, *logits, *chosen; /* of the router; chosen: the combine weights. Valid while the block is */
+    Tensor ids;
+} LayerRun;
+
+struct Decoder {
+    const Model *model;
+    const Hooks *hooks;
+    HookSite site;
+    bool wants_grad; /* router logits are what gradients are asked for */
+    bool recompute;
+    bool failed;        /* a hook did; site.error says why */
+    Tensor positions;   /* [T] i32 */
+    Tensor frequencies; /* [n] f32 */
+    Spans spans;
+    Tensor route_bias; /* [L_moe,E] real; absent: none */
+    KvCache *cache;    /* NULL: keys and values are those of the rows themselves */
+    Tensor cache_rows; /* [T] i32: where the rows' keys and values go in the cache */
+    Tensor nonfinite;  /* [n_checks] i64: decoder_check's findings */
+    LayerRun *runs;    /* [n_layers] */
+};
+
+/* What a run reads, on the host: its rows (tokens) and the prompts they belong to. */
+typedef struct {
+    int64_t n_rows, n_prompts;
+    int32_t *ids, *positions, *targets; /* [n_rows]; targets: in a pass the next token's id, -1: none */
+    int32_t *cache_rows;                /* [n_rows]: in generation, where keys and values go */
+    int32_t *offsets;                   /* [n_prompts+1] */
+    int32_t *kv_begin, *kv_length;      /* [n_prompts] */
+    int32_t *block;
+} Rows;
+
+/* False and an Error for an empty or over-long prompt (with n_more tokens to come), an id that is none, too
+ * many rows. */
+bool decoder_check_batch(const Model *model, const PromptBatch *batch, int64_t n_more, Error *error);
+/* Room for so many; caller closes. */
+bool rows_open(Rows *rows, int64_t n_rows, int64_t n_prompts, Error *error);
+void rows_close(Rows *rows);
+/* Copies what the layers need to the device and sets the decoder's tensors; returns the ids [n_rows] i32. */
+Tensor decoder_upload(Decoder *decoder, Context *c, const Rows *rows);
+
+/* All layers on x [T,D], in its memory when c->tape is NULL. Returns the last residual stream. Stops when a
+ * hook fails. */
+Var *decoder_run(Decoder *decoder, Context *c, Var *x);
+
+/* ---- numbers that are none ---- */
+/* What is looked at, in the order in which a fault is reported. A layer's entries are its index beyond the
+ * base. */
+typedef enum { CHECK_ROUTER, CHECK_RESIDUAL, CHECK_NLL, CHECK_LOGITS, CHECK_ROUTER_GRAD } CheckKind;
+int64_t decoder_n_checks(const ModelConfig *config);
+/* The findings of nothing looked at: -1 each. */
+void decoder_checks_clear(int64_t *findings, int64_t n);
+void decoder_check(const Decoder *decoder, Context *c, CheckKind kind, int64_t layer, Tensor x);
+/* Where the rows of what was looked at come from, for messages: token and prompt, from 0. */
+typedef void row_place_fn(const void *context, CheckKind kind, int64_t row, int64_t *prompt, int64_t *token);
+/* False and an Error when one of the findings (on the host) is a fault. */
+bool decoder_checks_read(const ModelConfig *config, const int64_t *findings, row_place_fn *place,
+                         const void *context, Error *error);
+
+/* ---- memory of a run ---- */
+typedef struct {
+    Context context;
+    Tape tape;
+    void *block;
+} Workspace;
+
+/* On the cost device: endless addresses. Else workspace_reserve gives it memory. Caller closes, also after
+ * an error. */
+bool workspace_open(Workspace *w, const Model *model, const Device *device, bool with_tape, Error *error);
+bool workspace_reserve(Workspace *w, size_t n_bytes, Error *error);
+void workspace_close(Workspace *w);
+/* Waits. False and an Error when an op has failed. */
+bool workspace_sync(Workspace *w, Error *error);
+
+/* from[0..n) as reals of the context (f64 in the table f64); *owned is the copy to free, NULL when none was
+ * needed. NULL when out of memory. */
+const void *decoder_reals(DType real, const float *from, int64_t n, void **owned);
+
+#endif

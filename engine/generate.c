@@ -1,0 +1,296 @@
+/* Prefill and decoding steps over the cache. A step's rows are one token of each prompt that still runs;
+ * their place in the batch, and who else is in it, changes no bit. The arena is as large as the larger of
+ * the two programs needs. */
+#include "generate.h"
+#include "../kernels/check.h"
+#include "../kernels/cost.h"
+#include "alloc.h"
+#include "decoder.h"
+#include <string.h>
+
+typedef struct {
+    const Model *model;
+    const PromptBatch *batch;
+    const GenerateOptions *options;
+    const Hooks *hooks;
+    Error *error;
+    SampleRule rule;
+    Rows rows; /* of the step to run */
+    KvCache cache;
+    Workspace workspace;
+    LayerRun *runs;
+    int64_t *findings;
+    const void *route_bias; /* reals on the host */
+    void *owned_bias;
+    int64_t *first_rows; /* [P]: where a prompt's rows of the cache begin */
+    int64_t *running;    /* [P]: the prompts of the step's rows, ascending */
+    int64_t n_running;
+    int64_t *keys;      /* [P,2] of the random numbers: prompt, position */
+    int32_t *last_rows; /* [P]: in the prefill, each prompt's last row */
+    int32_t *drawn;     /* [P] */
+    int32_t *made;      /* [P,max_new_tokens] */
+    int64_t *n_made;    /* [P] */
+    bool *stopped;      /* [P] */
+    bool failed;        /* by a hook */
+} Generator;
+
+static int64_t prompt_length(const Generator *g, int64_t p) {
+    return g->batch->offsets[p + 1] - g->batch->offsets[p];
+}
+
+/* ---- the rows of a step ---- */
+static void prefill_rows(Generator *g) {
+    const PromptBatch *batch = g->batch;
+    g->rows.n_rows = batch->offsets[batch->n_prompts];
+    g->rows.n_prompts = g->n_running = batch->n_prompts;
+    for (int64_t p = 0; p < batch->n_prompts; p++) {
+        int64_t begin = batch->offsets[p], n = prompt_length(g, p);
+        for (int64_t i = 0; i < n; i++) {
+            g->rows.ids[begin + i] = batch->tokens[begin + i];
+            g->rows.positions[begin + i] = (int32_t)i;
+            g->rows.cache_rows[begin + i] = (int32_t)(g->first_rows[p] + i);
+        }
+        g->rows.offsets[p] = (int32_t)begin;
+        g->rows.kv_begin[p] = (int32_t)g->first_rows[p];
+        g->rows.kv_length[p] = (int32_t)n;
+        g->running[p] = p;
+        g->last_rows[p] = (int32_t)(begin + n - 1);
+    }
+    g->rows.offsets[batch->n_prompts] = (int32_t)g->rows.n_rows;
+}
+
+/* The last token of every prompt that runs. */
+static void step_rows(Generator *g) {
+    g->rows.n_rows = g->rows.n_prompts = g->n_running;
+    for (int64_t i = 0; i < g->n_running; i++) {
+        int64_t p = g->running[i], n = g->n_made[p], position = prompt_length(g, p) + n - 1;
+        g->rows.ids[i] = n ? g->made[p * g->options->max_new_tokens + n - 1] : 0;
+        g->rows.positions[i] = (int32_t)position;
+        g->rows.cache_rows[i] = (int32_t)(g->first_rows[p] + position);
+        g->rows.offsets[i] = (int32_t)i;
+        g->rows.kv_begin[i] = (int32_t)g->first_rows[p];
+        g->rows.kv_length[i] = (int32_t)(position + 1);
+    }
+    g->rows.offsets[g->n_running] = (int32_t)g->n_running;
+}
+
+/* What is drawn next stands behind all tokens so far. */
+static void fill_keys(Generator *g) {
+    for (int64_t i = 0; i < g->n_running; i++) {
+        int64_t p = g->running[i];
+        g->keys[2 * i] = g->options->prompt_keys ? g->options->prompt_keys[p] : p;
+        g->keys[2 * i + 1] = prompt_length(g, p) + g->n_made[p];
+    }
+}
+
+static void place_in_step(const void *context, CheckKind kind, int64_t row, int64_t *prompt, int64_t *token) {
+    const Generator *g = context;
+    int64_t i = row;
+    if (kind != CHECK_LOGITS)
+        for (i = 0; g->rows.offsets[i + 1] <= row;) i++;
+    *prompt = g->running[i];
+    *token = kind == CHECK_LOGITS ? g->rows.kv_begin[i] + g->rows.kv_length[i] - 1 - g->first_rows[*prompt]
+                                  : g->rows.positions[row];
+}
+
+/* ---- one step ---- */
+static void draw(Generator *g, Context *c, Tensor logits) {
+    int64_t n = g->n_running;
+    Tensor drawn = tape_vector(c, DTYPE_I32, n);
+    if (g->rule.temperature > 0) {
+        Tensor keys = tape_upload(c, DTYPE_I64, 2 * n, g->keys);
+        Tensor scratch = tape_matrix(c, DTYPE_I32, n, tensor_columns(logits));
+        c->device->ops->sample(c->queue, drawn, scratch, logits, tensor_as_matrix(keys, n, 2), g->rule);
+    } else {
+        c->device->ops->argmax(c->queue, drawn, logits, g->rule.n_valid);
+    }
+    if (c->device->computes) c->device->copy_out(c->queue, g->drawn, drawn);
+}
+
+static void run_program(Generator *g, Context *c) {
+    const ModelConfig *config = &g->model->config;
+    const Weights *w = &g->model->weights;
+    int64_t n_checks = decoder_n_checks(config);
+    Decoder d = {.model = g->model,
+                 .hooks = g->hooks,
+                 .site = {c->device, c->queue, g->error},
+                 .cache = &g->cache,
+                 .runs = g->runs};
+    decoder_checks_clear(g->findings, n_checks);
+    d.nonfinite = tape_upload(c, DTYPE_I64, n_checks, g->findings);
+    if (g->route_bias) {
+        int64_t n = config->n_moe_layers * config->n_experts;
+        d.route_bias = tensor_as_matrix(tape_upload(c, c->real, n, g->route_bias), config->n_moe_layers,
+                                        config->n_experts);
+    }
+    Tensor ids = decoder_upload(&d, c, &g->rows);
+    Var *x = decoder_run(&d, c, nn_embed(c, NULL, ids, w->embedding, false));
+    if (g->rows.n_rows > g->n_running) {
+        Tensor index = tape_upload(c, DTYPE_I32, g->n_running, g->last_rows);
+        Tensor last = tape_matrix(c, c->act, g->n_running, config->hidden_size);
+        c->device->ops->gather_rows(c->queue, last, x->x, index);
+        x = tape_leaf(c, last, false);
+    }
+    Var *logits = nn_linear_real(c, nn_rmsnorm(c, x, w->final_norm, config->norm_eps), w->head, (Tensor){0});
+    decoder_check(&d, c, CHECK_LOGITS, 0, logits->x);
+    draw(g, c, logits->x);
+    if (c->device->computes) c->device->copy_out(c->queue, g->findings, d.nonfinite);
+    g->failed = d.failed;
+}
+
+static bool compute_step(Generator *g) {
+    Context *c = &g->workspace.context;
+    c->arena.used = 0;
+    c->n_vars = 0;
+    fill_keys(g);
+    run_program(g, c);
+    return workspace_sync(&g->workspace, g->error) && !g->failed &&
+           decoder_checks_read(&g->model->config, g->findings, place_in_step, g, g->error);
+}
+
+static bool is_stop(const GenerateOptions *options, int32_t id) {
+    for (int64_t i = 0; i < options->n_stop_tokens; i++)
+        if (options->stop_tokens[i] == id) return true;
+    return false;
+}
+
+/* Keeps what was drawn; finished prompts leave. */
+static void take_drawn(Generator *g) {
+    int64_t left = 0;
+    for (int64_t i = 0; i < g->n_running; i++) {
+        int64_t p = g->running[i];
+        g->made[p * g->options->max_new_tokens + g->n_made[p]++] = g->drawn[i];
+        g->stopped[p] = is_stop(g->options, g->drawn[i]);
+        if (!g->stopped[p] && g->n_made[p] < g->options->max_new_tokens) g->running[left++] = p;
+    }
+    g->n_running = left;
+}
+
+static bool run_steps(Generator *g) {
+    const GenerateOptions *o = g->options;
+    for (int64_t step = 0; g->n_running > 0; step++) {
+        if (step) step_rows(g);
+        if (!compute_step(g)) return false;
+        take_drawn(g);
+        if (o->progress && !o->progress(o->progress_context, step, g->n_running))
+            return error_set(g->error, ERROR_INTERRUPTED, "generation: interrupted after %lld tokens",
+                             (long long)step + 1);
+    }
+    return true;
+}
+
+/* ---- memory ---- */
+static bool measure(Generator *g, size_t *n_bytes) {
+    Workspace w;
+    bool ok = workspace_open(&w, g->model, &cost_device, false, g->error);
+    if (ok) {
+        prefill_rows(g);
+        run_program(g, &w.context);
+        w.context.arena.used = 0;
+        w.context.n_vars = 0;
+        step_rows(g);
+        run_program(g, &w.context);
+        *n_bytes = w.context.arena.peak;
+    }
+    workspace_close(&w);
+    return ok;
+}
+
+static bool reserve_cache(Generator *g) {
+    int64_t n_rows = 0;
+    for (int64_t p = 0; p < g->batch->n_prompts; p++) {
+        g->first_rows[p] = n_rows;
+        n_rows += prompt_length(g, p) + g->options->max_new_tokens;
+    }
+    if (n_rows > INT32_MAX)
+        return error_set(g->error, ERROR_BAD_INPUT, "generation: expected at most %d tokens: got %lld",
+                         INT32_MAX, (long long)n_rows);
+    return kv_cache_open(&g->cache, &g->model->config, g->model->device, g->model->compute, n_rows, g->error);
+}
+
+static bool generator_open(Generator *g) {
+    const ModelConfig *config = &g->model->config;
+    size_t p = (size_t)g->batch->n_prompts;
+    int64_t n = g->batch->offsets[p], cells = config->n_moe_layers * config->n_experts;
+    if (!rows_open(&g->rows, n, g->batch->n_prompts, g->error)) return false;
+    g->runs = mem_zeroed((size_t)config->n_layers, sizeof *g->runs);
+    g->findings = mem_alloc((size_t)decoder_n_checks(config) * sizeof *g->findings);
+    g->first_rows = mem_zeroed(p, sizeof *g->first_rows);
+    g->running = mem_zeroed(p, sizeof *g->running);
+    g->keys = mem_zeroed(p, 2 * sizeof *g->keys);
+    g->last_rows = mem_zeroed(p, sizeof *g->last_rows);
+    g->drawn = mem_zeroed(p, sizeof *g->drawn);
+    g->made = mem_zeroed(p, (size_t)g->options->max_new_tokens * sizeof *g->made);
+    g->n_made = mem_zeroed(p, sizeof *g->n_made);
+    g->stopped = mem_zeroed(p, sizeof *g->stopped);
+    DType real = g->model->compute == DTYPE_F64 ? DTYPE_F64 : DTYPE_F32;
+    if (g->options->route_bias)
+        g->route_bias = decoder_reals(real, g->options->route_bias, cells, &g->owned_bias);
+    bool ok = g->runs && g->findings && g->first_rows && g->running && g->keys && g->last_rows && g->drawn &&
+              g->made && g->n_made && g->stopped && (!g->options->route_bias || g->route_bias);
+    if (!ok) return error_out_of_memory(g->error, "generation", p * (size_t)g->options->max_new_tokens * 4);
+    size_t n_bytes = 0;
+    return reserve_cache(g) && measure(g, &n_bytes) &&
+           workspace_open(&g->workspace, g->model, g->model->device, false, g->error) &&
+           workspace_reserve(&g->workspace, n_bytes, g->error);
+}
+
+static void generator_close(Generator *g) {
+    void *blocks[] = {g->runs,  g->findings, g->first_rows, g->running, g->keys,      g->last_rows,
+                      g->drawn, g->made,     g->n_made,     g->stopped, g->owned_bias};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
+    rows_close(&g->rows);
+    workspace_close(&g->workspace);
+    kv_cache_close(&g->cache);
+}
+
+/* ---- the front door ---- */
+static bool hand_over(Generator *g, Generation *to) {
+    int64_t n_prompts = g->batch->n_prompts, total = 0;
+    to->offsets = mem_alloc((size_t)(n_prompts + 1) * sizeof *to->offsets);
+    for (int64_t p = 0; to->offsets && p <= n_prompts; p++) {
+        to->offsets[p] = total;
+        if (p < n_prompts) total += g->n_made[p];
+    }
+    to->tokens = mem_alloc((size_t)total * sizeof *to->tokens);
+    if (!to->offsets || !to->tokens)
+        return error_out_of_memory(g->error, "generated tokens", (size_t)total * sizeof *to->tokens);
+    for (int64_t p = 0; p < n_prompts; p++)
+        memcpy(to->tokens + to->offsets[p], g->made + p * g->options->max_new_tokens,
+               (size_t)g->n_made[p] * sizeof *to->tokens);
+    to->n_prompts = n_prompts;
+    to->stopped = g->stopped;
+    g->stopped = NULL;
+    return true;
+}
+
+bool generate(const Model *model, const PromptBatch *batch, const GenerateOptions *options,
+              const Hooks *hooks, Generation *generation, Error *error) {
+    const Hooks none = {0};
+    *generation = (Generation){0};
+    check(model->device->computes, "generation on the device %s", model->device->name);
+    if (options->max_new_tokens < 1)
+        return error_set(error, ERROR_BAD_INPUT, "max_new_tokens: expected at least 1: got %lld",
+                         (long long)options->max_new_tokens);
+    if (!decoder_check_batch(model, batch, options->max_new_tokens, error)) return false;
+    Generator g = {.model = model, .batch = batch, .options = options, .hooks = hooks ? hooks : &none};
+    int64_t vocabulary = model->config.vocab_size;
+    g.error = error;
+    g.rule = options->rule;
+    if (g.rule.n_valid < 1 || g.rule.n_valid > vocabulary) g.rule.n_valid = vocabulary;
+    bool ok = generator_open(&g);
+    if (ok) {
+        prefill_rows(&g);
+        ok = run_steps(&g) && hand_over(&g, generation);
+    }
+    generator_close(&g);
+    if (!ok) generation_free(generation);
+    return ok;
+}
+
+void generation_free(Generation *generation) {
+    mem_free(generation->offsets);
+    mem_free(generation->tokens);
+    mem_free(generation->stopped);
+    *generation = (Generation){0};
+}

@@ -1,0 +1,29 @@
+/* Opening a checkpoint for computing, and plans from its shapes alone. */
+#include "model.h"
+#include "../kernels/cost.h"
+
+bool model_open(const char *folder, const Device *device, DType compute, Model *model, Error *error) {
+    *model = (Model){.device = device, .compute = compute};
+    if (model_config_read(folder, &model->config, error) &&
+        weights_load(&model->config, device, &model->weights, error))
+        return true;
+    model_close(model);
+    return false;
+}
+
+void model_close(Model *model) {
+    weights_free(&model->weights);
+    model_config_free(&model->config);
+    *model = (Model){0};
+}
+
+bool model_plan(const ModelConfig *config, DType compute, DType weights, const PromptBatch *shape,
+                const PassOptions *options, PassResult *plan, size_t *weights_bytes, Error *error) {
+    Model model = {.config = *config, .device = &cost_device, .compute = compute};
+    if (!weights_shapes(config, weights, &cost_device, &model.weights, error)) return false;
+    *weights_bytes = model.weights.n_bytes;
+    PromptBatch batch = {shape->n_prompts, shape->offsets, NULL};
+    bool ok = model_pass(&model, &batch, options, NULL, plan, error);
+    weights_free(&model.weights);
+    return ok;
+}

@@ -1,0 +1,237 @@
+/* A scoring pass: forward, loss, and back to the router gates. The program is written once (run_program);
+ * the cost device runs it first, then the model's device in a block of exactly the size found.
+ *
+ * Kept for the backward, per token and layer, when recomputing: the residual stream before attention and
+ * before the experts, attention's result, and its log-sum-exp. */
+#include "../kernels/check.h"
+#include "alloc.h"
+#include "decoder.h"
+#include "io.h"
+#include <stdio.h>
+#include <string.h>
+
+typedef struct {
+    const Model *model;
+    const PromptBatch *batch;
+    const PassOptions *options;
+    const Hooks *hooks;
+    Error *error;
+    Rows rows;
+    LayerRun *runs;
+    int64_t *findings;
+    const void *loss_weights, *route_bias; /* as reals, on the host */
+    void *owned[3];
+    void *nll; /* [T] reals on the host */
+    float *logits;
+    bool wants_nll, failed;
+    size_t saved_bytes;
+} Pass;
+
+/* ---- the batch ---- */
+static void fill_rows(Rows *rows, const PromptBatch *batch) {
+    for (int64_t p = 0; p < batch->n_prompts; p++) {
+        int64_t begin = batch->offsets[p], end = batch->offsets[p + 1];
+        rows->offsets[p] = rows->kv_begin[p] = (int32_t)begin;
+        rows->kv_length[p] = (int32_t)(end - begin);
+        for (int64_t t = begin; t < end; t++) {
+            rows->ids[t] = batch->tokens ? batch->tokens[t] : 0;
+            rows->positions[t] = (int32_t)(t - begin);
+            rows->targets[t] = batch->tokens && t + 1 < end ? batch->tokens[t + 1] : -1;
+        }
+    }
+    rows->offsets[batch->n_prompts] = (int32_t)batch->offsets[batch->n_prompts];
+}
+
+static void place_in_batch(const void *context, CheckKind kind, int64_t row, int64_t *prompt,
+                           int64_t *token) {
+    (void)kind;
+    const PromptBatch *batch = context;
+    int64_t p = 0;
+    while (batch->offsets[p + 1] <= row) p++;
+    *prompt = p;
+    *token = row - batch->offsets[p];
+}
+
+/* ---- the program ---- */
+static void run_loss(Pass *p, Context *c, Decoder *d, Var *h) {
+    const Weights *w = &p->model->weights;
+    Tensor targets = tape_upload(c, DTYPE_I32, p->rows.n_rows, p->rows.targets);
+    Var *nll = nn_cross_entropy(c, h, w->head, (Tensor){0}, targets);
+    decoder_check(d, c, CHECK_NLL, 0, nll->x);
+    if (c->device->computes) c->device->copy_out(c->queue, p->nll, nll->x);
+    if (c->device->computes && d->hooks->loss && !d->failed)
+        d->failed = !d->hooks->loss(d->hooks->context, &d->site, nll->x);
+    if (c->tape) nll->g = tape_upload(c, c->real, p->rows.n_rows, p->loss_weights);
+}
+
+static void run_logits(Pass *p, Context *c, Decoder *d, Var *h) {
+    Scope scope = scope_open(c);
+    Tensor logits = tape_matrix(c, c->real, p->rows.n_rows, p->model->config.vocab_size);
+    c->device->ops->dense(c->queue, logits, h->x, p->model->weights.head, (Tensor){0}, (Tensor){0});
+    decoder_check(d, c, CHECK_LOGITS, 0, logits);
+    if (c->device->computes) c->device->copy_out(c->queue, p->logits, logits);
+    scope_close(c, scope);
+}
+
+static void run_backward(Context *c, Decoder *d, Var *x) {
+    tape_backward(c);
+    if (c->device->computes && d->hooks->embedding_grad && !d->failed)
+        d->failed = !d->hooks->embedding_grad(d->hooks->context, &d->site, x->g);
+}
+
+static void run_program(Pass *p, Context *c, bool recompute) {
+    const ModelConfig *config = &p->model->config;
+    int64_t n_checks = decoder_n_checks(config);
+    Decoder d = {.model = p->model,
+                 .hooks = p->hooks,
+                 .site = {c->device, c->queue, p->error},
+                 .wants_grad = c->tape != NULL,
+                 .recompute = recompute,
+                 .runs = p->runs};
+    decoder_checks_clear(p->findings, n_checks);
+    d.nonfinite = tape_upload(c, DTYPE_I64, n_checks, p->findings);
+    if (p->route_bias) {
+        int64_t n = config->n_moe_layers * config->n_experts;
+        d.route_bias = tape_upload(c, c->real, n, p->route_bias);
+        d.route_bias = tensor_as_matrix(d.route_bias, config->n_moe_layers, config->n_experts);
+    }
+    Tensor ids = decoder_upload(&d, c, &p->rows);
+    size_t before = c->arena.used;
+    Var *x = nn_embed(c, NULL, ids, p->model->weights.embedding, c->tape && p->hooks->embedding_grad);
+    Var *last = decoder_run(&d, c, x);
+    p->saved_bytes = c->tape ? c->arena.used - before : 0;
+    if (!d.failed && (p->wants_nll || p->options->want_logits)) {
+        Var *h = nn_rmsnorm(c, last, p->model->weights.final_norm, config->norm_eps);
+        if (p->options->want_logits) run_logits(p, c, &d, h);
+        if (p->wants_nll) run_loss(p, c, &d, h);
+    }
+    if (!d.failed && c->tape) run_backward(c, &d, x);
+    if (c->device->computes) c->device->copy_out(c->queue, p->findings, d.nonfinite);
+    p->failed = d.failed;
+}
+
+/* ---- its two runs ---- */
+static bool measure(Pass *p, bool recompute, PassResult *result) {
+    Workspace w;
+    bool ok = workspace_open(&w, p->model, &cost_device, p->loss_weights != NULL, p->error);
+    if (ok) {
+        run_program(p, &w.context, recompute);
+        result->recomputed = recompute && p->loss_weights;
+        result->activation_bytes = w.context.arena.peak;
+        result->saved_bytes = p->saved_bytes;
+        result->cost = w.context.queue->cost;
+    }
+    workspace_close(&w);
+    return ok;
+}
+
+static bool compute(Pass *p, const PassResult *plan) {
+    Workspace w;
+    bool ok = workspace_open(&w, p->model, p->model->device, p->loss_weights != NULL, p->error) &&
+              workspace_reserve(&w, plan->activation_bytes, p->error);
+    if (ok) {
+        run_program(p, &w.context, plan->recomputed);
+        ok = workspace_sync(&w, p->error) && !p->failed;
+        ok = ok && decoder_checks_read(&p->model->config, p->findings, place_in_batch, p->batch, p->error);
+        check(!ok || w.context.arena.peak == plan->activation_bytes, "%zu bytes planned, %zu used",
+              plan->activation_bytes, w.context.arena.peak);
+    }
+    workspace_close(&w);
+    return ok;
+}
+
+/* ---- memory ---- */
+/* MemAvailable of /proc/meminfo, three quarters of it; 1 GiB where the system does not say. */
+static size_t memory_available(void) {
+    Error ignored = {0};
+    IoFile file;
+    size_t n, available = 0;
+    if (io_open(&file, "/proc/meminfo", &ignored)) {
+        char *text = io_read_stream(file.fd, "/proc/meminfo", 1 << 16, &n, &ignored);
+        const char *line = text ? strstr(text, "MemAvailable:") : NULL;
+        unsigned long long kib = 0;
+        if (line && sscanf(line, "MemAvailable: %llu", &kib) == 1) available = (size_t)kib * 768;
+        mem_free(text);
+        io_close(&file);
+    }
+    return available ? available : (size_t)1 << 30;
+}
+
+static bool choose(Pass *p, PassResult *result) {
+    Recompute mode = p->loss_weights ? p->options->recompute : RECOMPUTE_ALWAYS;
+    if (mode != RECOMPUTE_AUTO) return measure(p, mode == RECOMPUTE_ALWAYS, result);
+    size_t limit = p->options->memory_limit_bytes ? p->options->memory_limit_bytes : memory_available();
+    if (!measure(p, false, result)) return false;
+    return result->activation_bytes <= limit || measure(p, true, result);
+}
+
+/* ---- the front door ---- */
+static bool pass_open(Pass *p) {
+    const ModelConfig *config = &p->model->config;
+    int64_t n = p->batch->offsets[p->batch->n_prompts], cells = config->n_moe_layers * config->n_experts;
+    DType real = p->model->compute == DTYPE_F64 ? DTYPE_F64 : DTYPE_F32;
+    if (!rows_open(&p->rows, n, p->batch->n_prompts, p->error)) return false;
+    fill_rows(&p->rows, p->batch);
+    const PassOptions *o = p->options;
+    size_t n_logits =
+        o->want_logits && p->model->device->computes ? (size_t)n * (size_t)config->vocab_size : 0;
+    p->runs = mem_zeroed((size_t)config->n_layers, sizeof *p->runs);
+    p->findings = mem_alloc((size_t)decoder_n_checks(config) * sizeof *p->findings);
+    if (o->loss_weights) p->loss_weights = decoder_reals(real, o->loss_weights, n, &p->owned[0]);
+    if (o->route_bias) p->route_bias = decoder_reals(real, o->route_bias, cells, &p->owned[1]);
+    p->nll = p->wants_nll ? p->owned[2] = mem_zeroed((size_t)n, dtype_bytes(real)) : NULL;
+    p->logits = n_logits ? mem_alloc(n_logits * dtype_bytes(real)) : NULL;
+    bool ok = p->runs && p->findings && (!o->loss_weights || p->loss_weights) &&
+              (!o->route_bias || p->route_bias) && (!p->wants_nll || p->nll) && (!n_logits || p->logits);
+    return ok || error_out_of_memory(p->error, "the results of a pass", n_logits * dtype_bytes(real));
+}
+
+static void pass_close(Pass *p) {
+    rows_close(&p->rows);
+    mem_free(p->runs);
+    mem_free(p->findings);
+    for (int i = 0; i < 3; i++) mem_free(p->owned[i]);
+    mem_free(p->logits);
+}
+
+/* The reals of the table as f32, in place; the block then belongs to the result. */
+static float *as_floats(const Pass *p, void *reals, int64_t n) {
+    for (int64_t i = 0; p->model->compute == DTYPE_F64 && i < n; i++) {
+        double wide;
+        memcpy(&wide, (double *)reals + i, sizeof wide);
+        memcpy((float *)reals + i, &(float){(float)wide}, sizeof(float));
+    }
+    return reals;
+}
+
+static void hand_over(Pass *p, PassResult *result) {
+    int64_t n = p->rows.n_rows;
+    if (p->nll) result->nll = as_floats(p, p->nll, n);
+    if (p->logits) result->logits = as_floats(p, p->logits, n * p->model->config.vocab_size);
+    p->owned[2] = NULL;
+    p->logits = NULL;
+}
+
+bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions *options, const Hooks *hooks,
+                PassResult *result, Error *error) {
+    const Hooks none = {0};
+    *result = (PassResult){0};
+    if (!decoder_check_batch(model, batch, 0, error)) return false;
+    Pass p = {.model = model, .batch = batch, .options = options, .hooks = hooks ? hooks : &none};
+    p.error = error;
+    p.wants_nll = options->want_nll || options->loss_weights;
+    bool ok = pass_open(&p) && choose(&p, result);
+    if (ok && model->device->computes) {
+        ok = compute(&p, result);
+        if (ok) hand_over(&p, result);
+    }
+    pass_close(&p);
+    if (!ok) pass_result_free(result);
+    return ok;
+}
+
+void pass_result_free(PassResult *result) {
+    mem_free(result->nll);
+    mem_free(result->logits);
+    *result = (PassResult){0};
+}
