@@ -28,7 +28,7 @@ struct Queue {
 
 typedef struct Device Device;
 struct Device {
-    const char *name; /* "cpu", "cost", "cuda" */
+    const char *name; /* "generic", "avx2", "avx512", "f64", "cost", "cuda" */
     const Ops *ops;
     bool computes;             /* false: memory must not be read (cost) */
     Queue *(*queue_new)(void); /* NULL when out of memory */

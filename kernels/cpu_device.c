@@ -1,0 +1,107 @@
+/* The CPU as a device: ops run when they are called; memory is the host's. */
+#include "cpu/cpu.h"
+#include <omp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+extern const Ops generic_ops, f64_ops;
+#if defined(__x86_64__)
+extern const Ops avx2_ops, avx512_ops;
+#endif
+
+void queue_fail(Queue *q, const char *op, const char *format, ...) {
+    if (q->failed_op) return;
+    q->failed_op = op;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(q->failure, sizeof q->failure, format, arguments);
+    va_end(arguments);
+}
+
+/* One scratch block for each thread; pages that no thread touches take no memory. */
+typedef struct {
+    char *blocks;
+    int n_threads;
+} Scratch;
+
+enum { LEAST_THREADS = 64 };
+
+static Queue *queue_new(void) {
+    Queue *q = calloc(1, sizeof *q);
+    Scratch *scratch = calloc(1, sizeof *scratch);
+    int n = LEAST_THREADS;
+    if (omp_get_max_threads() > n) n = omp_get_max_threads();
+    if (omp_get_num_procs() > n) n = omp_get_num_procs();
+    char *blocks = aligned_alloc(4096, (size_t)n * CPU_SCRATCH_BYTES);
+    if (!q || !scratch || !blocks) {
+        free(q);
+        free(scratch);
+        free(blocks);
+        return NULL;
+    }
+    *scratch = (Scratch){blocks, n};
+    q->stream = scratch;
+    return q;
+}
+
+void *cpu_scratch(Queue *q) {
+    const Scratch *scratch = q->stream;
+    int thread = omp_get_thread_num();
+    check(thread < scratch->n_threads, "thread %d of %d", thread, scratch->n_threads);
+    return scratch->blocks + (size_t)thread * CPU_SCRATCH_BYTES;
+}
+
+static void queue_free(Queue *q) {
+    Scratch *scratch = q->stream;
+    free(scratch->blocks);
+    free(scratch);
+    free(q);
+}
+static void *cpu_alloc(size_t n_bytes) {
+    return aligned_alloc(256, (n_bytes + 255) / 256 * 256 + (n_bytes ? 0 : 256));
+}
+static void cpu_free(void *p) { free(p); }
+static void cpu_zero(Queue *q, Tensor t) {
+    if (!q->failed_op) memset(t.data, 0, tensor_bytes(t));
+}
+static void copy_in(Queue *q, Tensor to, const void *from) {
+    if (!q->failed_op && tensor_count(to)) memcpy(to.data, from, tensor_bytes(to));
+}
+static void copy_out(Queue *q, void *to, Tensor from) {
+    if (!q->failed_op && tensor_count(from)) memcpy(to, from.data, tensor_bytes(from));
+}
+static bool cpu_sync(Queue *q) { return q->failed_op == NULL; }
+
+#define DEVICE(table)                                                                                        \
+    {                                                                                                        \
+#table, &table##_ops, true, queue_new, queue_free, cpu_alloc, cpu_free, cpu_zero, copy_in, copy_out, \
+            cpu_sync                                                                                         \
+    }
+static const Device generic_device = DEVICE(generic), f64_device = DEVICE(f64);
+#if defined(__x86_64__)
+static const Device avx2_device = DEVICE(avx2), avx512_device = DEVICE(avx512);
+#endif
+
+const Device *cpu_device_named(const char *isa) {
+    if (!strcmp(isa, "generic")) return &generic_device;
+    if (!strcmp(isa, "f64")) return &f64_device;
+#if defined(__x86_64__)
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!strcmp(isa, "avx2") && avx2) return &avx2_device;
+    if (!strcmp(isa, "avx512") && avx2 && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq"))
+        return &avx512_device;
+#endif
+    return NULL;
+}
+
+const Device *cpu_device(void) {
+    const char *named = getenv("GATETAPE_ISA");
+    if (named && *named) return cpu_device_named(named);
+    const Device *best = cpu_device_named("avx512");
+    if (!best) best = cpu_device_named("avx2");
+    return best ? best : &generic_device;
+}
