@@ -94,20 +94,23 @@ static const char *scan_number(const char *p, const char *end) {
     return p < end && (*p == '.' || (*p >= '0' && *p <= '9')) ? NULL : p;
 }
 
+/* What is wrong with the \u escape whose u is at p, or NULL. cJSON reads other digits than hexadecimal ones as 0. */
+static const char *check_escape(const char *p, const char *end) {
+    for (int i = 1; i <= 4; i++)
+        if (p + i >= end || !strchr("0123456789abcdefABCDEF", p[i]) || !p[i]) return "a malformed \\u escape";
+    return memcmp(p, "u0000", 5) ? NULL : "\\u0000 in a string";
+}
+
 /* The byte after the string whose quote is at p; NULL and *what when something in it is refused. */
 static const char *scan_string(const char *p, const char *end, const char **bad, const char **what) {
     for (p++; p < end && *p != '"'; p++) {
         *bad = p;
-        if ((unsigned char)*p < 0x20) {
-            *what = "a control character in a string";
-            return NULL;
-        }
+        *what = (unsigned char)*p < 0x20 ? "a control character in a string" : NULL;
+        if (*what) return NULL;
         if (*p != '\\') continue;
-        p++;
-        if (end - p >= 5 && !memcmp(p, "u0000", 5)) {
-            *what = "\\u0000 in a string";
-            return NULL;
-        }
+        if (++p == end) break;
+        *what = *p == 'u' ? check_escape(p, end) : NULL;
+        if (*what) return NULL;
     }
     *bad = p;
     *what = "a string without end";
