@@ -7,9 +7,9 @@
 #include "../math.h"
 #include "attention.h"
 
-/* The block of a thread; all arrays have ATTENTION_ROWS or ATTENTION_KEYS rows. */
+/* The packed blocks of a thread. */
 typedef struct {
-    real *query, *key, *key_t, *value, *sum, *score;
+    real *query, *key, *key_t, *value, *sum, *score; /* query, sum and score: a line for each row */
     real largest[ATTENTION_ROWS], total[ATTENTION_ROWS];
 } Forward;
 
@@ -26,39 +26,71 @@ static Forward forward_memory(Queue *q, const Attention *a) {
     return f;
 }
 
+/* The largest of x[from..to) and `floor`. */
+static real range_largest(const real *x, KeyRange in, real floor) {
+    real lane[LANES];
+    for (int l = 0; l < LANES; l++) lane[l] = floor;
+    int64_t j = in.from;
+    for (; j + LANES <= in.to; j += LANES) {
+#pragma omp simd
+        for (int l = 0; l < LANES; l++) lane[l] = x[j + l] > lane[l] ? x[j + l] : lane[l];
+    }
+    for (int l = 0; j + l < in.to; l++) lane[l] = x[j + l] > lane[l] ? x[j + l] : lane[l];
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lane[l] = lane[l + half] > lane[l] ? lane[l + half] : lane[l];
+    return lane[0];
+}
+
 /* Scores of a row become exp(score - maximum), 0 outside its keys; the running sums are rescaled. */
 static void block_softmax(Forward *f, int64_t r, KeyRange in, real scale, int64_t value_size) {
-    real *s = f->score + r * ATTENTION_KEYS, largest = f->largest[r];
-    for (int64_t j = 0; j < ATTENTION_KEYS; j++)
-        s[j] = j >= in.from && j < in.to ? s[j] * scale : -(real)INFINITY;
-    for (int64_t j = 0; j < ATTENTION_KEYS; j++) largest = s[j] > largest ? s[j] : largest;
-    for (int64_t j = 0; j < ATTENTION_KEYS; j++) s[j] = exp_real(s[j] - largest);
+    real *s = f->score + r * ATTENTION_KEYS;
+    int64_t end = (in.to + LANES - 1) / LANES * LANES;
+    for (int64_t j = in.from; j < in.to; j++) s[j] *= scale;
+    real largest = range_largest(s, in, f->largest[r]);
+    for (int64_t j = 0; j < in.from; j++) s[j] = 0;
+    for (int64_t j = in.from; j < in.to; j++) s[j] = exp_real(s[j] - largest);
+    for (int64_t j = in.to; j < end; j++) s[j] = 0;
     Lanes sum = {0};
-    lanes_add(&sum, s, ATTENTION_KEYS);
-    real shrink = exp_real(f->largest[r] - largest);
+    lanes_add(&sum, s, end);
+    real shrink = largest > f->largest[r] ? exp_real(f->largest[r] - largest) : 1;
     f->largest[r] = largest;
     f->total[r] = fma_real(f->total[r], shrink, lanes_total(&sum));
+    if (shrink == 1) return; /* multiplying would change nothing */
     for (int64_t c = 0; c < value_size; c++) f->sum[r * value_size + c] *= shrink;
+}
+
+/* Rows [r, r + g.n): scores, softmax, values. Each row takes its keys in order; those that all share go as a tile. */
+static void forward_group(Forward *f, const Attention *a, const RowGroup *g, int64_t r) {
+    Product scores = {f->score, ATTENTION_KEYS, {f->query, a->size, 1},
+                      f->key_t, ATTENTION_KEYS, {0, a->size}};
+    Product values = {f->sum, a->value_size, {f->score, ATTENTION_KEYS, 1}, f->value, a->value_size, {0, 0}};
+    int64_t width = a->value_size;
+    memset(f->score + r * ATTENTION_KEYS, 0, (size_t)(g->n * ATTENTION_KEYS) * sizeof(real));
+    attention_product(&scores, r, g->n, attention_columns(g->hull));
+    for (int64_t i = 0; i < g->n; i++)
+        if (g->row[i].from < g->row[i].to) block_softmax(f, r + i, g->row[i], a->scale, width);
+    KeyRange common = g->common.from < g->common.to ? g->common : (KeyRange){ATTENTION_KEYS, ATTENTION_KEYS};
+    for (int64_t i = 0; i < g->n; i++) {
+        values.k = (KeyRange){g->row[i].from, least(common.from, g->row[i].to)};
+        attention_product(&values, r + i, 1, width);
+    }
+    values.k = common;
+    attention_product(&values, r, g->n, width);
+    for (int64_t i = 0; i < g->n; i++) {
+        values.k = (KeyRange){common.to, g->row[i].to};
+        attention_product(&values, r + i, 1, width);
+    }
 }
 
 static void forward_block(Forward *f, const Attention *a, Prompt b, int64_t kv_head, KeyRange rows,
                           int64_t k0) {
-    int64_t n = rows.to - rows.from, n_keys = least(ATTENTION_KEYS, b.keys - k0);
+    int64_t n_keys = least(ATTENTION_KEYS, b.keys - k0);
     attention_pack_keys(f->key, a, a->key, b, kv_head, k0, n_keys);
     attention_transpose(f->key_t, f->key, n_keys, a->size);
     attention_pack_keys(f->value, a, a->value, b, kv_head, k0, n_keys);
-    memset(f->score, 0, (size_t)(n * ATTENTION_KEYS) * sizeof(real));
-    attention_product(f->score, ATTENTION_KEYS, (Packed){f->query, a->size, 1}, f->key_t, ATTENTION_KEYS, n,
-                      (KeyRange){0, a->size}, ATTENTION_KEYS);
-    for (int64_t r = 0; r < n; r++) {
-        KeyRange in = attention_keys(a, b, rows.from + r);
-        in.from = in.from > k0 ? in.from - k0 : 0;
-        in.to = least(in.to - k0, ATTENTION_KEYS);
-        if (in.from >= in.to) continue;
-        block_softmax(f, r, in, a->scale, a->value_size);
-        attention_product(f->sum + r * a->value_size, a->value_size,
-                          (Packed){f->score + r * ATTENTION_KEYS, 0, 1}, f->value, a->value_size, 1, in,
-                          a->value_size);
+    for (int64_t r = rows.from; r < rows.to; r += WIDE_ROWS) {
+        RowGroup g = attention_group(a, b, r, rows.to - r, k0);
+        if (g.hull.from < g.hull.to) forward_group(f, a, &g, r - rows.from);
     }
 }
 

@@ -19,17 +19,17 @@ typedef struct {
 static Backward backward_memory(Queue *q, const Attention *a) {
     real *p = cpu_scratch(q), *start = p;
     Backward b;
-    int64_t block = ATTENTION_ROWS * a->size, value_block = ATTENTION_ROWS * a->value_size;
-    b.query = p, p += block;
-    b.dout = p, p += value_block;
-    b.key = p, p += block;
-    b.key_t = p, p += block;
-    b.value = p, p += value_block;
-    b.value_t = p, p += value_block;
-    b.sum = p, p += block;
-    b.value_sum = p, p += value_block;
+    b.query = p, p += ATTENTION_ROWS * a->size;
+    b.dout = p, p += ATTENTION_ROWS * a->value_size;
+    b.key = p, p += ATTENTION_KEYS * a->size;
+    b.key_t = p, p += ATTENTION_KEYS * a->size;
+    b.value = p, p += ATTENTION_KEYS * a->value_size;
+    b.value_t = p, p += ATTENTION_KEYS * a->value_size;
+    b.sum = p, p += ATTENTION_ROWS * a->size; /* of rows, or of the fewer keys */
+    b.value_sum = p, p += ATTENTION_KEYS * a->value_size;
     b.p = p, p += ATTENTION_ROWS * ATTENTION_KEYS;
     b.ds = p, p += ATTENTION_ROWS * ATTENTION_KEYS;
+    _Static_assert(ATTENTION_ROWS >= ATTENTION_KEYS, "sum holds either");
     check((size_t)(p - start) * sizeof *p <= CPU_SCRATCH_BYTES, "head sizes %lld, %lld", (long long)a->size,
           (long long)a->value_size);
     return b;
@@ -59,24 +59,55 @@ static void load_keys(Backward *w, const Attention *a, Prompt b, int64_t kv_head
     attention_transpose(w->value_t, w->value, n, a->value_size);
 }
 
-/* p and ds of n rows from r0 against the loaded keys from k0; 0 where a row does not see a key. */
+/* p and ds of a row: x holds the scores, ds dout . v; 0 outside the row's keys. */
+static void row_gradients(Backward *w, int64_t r, KeyRange in, real scale) {
+    real *p = w->p + r * ATTENTION_KEYS, *ds = w->ds + r * ATTENTION_KEYS, lse = w->lse[r],
+         delta = w->delta[r];
+    for (int64_t j = 0; j < in.from; j++) p[j] = ds[j] = 0;
+    for (int64_t j = in.from; j < in.to; j++) {
+        p[j] = exp_real(fma_real(p[j], scale, -lse));
+        ds[j] = scale * p[j] * (ds[j] - delta);
+    }
+    for (int64_t j = in.from < in.to ? in.to : in.from; j < ATTENTION_KEYS; j++) p[j] = ds[j] = 0;
+}
+
+/* p and ds of n rows from r0 against the loaded keys from k0. */
 static void block_gradients(Backward *w, const Attention *a, Prompt b, int64_t r0, int64_t n, int64_t k0) {
     size_t size = (size_t)(n * ATTENTION_KEYS) * sizeof(real);
     memset(w->p, 0, size);
     memset(w->ds, 0, size);
-    attention_product(w->p, ATTENTION_KEYS, (Packed){w->query, a->size, 1}, w->key_t, ATTENTION_KEYS, n,
-                      (KeyRange){0, a->size}, ATTENTION_KEYS);
-    attention_product(w->ds, ATTENTION_KEYS, (Packed){w->dout, a->value_size, 1}, w->value_t, ATTENTION_KEYS,
-                      n, (KeyRange){0, a->value_size}, ATTENTION_KEYS);
-    for (int64_t r = 0; r < n; r++) {
-        KeyRange in = attention_keys(a, b, r0 + r);
-        real *p = w->p + r * ATTENTION_KEYS, *ds = w->ds + r * ATTENTION_KEYS;
-        for (int64_t j = 0; j < ATTENTION_KEYS; j++) {
-            bool seen = k0 + j >= in.from && k0 + j < in.to;
-            real share = exp_real(fma_real(p[j], a->scale, -w->lse[r]));
-            p[j] = seen ? share : 0;
-            ds[j] = seen ? a->scale * share * (ds[j] - w->delta[r]) : 0;
-        }
+    Product scores = {w->p, ATTENTION_KEYS, {w->query, a->size, 1}, w->key_t, ATTENTION_KEYS, {0, a->size}};
+    Product slopes = {w->ds,      ATTENTION_KEYS, {w->dout, a->value_size, 1},
+                      w->value_t, ATTENTION_KEYS, {0, a->value_size}};
+    for (int64_t r = 0; r < n; r += WIDE_ROWS) {
+        RowGroup g = attention_group(a, b, r0 + r, n - r, k0);
+        if (g.hull.from >= g.hull.to) continue;
+        attention_product(&scores, r, g.n, attention_columns(g.hull));
+        attention_product(&slopes, r, g.n, attention_columns(g.hull));
+        for (int64_t i = 0; i < g.n; i++) row_gradients(w, r + i, g.row[i], a->scale);
+    }
+}
+
+/* sum[r] += ds[r] . keys, over the keys that a group of rows sees. */
+static void query_sums(Backward *w, const Attention *a, Prompt b, int64_t r0, int64_t n, int64_t k0) {
+    Product p = {w->sum, a->size, {w->ds, ATTENTION_KEYS, 1}, w->key, a->size, {0, 0}};
+    for (int64_t r = 0; r < n; r += WIDE_ROWS) {
+        RowGroup g = attention_group(a, b, r0 + r, n - r, k0);
+        p.k = g.hull;
+        attention_product(&p, r, g.n, a->size);
+    }
+}
+
+/* sum[key] += ds^T query and value_sum[key] += p^T dout, over the rows of the block that may see a group of keys. */
+static void key_sums(Backward *w, const Attention *a, Prompt b, int64_t r0, int64_t n, int64_t k0,
+                     int64_t n_keys) {
+    Product keys = {w->sum, a->size, {w->ds, 1, ATTENTION_KEYS}, w->query, a->size, {0, n}};
+    Product values = {w->value_sum, a->value_size, {w->p, 1, ATTENTION_KEYS}, w->dout, a->value_size, {0, n}};
+    for (int64_t j = 0; j < n_keys; j += WIDE_ROWS) {
+        int64_t first = (k0 + j - (b.keys - b.tokens)) * a->group - r0; /* no earlier row sees key j */
+        keys.k.from = values.k.from = first > 0 ? first : 0;
+        attention_product(&keys, j, least(WIDE_ROWS, n_keys - j), a->size);
+        attention_product(&values, j, least(WIDE_ROWS, n_keys - j), a->value_size);
     }
 }
 
@@ -100,8 +131,7 @@ static void query_item(Queue *q, const Attention *a, const Gradients *g, int64_t
     for (; k0 < attention_keys(a, b, r0 + n - 1).to; k0 += ATTENTION_KEYS) {
         load_keys(&w, a, b, kv_head, k0);
         block_gradients(&w, a, b, r0, n, k0);
-        attention_product(w.sum, a->size, (Packed){w.ds, ATTENTION_KEYS, 1}, w.key, a->size, n,
-                          (KeyRange){0, least(ATTENTION_KEYS, b.keys - k0)}, a->size);
+        query_sums(&w, a, b, r0, n, k0);
     }
     for (int64_t r = 0; r < n; r++)
         add_piece(g->dquery, attention_row(a, b, kv_head, r0 + r) * a->size, w.sum + r * a->size, a->size);
@@ -122,10 +152,7 @@ static void key_item(Queue *q, const Attention *a, const Gradients *g, int64_t p
         if (attention_keys(a, b, r0).from >= k0 + n_keys) break;
         load_rows(&w, a, g, b, kv_head, r0, n);
         block_gradients(&w, a, b, r0, n, k0);
-        attention_product(w.sum, a->size, (Packed){w.ds, 1, ATTENTION_KEYS}, w.query, a->size, n_keys,
-                          (KeyRange){0, n}, a->size);
-        attention_product(w.value_sum, a->value_size, (Packed){w.p, 1, ATTENTION_KEYS}, w.dout, a->value_size,
-                          n_keys, (KeyRange){0, n}, a->value_size);
+        key_sums(&w, a, b, r0, n, k0, n_keys);
     }
     for (int64_t j = 0; j < n_keys; j++) {
         int64_t at = (b.first_key + k0 + j) * a->kv_heads + kv_head;
