@@ -23,7 +23,16 @@
 #include <cblas.h>
 #endif
 
-enum { HIDDEN = 1024, EXPERT = 3584, LAYERS = 4, EXPERTS = 8, HEADS = 16, KV_HEADS = 4, HEAD = 64, VOCABULARY = 8192 };
+enum {
+    HIDDEN = 1024,
+    EXPERT = 3584,
+    LAYERS = 4,
+    EXPERTS = 8,
+    HEADS = 16,
+    KV_HEADS = 4,
+    HEAD = 64,
+    VOCABULARY = 8192
+};
 enum { N_PROMPTS = 16, PROMPT_TOKENS = 128, N_RUNS = 5, DECODE_TOKENS = 24 };
 
 static Error error;
@@ -51,8 +60,10 @@ static void add_random(Checkpoint *to, const char *name, int64_t rows, int64_t c
         float value = ones ? 1.0f : ((float)(uint32_t)(state >> 40) / 16777216.0f - 0.5f) * 0.08f;
         uint32_t bits;
         memcpy(&bits, &value, 4);
-        if (to->dtype == DTYPE_F32) ((float *)t.data)[i] = value;
-        else ((uint16_t *)t.data)[i] = (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+        if (to->dtype == DTYPE_F32)
+            ((float *)t.data)[i] = value;
+        else
+            ((uint16_t *)t.data)[i] = (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
     }
     to->tensors[to->n++] = (NamedTensor){mem_copy_text(name, strlen(name)), t};
 }
@@ -75,13 +86,15 @@ static void add_layer(Checkpoint *to, int layer) {
     }
     for (int e = 0; e < EXPERTS; e++)
         for (int w = 1; w <= 3; w++) {
-            snprintf(name, sizeof name, "model.layers.%d.block_sparse_moe.experts.%d.w%d.weight", layer, e, w);
+            snprintf(name, sizeof name, "model.layers.%d.block_sparse_moe.experts.%d.w%d.weight", layer, e,
+                     w);
             add_random(to, name, w == 2 ? HIDDEN : EXPERT, w == 2 ? EXPERT : HIDDEN, false);
         }
 }
 
 static void make_checkpoint(const char *folder, const char *dtype) {
-    Checkpoint all = {mem_zeroed(1024, sizeof(NamedTensor)), 0, strcmp(dtype, "f32") ? DTYPE_BF16 : DTYPE_F32};
+    Checkpoint all = {mem_zeroed(1024, sizeof(NamedTensor)), 0,
+                      strcmp(dtype, "f32") ? DTYPE_BF16 : DTYPE_F32};
     check(all.tensors, "out of memory");
     add_random(&all, "model.embed_tokens.weight", VOCABULARY, HIDDEN, false);
     add_random(&all, "model.norm.weight", 0, HIDDEN, true);
@@ -91,15 +104,17 @@ static void make_checkpoint(const char *folder, const char *dtype) {
     char *path = io_join(folder, "model.safetensors");
     require(safetensors_write(path, all.tensors, all.n, NULL, 0, &error));
     Text config = {0};
-    text_format(&config,
-                "{\"architectures\": [\"MixtralForCausalLM\"], \"model_type\": \"mixtral\", \"vocab_size\": %d, "
-                "\"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, "
-                "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"num_local_experts\": %d, "
-                "\"num_experts_per_tok\": 2, \"rope_theta\": 1000000.0, \"rms_norm_eps\": 1e-05, "
-                "\"max_position_embeddings\": 4096, \"sliding_window\": null, \"hidden_act\": \"silu\", "
-                "\"tie_word_embeddings\": false, \"bos_token_id\": 1, \"eos_token_id\": 2, \"torch_dtype\": \"%s\"}\n",
-                VOCABULARY, HIDDEN, EXPERT, LAYERS, HEADS, KV_HEADS, EXPERTS,
-                all.dtype == DTYPE_F32 ? "float32" : "bfloat16");
+    text_format(
+        &config,
+        "{\"architectures\": [\"MixtralForCausalLM\"], \"model_type\": \"mixtral\", \"vocab_size\": %d, "
+        "\"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, "
+        "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"num_local_experts\": %d, "
+        "\"num_experts_per_tok\": 2, \"rope_theta\": 1000000.0, \"rms_norm_eps\": 1e-05, "
+        "\"max_position_embeddings\": 4096, \"sliding_window\": null, \"hidden_act\": \"silu\", "
+        "\"tie_word_embeddings\": false, \"bos_token_id\": 1, \"eos_token_id\": 2, \"torch_dtype\": "
+        "\"%s\"}\n",
+        VOCABULARY, HIDDEN, EXPERT, LAYERS, HEADS, KV_HEADS, EXPERTS,
+        all.dtype == DTYPE_F32 ? "float32" : "bfloat16");
     require(io_write_all(io_join(folder, "config.json"), config.bytes, config.length, &error));
 }
 
@@ -146,7 +161,8 @@ static double copy_rate(void) {
 #pragma omp parallel
         {
             size_t threads = (size_t)omp_get_num_threads(), part = n / threads;
-            memcpy(to + part * (size_t)omp_get_thread_num(), from + part * (size_t)omp_get_thread_num(), part);
+            memcpy(to + part * (size_t)omp_get_thread_num(), from + part * (size_t)omp_get_thread_num(),
+                   part);
         }
         seconds[run] = clock_seconds() - begin;
     }
@@ -162,10 +178,10 @@ typedef struct {
     double sgemm, copy;
 } Bench;
 
-static void print_row(const Bench *b, const char *name, double seconds, double rate, const char *unit, double ceiling,
-                      double share) {
-    printf("%s,cpu,%d,%s,%.6f,%.4g,%s,%.4g,%.3f,,,\n", name, omp_get_max_threads(), b->compute, seconds, rate, unit,
-           ceiling, share);
+static void print_row(const Bench *b, const char *name, double seconds, double rate, const char *unit,
+                      double ceiling, double share) {
+    printf("%s,cpu,%d,%s,%.6f,%.4g,%s,%.4g,%.3f,,,\n", name, omp_get_max_threads(), b->compute, seconds, rate,
+           unit, ceiling, share);
     fflush(stdout);
 }
 
@@ -201,23 +217,25 @@ static double time_pass(const Bench *b, const Prompts *prompts, const PassOption
     return median(seconds + 1, n_runs);
 }
 
-static void bench_pass(const Bench *b, const char *name, int64_t n_prompts, PassOptions options, bool gradient) {
+static void bench_pass(const Bench *b, const char *name, int64_t n_prompts, PassOptions options,
+                       bool gradient) {
     Prompts prompts = {0};
     make_prompts(&prompts, n_prompts, PROMPT_TOKENS);
     options.loss_weights = gradient ? prompts.loss_weights : NULL;
     options.want_nll = true;
     PassResult plan = {0}, result = {0};
     size_t weights_bytes;
-    require(model_plan(&b->model.config, b->model.compute, b->model.weights.head.dtype, &prompts.batch, &options, &plan,
-                       &weights_bytes, &error));
+    require(model_plan(&b->model.config, b->model.compute, b->model.weights.head.dtype, &prompts.batch,
+                       &options, &plan, &weights_bytes, &error));
     double seconds = time_pass(b, &prompts, &options, N_RUNS, &result);
     double tokens = (double)(n_prompts * PROMPT_TOKENS);
     print_row(b, name, seconds, tokens / seconds, "tokens/s", b->sgemm, plan.cost.flops / seconds / b->sgemm);
     double hidden_row = (double)HIDDEN * (double)dtype_bytes(b->model.compute);
     if (gradient)
-        fprintf(stderr, "%s: %.2f hidden rows kept per token and layer; activations %.1f MB, planned %.1f MB\n", name,
-                (double)result.saved_bytes / tokens / LAYERS / hidden_row, (double)result.activation_bytes / 1e6,
-                (double)plan.activation_bytes / 1e6);
+        fprintf(stderr,
+                "%s: %.2f hidden rows kept per token and layer; activations %.1f MB, planned %.1f MB\n", name,
+                (double)result.saved_bytes / tokens / LAYERS / hidden_row,
+                (double)result.activation_bytes / 1e6, (double)plan.activation_bytes / 1e6);
     pass_result_free(&result);
     pass_result_free(&plan);
     mem_free(prompts.tokens);
@@ -273,8 +291,8 @@ static void bench_decode(const Bench *b, const char *name, int64_t n_prompts) {
 
 static void run(const char *folder, const char *compute) {
     Bench b = {.compute = compute, .sgemm = sgemm_rate(), .copy = copy_rate()};
-    fprintf(stderr, "sgemm %.1f GFLOP/s, copy %.1f GB/s (read + written), %d threads\n", b.sgemm / 1e9, b.copy / 1e9,
-            omp_get_max_threads());
+    fprintf(stderr, "sgemm %.1f GFLOP/s, copy %.1f GB/s (read + written), %d threads\n", b.sgemm / 1e9,
+            b.copy / 1e9, omp_get_max_threads());
     const Device *device = cpu_device();
     check(device, "no CPU device");
     require(model_open(folder, device, strcmp(compute, "bf16") ? DTYPE_F32 : DTYPE_BF16, &b.model, &error));
@@ -293,8 +311,10 @@ static void run(const char *folder, const char *compute) {
 }
 
 int main(int argc, char **argv) {
-    if (argc == 4 && !strcmp(argv[1], "make")) make_checkpoint(argv[2], argv[3]);
-    else if (argc >= 3 && !strcmp(argv[1], "run")) run(argv[2], argc > 3 ? argv[3] : "f32");
+    if (argc == 4 && !strcmp(argv[1], "make"))
+        make_checkpoint(argv[2], argv[3]);
+    else if (argc >= 3 && !strcmp(argv[1], "run"))
+        run(argv[2], argc > 3 ? argv[3] : "f32");
     else {
         fprintf(stderr, "usage: bench_model make FOLDER f32|bf16 | run FOLDER [f32|bf16]\n");
         return 2;

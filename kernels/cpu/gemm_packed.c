@@ -1,0 +1,283 @@
+/* The product of the f32 tables: weights packed into panels, rows of activations beside them, a tile of sums in registers.
+ *
+ * A group's rows fall into blocks of at most BLOCK_ROWS, its columns into strips; a block and a strip are one item, and
+ * threads take items as they get free. An item packs what it needs for itself: no thread waits for another. For a few
+ * rows the weights are read straight, without a packed copy. Weights are widened to f32 while they are packed, never as
+ * a whole. All paths make the same chains of fma (gemm.h), so the bits do not tell which one ran. */
+#include "gemm.h"
+#ifndef CPU_DOUBLE
+#include "gemm_vector.h"
+#include <omp.h>
+
+enum { BLOCK_ROWS = 384, STRIP_COLUMNS = 512 };
+enum {
+    N_PANEL = GEMM_BLOCK * TILE_COLUMNS,
+    N_ROWS = GEMM_BLOCK * BLOCK_ROWS,
+    N_SUMS = BLOCK_ROWS * STRIP_COLUMNS
+};
+_Static_assert((N_PANEL + N_ROWS + N_SUMS) * (int)sizeof(float) <= CPU_SCRATCH_BYTES, "scratch");
+
+INLINE int64_t weight_bytes(DType t) { return t == DTYPE_F32 ? 4 : 2; }
+
+/* ---- packing: panel[k][j] for n_k steps and n_j <= TILE_COLUMNS columns ---- */
+/* from w[j][k], rows `ldw` elements apart */
+INLINE void pack_forward(float *panel, const char *w, int64_t ahead, int64_t ldw, int n_j, int n_k, DType t) {
+    int step = (int)(4 * LANES / weight_bytes(t)), k = 0;
+    if (n_j < TILE_COLUMNS) memset(panel, 0, sizeof *panel * TILE_COLUMNS * (size_t)n_k);
+    for (; n_j == TILE_COLUMNS && k + step <= n_k; k += step)
+        for (int j = 0; j < TILE_COLUMNS; j += LANES) {
+            Floats x[LANES];
+            transpose_block(x, w + (j * ldw + k) * weight_bytes(t), ahead, ldw * weight_bytes(t));
+            UNROLL for (int i = 0; i < step; i++) * (Floats *)(panel + (k + i) * TILE_COLUMNS + j) =
+                block_element(x, i, t);
+        }
+    for (; k < n_k; k++)
+        for (int j = 0; j < n_j; j++) panel[k * TILE_COLUMNS + j] = load_weight(w, j * ldw + k, t);
+}
+
+/* from w[k][j] */
+INLINE void pack_back(float *panel, const char *w, int64_t ahead, int64_t ldw, int n_j, int n_k, DType t) {
+    for (int k = 0; k < n_k; k++, panel += TILE_COLUMNS, w += ldw * weight_bytes(t))
+        for (int j = 0; j < TILE_COLUMNS; j += LANES) {
+            const char *from = w + j * weight_bytes(t);
+            __builtin_prefetch(from + ahead, 0, 2);
+            if (n_j < TILE_COLUMNS)
+                for (int i = 0; i < LANES; i++) panel[j + i] = j + i < n_j ? load_weight(from, i, t) : 0;
+            else if (t == DTYPE_F32)
+                *(Floats *)(panel + j) = (Floats) * (const FloatsAnywhere *)from;
+            else
+                *(Floats *)(panel + j) =
+                    widen(__builtin_convertvector(*(const HalvesAnywhere *)from, Words), t);
+        }
+}
+
+/* One panel's place in the weights. */
+typedef struct {
+    const char *w;
+    int64_t ahead, ldw; /* bytes to the panel that comes next; elements from row to row */
+    int n_j, n_k;
+    DType dtype;
+    bool back;
+} Panel;
+
+static void pack(float *panel, const Panel *p) {
+    switch (p->dtype) {
+    case DTYPE_F32:
+        if (p->back)
+            pack_back(panel, p->w, p->ahead, p->ldw, p->n_j, p->n_k, DTYPE_F32);
+        else
+            pack_forward(panel, p->w, p->ahead, p->ldw, p->n_j, p->n_k, DTYPE_F32);
+        break;
+    case DTYPE_BF16:
+        if (p->back)
+            pack_back(panel, p->w, p->ahead, p->ldw, p->n_j, p->n_k, DTYPE_BF16);
+        else
+            pack_forward(panel, p->w, p->ahead, p->ldw, p->n_j, p->n_k, DTYPE_BF16);
+        break;
+    default:
+        if (p->back)
+            pack_back(panel, p->w, p->ahead, p->ldw, p->n_j, p->n_k, DTYPE_F16);
+        else
+            pack_forward(panel, p->w, p->ahead, p->ldw, p->n_j, p->n_k, DTYPE_F16);
+    }
+}
+
+INLINE void put(float *to, Floats sum, bool first) {
+    if (first)
+        *(Floats *)to = sum;
+    else
+        *(Floats *)to += sum;
+}
+
+/* ---- sums[m][TILE_COLUMNS] (+)= rows[m][n_k] panel[n_k][TILE_COLUMNS]; rows are GEMM_BLOCK apart ---- */
+INLINE void tile(int m, const float *rows, const float *panel, int n_k, float *sums, int64_t ld_sums,
+                 bool first) {
+    Floats s[TILE_ROWS][TILE_VECTORS];
+    UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < TILE_VECTORS; j++) s[i][j] = splat(0);
+    for (int k = 0; k < n_k; k++) {
+        Floats y[TILE_VECTORS];
+        UNROLL for (int j = 0; j < TILE_VECTORS; j++) y[j] =
+            *(const Floats *)(panel + k * TILE_COLUMNS + j * LANES);
+        UNROLL for (int i = 0; i < m; i++) {
+            Floats x = splat(rows[i * GEMM_BLOCK + k]);
+            UNROLL for (int j = 0; j < TILE_VECTORS; j++) s[i][j] = fma_floats(x, y[j], s[i][j]);
+        }
+    }
+    UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < TILE_VECTORS; j++)
+        put(sums + i * ld_sums + j * LANES, s[i][j], first);
+}
+
+static void tiles(int m, const float *rows, const float *panel, int n_k, float *sums, int64_t ld_sums,
+                  bool first) {
+#define CASE(n)                                                                                              \
+    case n:                                                                                                  \
+        if (n <= TILE_ROWS) tile(n <= TILE_ROWS ? n : 1, rows, panel, n_k, sums, ld_sums, first);            \
+        break;
+    switch (m) {
+        CASE(1)
+        CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13)
+            CASE(14)
+    }
+#undef CASE
+}
+
+/* ---- the same straight from the weights, for so few rows that a packed copy does not pay ---- */
+INLINE void skinny(int m, const float *rows, const Panel *p, float *sums, int64_t ld_sums, bool first,
+                   DType t) {
+    int step = (int)(4 * LANES / weight_bytes(t)), k = 0;
+    int64_t ldw = p->ldw, size = weight_bytes(t);
+    Floats s[TILE_VECTORS][FEW_ROWS];
+    UNROLL for (int j = 0; j < TILE_VECTORS; j++) UNROLL for (int i = 0; i < m; i++) s[j][i] = splat(0);
+    for (; k + step <= p->n_k; k += step)
+        for (int j = 0; j < TILE_VECTORS; j++) {
+            const float *from = rows + k;
+            Floats x[LANES], z[FEW_ROWS];
+            HIDE(from);
+            UNROLL for (int i = 0; i < m; i++) z[i] = s[j][i];
+            transpose_block(x, p->w + (j * LANES * ldw + k) * size, p->ahead, ldw * size);
+            UNROLL for (int e = 0; e < step; e++) {
+                Floats y = block_element(x, e, t);
+                UNROLL for (int i = 0; i < m; i++) z[i] =
+                    fma_floats(splat(from[i * GEMM_BLOCK + e]), y, z[i]);
+            }
+            UNROLL for (int i = 0; i < m; i++) s[j][i] = z[i];
+        }
+    for (; k < p->n_k; k++)
+        for (int j = 0; j < TILE_VECTORS; j++) {
+            Floats y = splat(0);
+            for (int i = 0; i < LANES; i++) y[i] = load_weight(p->w, (j * LANES + i) * ldw + k, t);
+            for (int i = 0; i < m; i++) s[j][i] = fma_floats(splat(rows[i * GEMM_BLOCK + k]), y, s[j][i]);
+        }
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < TILE_VECTORS; j++) put(sums + i * ld_sums + j * LANES, s[j][i], first);
+}
+
+static void skinnies(int m, const float *rows, const Panel *p, float *sums, int64_t ld_sums, bool first) {
+#define CASE_OF(n, t)                                                                                        \
+    case n *N_DTYPES + t:                                                                                    \
+        if (n <= FEW_ROWS) skinny(n <= FEW_ROWS ? n : 1, rows, p, sums, ld_sums, first, t);                  \
+        break;
+#define CASE(n) CASE_OF(n, DTYPE_F32) CASE_OF(n, DTYPE_BF16) CASE_OF(n, DTYPE_F16)
+    switch (m * N_DTYPES + (int)p->dtype) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
+#undef CASE
+#undef CASE_OF
+}
+
+/* ---- one item ---- */
+typedef struct {
+    int64_t group, first, n_rows; /* rows of y */
+    int64_t j, n_j;               /* columns */
+} Item;
+
+typedef struct {
+    float *panel, *rows, *sums;
+} Scratch;
+
+/* All rows of an item against one panel. */
+static void panel_by_rows(const Item *item, const Panel *p, const Scratch *s, const float *rows, float *sums,
+                          int64_t ld_sums, bool first) {
+    bool few = item->n_rows <= 2 * FEW_ROWS && p->n_j == TILE_COLUMNS && !p->back;
+    int64_t most = few ? FEW_ROWS : TILE_ROWS;
+    if (!few) pack(s->panel, p);
+    for (int64_t r = 0, left = (item->n_rows + most - 1) / most, m; left > 0; r += m, left--) {
+        m = (item->n_rows - r + left - 1) / left; /* tiles of even height */
+        if (few)
+            skinnies((int)m, rows + r * GEMM_BLOCK, p, sums + r * ld_sums, ld_sums, first);
+        else
+            tiles((int)m, rows + r * GEMM_BLOCK, s->panel, p->n_k, sums + r * ld_sums, ld_sums, first);
+    }
+}
+
+/* The sums of an item, [n_rows][ld_sums]. As many blocks of depth as fit beside each other are held at a time. */
+static void sum_item(const Product *p, const Item *item, const Scratch *s, int64_t ld_sums) {
+    int64_t depth = tensor_columns(p->x), columns = tensor_columns(p->y), size = weight_bytes(p->w.dtype);
+    int64_t ldw = p->back ? columns : depth, step_k = (p->back ? columns : 1) * size,
+            step_j = (p->back ? 1 : depth) * size;
+    const char *w = (const char *)p->w.data + item->group * depth * columns * size;
+    int64_t span = BLOCK_ROWS / item->n_rows * GEMM_BLOCK;
+    if (depth == 0) memset(s->sums, 0, (size_t)(item->n_rows * ld_sums) * sizeof *s->sums);
+    for (int64_t begin = 0; begin < depth; begin += span) {
+        int64_t end = least(begin + span, depth);
+        for (int64_t k = begin; k < end; k += GEMM_BLOCK)
+            for (int64_t r = 0; r < item->n_rows; r++)
+                product_read_row(p, item->first + r, k, least(GEMM_BLOCK, depth - k),
+                                 s->rows + (k - begin) * item->n_rows + r * GEMM_BLOCK);
+        for (int64_t j = 0; j < item->n_j; j += TILE_COLUMNS)
+            for (int64_t k = begin; k < end; k += GEMM_BLOCK) {
+                Panel panel = {.w = w + k * step_k + (item->j + j) * step_j,
+                               .ahead = k + GEMM_BLOCK < end ? GEMM_BLOCK * step_k
+                                                             : TILE_COLUMNS * step_j - (k - begin) * step_k,
+                               .ldw = ldw,
+                               .n_j = (int)least(TILE_COLUMNS, item->n_j - j),
+                               .n_k = (int)least(GEMM_BLOCK, depth - k),
+                               .dtype = p->w.dtype,
+                               .back = p->back};
+                panel_by_rows(item, &panel, s, s->rows + (k - begin) * item->n_rows, s->sums + j, ld_sums,
+                              k == 0);
+            }
+    }
+}
+
+static void run_item(const Product *p, const Item *item, float *scratch) {
+    Scratch s = {scratch, scratch + N_PANEL, scratch + N_PANEL + N_ROWS};
+    int64_t ld_sums = (item->n_j + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
+#if defined(__x86_64__)
+    unsigned mode = _mm_getcsr();
+    _mm_setcsr(0x1f80); /* denormals as IEEE says, whatever the caller runs with */
+#endif
+    sum_item(p, item, &s, ld_sums);
+    for (int64_t r = 0; r < item->n_rows; r++)
+        for (int64_t j = 0; j < item->n_j; j += PIECE)
+            product_store(p, item->group, item->first + r, item->j + j, least(PIECE, item->n_j - j),
+                          s.sums + r * ld_sums + j);
+#if defined(__x86_64__)
+    _mm_setcsr(mode);
+#endif
+}
+
+/* ---- items ---- */
+static int64_t n_blocks_of(int64_t n_rows) { return (n_rows + BLOCK_ROWS - 1) / BLOCK_ROWS; }
+
+/* Block number b of all is which block of which group. */
+static Item find_block(const Product *p, int64_t b) {
+    int64_t group = 0, first, n_rows, n_blocks;
+    for (;; group++, b -= n_blocks) {
+        n_rows = product_rows(p, group, &first);
+        n_blocks = n_blocks_of(n_rows);
+        if (b < n_blocks) break;
+    }
+    int64_t begin = n_rows * b / n_blocks, end = n_rows * (b + 1) / n_blocks;
+    return (Item){.group = group, .first = first + begin, .n_rows = end - begin};
+}
+
+/* Columns of a strip: few strips for a thread where many rows would be packed again for each, more where the weights
+ * are all that counts. */
+static int64_t strip_width(int64_t columns, int64_t n_rows, int64_t n_blocks) {
+    int64_t panels = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    int64_t strips = (n_rows <= 64 * n_blocks ? 8 : 2) * omp_get_max_threads();
+    int64_t width = panels * n_blocks / strips;
+    width = least(width < 1 ? 1 : width, STRIP_COLUMNS / TILE_COLUMNS);
+    return width * TILE_COLUMNS;
+}
+
+void CPU_OP(product)(Queue *q, const Product *p) {
+    if (q->failed_op) return;
+    int64_t columns = tensor_columns(p->y), n_blocks = 0, n_rows = 0, first;
+    for (int64_t group = 0; group < product_groups(p); group++) {
+        int64_t n = product_rows(p, group, &first);
+        n_blocks += n_blocks_of(n);
+        n_rows += n;
+    }
+    if (n_blocks == 0 || columns == 0) return;
+    check(p->w.dtype == DTYPE_F32 || p->w.dtype == DTYPE_BF16 || p->w.dtype == DTYPE_F16, "weights of %s",
+          dtype_name(p->w.dtype));
+    int64_t width = strip_width(columns, n_rows, n_blocks), n_strips = (columns + width - 1) / width;
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t i = 0; i < n_blocks * n_strips; i++) {
+        Item item = find_block(p, i / n_strips);
+        item.j = i % n_strips * width;
+        item.n_j = least(width, columns - item.j);
+        run_item(p, &item, cpu_scratch(q));
+    }
+}
+#endif
