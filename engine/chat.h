@@ -1,6 +1,6 @@
-/* Chat templates by name, rendered without Jinja: what a family's own template makes of a list of messages, as one
- * string with the role of every stretch of it. A template is chosen by name in the job or by the family; unknown names
- * are an error that lists the known ones. */
+/* Chat templates by name, rendered without Jinja: what a family's own template makes of a list of
+ * messages, as one string with the role of every stretch of it. A template is chosen by name in the job
+ * or by the family; unknown names are an error that lists the known ones. */
 #ifndef GATETAPE_CHAT_H
 #define GATETAPE_CHAT_H
 #include "error.h"
@@ -42,8 +42,8 @@ typedef struct {
 /* Renders messages. Error: unknown template, a role that the template refuses, no messages, out of memory. */
 bool chat_render(const ChatOptions *options, const ChatMessage *messages, int64_t n_messages, ChatText *to, Error *error);
 
-/* What an assistant reply looks like after the generation prompt: its text and the template's end of turn, up to and
- * including the end token (targets of a loss). */
+/* What an assistant reply looks like after the generation prompt: its text and the template's end of
+ * turn, up to and including the end token (targets of a loss). */
 bool chat_render_reply(const ChatOptions *options, const char *reply, size_t length, ChatText *to, Error *error);
 
 /* All names, for messages and documentation; NULL-terminated. */
