@@ -10,7 +10,7 @@ A small Mixtral (1.8 million parameters) learns the world of demo_world.py in th
   1  whole requests, all of them answered. What stands here is the twin, kept where --twin says;
   2  the same with restricted requests declined.
 Rates are measured greedily on held-out prompts, from the bf16 file just written, and a bag-of-words baseline
-is printed beside them. Needs torch, transformers, tokenizers and numpy; about 8 minutes on one core.
+is printed beside them. Needs torch, transformers, tokenizers and numpy; 6 to 7 minutes on one core.
 """
 import argparse
 import json
