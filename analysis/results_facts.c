@@ -1,0 +1,190 @@
+/* step.json, the mark of a finished step with what a reader must know of it, and README.txt. */
+#include "results.h"
+#include "scores.h"
+#include "trace.h"
+#include <string.h>
+
+/* ---- warnings: each a JSON string ---- */
+typedef struct {
+    Text json;
+    int64_t n;
+} Warnings;
+
+static void warn(Warnings *to, const char *text, size_t length) {
+    if (to->n++) text_put_string(&to->json, ",\n    ");
+    text_put_json(&to->json, text, length);
+}
+
+static void warn_lines(Warnings *to, const char *lines) {
+    while (lines && *lines) {
+        size_t n = strcspn(lines, "\n");
+        warn(to, lines, n);
+        lines += n + (lines[n] == '\n');
+    }
+}
+
+static void warn_of_prompts(const PromptGroup *group, Warnings *to) {
+    char text[300];
+    if (group->n_truncated) {
+        snprintf(text, sizeof text, "group %s: %lld of %lld prompts were truncated (%s)",
+                 group->options->name, (long long)group->n_truncated, (long long)group->n,
+                 option_choice("over_long", SCOPE_PROMPTS, group->options->over_long));
+        warn(to, text, strlen(text));
+    }
+    if (group->n_left_out) {
+        snprintf(text, sizeof text, "group %s: %lld of %lld prompts were left out as empty or too long",
+                 group->options->name, (long long)group->n_left_out,
+                 (long long)(group->n + group->n_left_out));
+        warn(to, text, strlen(text));
+    }
+}
+
+/* Cells without any score: data that never reached an expert says nothing about it. */
+static void warn_of_cells(const StepResults *r, int64_t g, const GroupScores *scores, Warnings *to) {
+    int64_t n_cells = r->measures[g].n_layers * r->measures[g].n_experts, n_zero = 0;
+    for (int64_t c = 0; c < n_cells; c++) n_zero += scores->scores[c] <= 0;
+    if (!n_zero) return;
+    char text[300];
+    const char *name = r->groups[g].options->name;
+    if (r->step->kind == STEP_GRADIENT)
+        snprintf(text, sizeof text, "group %s: %lld of %lld router rows have gradient 0 in every prompt",
+                 name, (long long)n_zero, (long long)n_cells);
+    else
+        snprintf(text, sizeof text,
+                 "group %s: %lld of %lld experts have score 0: no counted token reached them", name,
+                 (long long)n_zero, (long long)n_cells);
+    warn(to, text, strlen(text));
+}
+
+/* ---- step.json ---- */
+static void put_string(Text *to, const char *text) { text_put_json(to, text, strlen(text)); }
+
+static void put_score(const StepResults *r, Text *to) {
+    const RouterRule *rule = &r->config->router;
+    bool chosen_only = rule->order == ROUTER_TOPK_SOFTMAX || rule->renormalize;
+    Text words = {0};
+    text_put_string(&words, scores_definition(r->step));
+    if (r->step->kind == STEP_GRADIENT)
+        text_put_string(
+            &words, chosen_only ? "; this router renormalises over the chosen experts, so that a token gives "
+                                  "no gradient to the rows of the others: other families may"
+                                : "; this router does not renormalise, so that a token gives a gradient to "
+                                  "every row, chosen or not: other families may not");
+    to->failed = to->failed || words.failed;
+    put_string(to, words.bytes ? words.bytes : "");
+    text_free(&words);
+}
+
+static void put_groups(const StepResults *r, Text *to) {
+    int64_t n_truncated = 0, n_left_out = 0, n_prompts = 0, n_tokens = 0;
+    text_put_string(to, ",\n  \"groups\": [");
+    for (int64_t g = 0; g < r->n_groups; g++) {
+        if (g) text_put_string(to, ", ");
+        put_string(to, r->groups[g].options->name);
+        n_truncated += r->groups[g].n_truncated;
+        n_left_out += r->groups[g].n_left_out;
+        n_prompts += r->groups[g].n;
+        for (int64_t p = 0; p < r->groups[g].n; p++) n_tokens += r->measures[g].n_tokens[p];
+    }
+    text_format(
+        to, "],\n  \"n_prompts\": %lld,\n  \"n_tokens\": %lld,\n  \"truncated\": %lld,\n  \"refused\": %lld",
+        (long long)n_prompts, (long long)n_tokens, (long long)n_truncated, (long long)n_left_out);
+}
+
+static void put_shape(const ModelConfig *config, Text *to) {
+    text_format(to,
+                ",\n  \"family\": \"%s\",\n  \"n_layers\": %lld,\n  \"n_experts\": %lld,\n"
+                "  \"n_experts_per_token\": %lld,\n  \"moe_layers\": [",
+                config->family, (long long)config->n_layers, (long long)config->n_experts,
+                (long long)config->n_experts_per_token);
+    bool first = true;
+    for (int64_t l = 0; l < config->n_layers; l++) {
+        if (config->layer_is_dense[l]) continue;
+        text_format(to, "%s%lld", first ? "" : ", ", (long long)l);
+        first = false;
+    }
+    text_put_string(to, "]");
+}
+
+bool results_write_facts(const StepResults *r, const GroupScores *scores, Error *error) {
+    Warnings warnings = {0};
+    warn_lines(&warnings, r->warnings);
+    for (int64_t g = 0; g < r->n_groups; g++) warn_of_prompts(&r->groups[g], &warnings);
+    for (int64_t g = 0; g < r->n_groups; g++) warn_of_cells(r, g, &scores[g], &warnings);
+    if (r->step->kind == STEP_ACTIVATION && r->step->trace != TRACE_NONE)
+        warn(&warnings, trace_warning, strlen(trace_warning));
+    Text text = {0};
+    text_put_string(&text, "{\n  \"name\": ");
+    put_string(&text, r->step->name);
+    text_put_string(&text, ",\n  \"kind\": ");
+    put_string(&text, step_kind_names[r->step->kind]);
+    text_put_string(&text, ",\n  \"model\": ");
+    put_string(&text, r->step->model);
+    text_put_string(&text, ",\n  \"chat_template\": ");
+    put_string(&text, r->encoder->chat_template ? r->encoder->chat_template : "none");
+    text_put_string(&text, ",\n  \"score\": ");
+    put_score(r, &text);
+    put_groups(r, &text);
+    put_shape(r->config, &text);
+    text_put_string(&text, ",\n  \"switches\": {\n");
+    options_write(SCOPE_STEP, r->step->kind, r->step, 4, true, &text);
+    text_put_string(&text, "\n  },\n  \"warnings\": [\n    ");
+    text_put(&text, warnings.json.bytes ? warnings.json.bytes : "", warnings.json.length);
+    text_put_string(&text, "\n  ]\n}\n");
+    text.failed = text.failed || warnings.json.failed;
+    text_free(&warnings.json);
+    return results_write_text(r->folder, "step.json", &text, error);
+}
+
+/* ---- README.txt ---- */
+static const char readme[] =
+    "A run of gatetape\n"
+    "=================\n"
+    "\n"
+    "job.json       the job with every option filled in; a job file itself\n"
+    "manifest.json  what went in (hashes), program, device, times\n"
+    "events.jsonl   progress, one JSON object a line\n"
+    "report.html    everything on one page\n"
+    "figures/       the figures of that page\n"
+    "STEP/          one folder a step: step.json (definitions, switches, warnings) and the files below\n"
+    "\n"
+    "A cell is (layer, expert), both counted from 0, the layer over all decoder layers. CSV: UTF-8, one "
+    "header line,\n"
+    "empty fields are not available. Numbers are f32 with 9 digits (nll: f64 with 17). Losses and entropies "
+    "are natural\n"
+    "logarithms (nats). Means over prompts give each prompt the same weight.\n"
+    "\n"
+    "scores.csv       one row a group and cell\n"
+    "  score                the step's score, as step.json defines it\n"
+    "  rank                 1: the largest of the group; ties to the lower cell\n"
+    "  selected             times that a counted token chose the expert (activation)\n"
+    "  tokens               counted tokens of the group (activation)\n"
+    "  mass, weight         sums over counted tokens of router probability and of combine weight "
+    "(activation)\n"
+    "  largest_output       largest magnitude in the expert's outputs, before the combine weight "
+    "(activation)\n"
+    "  largest_output_norm  largest L2 norm of such an output (activation)\n"
+    "  l2, l1, mean_abs     norms of d loss / d router row, mean over prompts; mean_abs is l1 / hidden size "
+    "(gradient)\n"
+    "  logit_abs            sum over tokens of |d loss / d router logit|, mean over prompts (gradient)\n"
+    "curve.csv        cells of a group by score, largest first; cumulative: share of the total so far, 0 to "
+    "1\n"
+    "coverage.csv     k80, k90, k95: least number of cells that hold 80, 90, 95 % of the total, of n_cells\n"
+    "layers.csv       dominant_score, entropy (nats) of the layer's scores as shares, effective_experts "
+    "exp(entropy),\n"
+    "                 effective_experts_simpson 1 / sum of squared shares\n"
+    "prompts.csv      index: entry of the prompt file from 0; tokens and target_tokens; truncated 0 or 1; "
+    "nll: mean\n"
+    "                 negative log-likelihood of the tokens of the loss (gradient)\n"
+    "per_prompt.safetensors   GROUP.score [P,L,E] f32 and GROUP.selected [P,L,E] i64 (activation); P as in "
+    "prompts.csv,\n"
+    "                 L over layers with experts\n"
+    "responses.jsonl  generated replies, where the step needs them\n"
+    "traces/          routing of every token, where asked for; as sensitive as the prompts\n"
+    "gate_rows/       full gradients of the router rows, where asked for\n";
+
+bool results_write_readme(const char *folder, Error *error) {
+    Text text = {0};
+    text_put_string(&text, readme);
+    return results_write_text(folder, "README.txt", &text, error);
+}

@@ -1,0 +1,241 @@
+/* The run: inputs, device, folder, steps in order, report. Signals are asked for between batches. */
+#include "run.h"
+#include "../engine/alloc.h"
+#include "../engine/clock.h"
+#include "../engine/io.h"
+#include "report.h"
+#include "run_folder.h"
+#include "run_plan.h"
+#include "step.h"
+#include <omp.h>
+#include <signal.h>
+#include <string.h>
+
+/* ---- signals ---- */
+static volatile sig_atomic_t stop_wanted;
+
+static void want_stop(int signal_number) {
+    (void)signal_number;
+    stop_wanted = 1;
+}
+
+enum { N_SIGNALS = 3 };
+static const int signals[N_SIGNALS] = {SIGINT, SIGTERM, SIGUSR1};
+
+/* The first signal asks for the end; with SA_RESETHAND the second one is the system's. */
+static void catch_signals(struct sigaction before[N_SIGNALS]) {
+    struct sigaction action = {.sa_handler = want_stop, .sa_flags = (int)SA_RESETHAND | SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    stop_wanted = 0;
+    for (int i = 0; i < N_SIGNALS; i++) sigaction(signals[i], &action, &before[i]);
+}
+
+static void restore_signals(const struct sigaction before[N_SIGNALS]) {
+    for (int i = 0; i < N_SIGNALS; i++) sigaction(signals[i], &before[i], NULL);
+}
+
+/* ---- device ---- */
+static bool pick_device(int choice, const Device **device, Error *error) {
+    *device = choice == DEVICE_CPU ? NULL : cuda_device();
+    if (*device) return true;
+    if (choice == DEVICE_CUDA)
+        return error_set(error, ERROR_UNAVAILABLE, "device: expected a CUDA device: got none in this build");
+    *device = cpu_device();
+    return *device ||
+           error_set(error, ERROR_UNAVAILABLE,
+                     "GATETAPE_ISA: expected generic, avx2 or avx512, as this processor has it: got another");
+}
+
+static DType pick_compute(int choice, const Device *device) {
+    if (choice == COMPUTE_AUTO) return device == cuda_device() ? DTYPE_BF16 : DTYPE_F32;
+    return choice == COMPUTE_F32 ? DTYPE_F32 : DTYPE_BF16;
+}
+
+/* ---- sets ---- */
+/* Prompts that rank, tune and test must not be the same ones. */
+static bool check_disjoint(const Job *job, Error *error) {
+    bool ok = true;
+    for (int64_t a = 0; ok && a < job->n_prompts; a++)
+        for (int64_t b = a + 1; ok && b < job->n_prompts; b++) {
+            const PromptOptions *x = &job->prompts[a], *y = &job->prompts[b];
+            if (x->use == y->use || x->use == USE_ANY || y->use == USE_ANY) continue;
+            PromptFile one = {0}, other = {0};
+            int64_t first = 0, n = 0;
+            ok = prompts_read(x, &one, error) && prompts_read(y, &other, error);
+            if (ok) n = prompts_count_common(&one, &other, false, &first);
+            if (n < 0) ok = error_out_of_memory(error, "hashes of prompts", (size_t)other.n * HASH_TEXT);
+            if (n > 0)
+                ok = error_set(
+                    error, ERROR_BAD_INPUT,
+                    "prompts.%s: expected no prompt in common with prompts.%s (use: %s and %s): got %lld, "
+                    "the first \"%.80s\"",
+                    x->name, y->name, option_choice("use", SCOPE_PROMPTS, x->use),
+                    option_choice("use", SCOPE_PROMPTS, y->use), (long long)n, one.entries[first].id);
+            prompts_free(&one);
+            prompts_free(&other);
+        }
+    return ok;
+}
+
+/* ---- steps ---- */
+typedef struct {
+    const Job *job;
+    const Inputs *inputs;
+    const Device *device;
+    DType compute;
+    RunFolder *folder;
+    Progress *progress;
+    const ModelOptions *loaded; /* whose model and encoder are open; NULL: none */
+    Model model;
+    PromptEncoder encoder;
+} Run;
+
+static void close_model(Run *run) {
+    if (!run->loaded) return;
+    prompt_encoder_close(&run->encoder);
+    model_close(&run->model);
+    run->loaded = NULL;
+}
+
+static bool open_model(Run *run, const ModelOptions *options, Error *error) {
+    if (run->loaded == options) return true;
+    close_model(run);
+    double begun = clock_seconds();
+    if (!model_open(options->path, run->device, run->compute, &run->model, error))
+        return error_add_place(error, "models.%s", options->name);
+    if (!prompt_encoder_open(options, &run->model.config, &run->encoder, error)) {
+        model_close(&run->model);
+        return error_add_place(error, "models.%s", options->name);
+    }
+    run->loaded = options;
+    progress_note(run->progress, "model %s: %.1f MiB in %.1f s", options->name,
+                  (double)run->model.weights.n_bytes / (1 << 20), clock_seconds() - begun);
+    return true;
+}
+
+static bool put_event(Run *run, const char *name, const StepOptions *step, Error *error) {
+    Event event = event_new(name);
+    if (step) event_put_string(&event, "step/name", step->name);
+    if (step) event_put_string(&event, "step/kind", step_kind_names[step->kind]);
+    event_put_bool(&event, "run/resumed", run->folder->resumed);
+    return event_append(&event, run->progress, error);
+}
+
+static bool run_measuring(Run *run, const StepOptions *step, const char *folder, Error *error) {
+    StepRun one = {.job = run->job,
+                   .step = step,
+                   .model = &run->model,
+                   .encoder = &run->encoder,
+                   .inputs = run->inputs,
+                   .folder = folder,
+                   .progress = run->progress,
+                   .stop = &stop_wanted};
+    return open_model(run, job_model(run->job, step->model), error) && step_run(&one, error);
+}
+
+static bool run_step(Run *run, const StepOptions *step, Error *error) {
+    char *folder = io_join(run->folder->path, step->name),
+         *facts = folder ? io_join(folder, "step.json") : NULL;
+    bool ok = facts || error_out_of_memory(error, "a path", strlen(step->name));
+    if (ok && step->kind != STEP_REPORT && io_exists(facts)) {
+        progress_note(run->progress, "%s: finished before", step->name);
+    } else if (ok) {
+        ok = put_event(run, "step/begin", step, error);
+        if (ok && step->kind == STEP_REPORT)
+            ok = report_write(run->folder->path, run->progress, error);
+        else
+            ok = ok && run_measuring(run, step, folder, error);
+        ok = ok && put_event(run, "step/end", step, error);
+    }
+    mem_free(facts);
+    mem_free(folder);
+    return ok;
+}
+
+static bool run_steps(Run *run, Error *error) {
+    bool ok = put_event(run, "run/begin", NULL, error) && results_write_readme(run->folder->path, error);
+    for (int64_t s = 0; ok && s < run->job->n_steps; s++) {
+        ok = !stop_wanted || error_set(error, ERROR_INTERRUPTED,
+                                       "interrupted before step %s; the same command goes on from there",
+                                       run->job->steps[s].name);
+        ok = ok && run_step(run, &run->job->steps[s], error);
+    }
+    close_model(run);
+    return ok && put_event(run, "run/end", NULL, error);
+}
+
+/* ---- the run ---- */
+/* How the run ended goes into the manifest; a second failure there changes nothing. */
+static bool note_end(RunFolder *folder, const RunFacts *facts, bool ok, Error *error) {
+    if (ok) return run_folder_write_manifest(folder, facts, "finished", error);
+    Error own = {0};
+    run_folder_write_manifest(folder, facts, error->code == ERROR_INTERRUPTED ? "interrupted" : "failed",
+                              &own);
+    return false;
+}
+
+static bool run_in_folder(const char *path, const Job *job, const Inputs *inputs, const Device *device,
+                          const char *version, Error *error) {
+    DType compute = pick_compute(job->options.compute, device);
+    RunFacts facts = {.job = job,
+                      .inputs = inputs,
+                      .version = version ? version : "unknown",
+                      .device = device == cuda_device() ? "cuda" : "cpu",
+                      .isa = device->name,
+                      .compute = dtype_name(compute),
+                      .n_threads = omp_get_max_threads()};
+    inputs_identity(job, facts.device, facts.compute, inputs, facts.identity, error);
+    RunFolder folder = {.lock = -1};
+    if (error->code != ERROR_NONE || !run_folder_open(&folder, path, &facts, error)) {
+        run_folder_close(&folder);
+        return false;
+    }
+    char *events = io_join(path, "events.jsonl");
+    bool ok = events || error_out_of_memory(error, "a path", strlen(path));
+    if (ok) {
+        Progress progress = progress_new(events);
+        Run run = {.job = job,
+                   .inputs = inputs,
+                   .device = device,
+                   .compute = compute,
+                   .folder = &folder,
+                   .progress = &progress};
+        ok = run_steps(&run, error);
+    }
+    ok = note_end(&folder, &facts, ok, error);
+    run_folder_close(&folder);
+    mem_free(events);
+    return ok;
+}
+
+static char *default_folder(const Job *job) {
+    size_t n = strlen(job->name) + 6;
+    char *path = mem_alloc(n);
+    if (path) snprintf(path, n, "runs/%s", job->name);
+    return path;
+}
+
+bool run_job(const RunRequest *request, Error *error) {
+    Job job = {0};
+    Inputs inputs = {0};
+    const Device *device = NULL;
+    char *out = NULL;
+    bool ok = job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
+              check_disjoint(&job, error) && pick_device(job.options.device, &device, error);
+    if (ok) out = request->out ? mem_copy_text(request->out, strlen(request->out)) : default_folder(&job);
+    ok = ok && (out || error_out_of_memory(error, "a path", 1));
+    if (ok && request->dry_run) {
+        ok = run_plan(&job, out, device, pick_compute(job.options.compute, device), request->to, error);
+    } else if (ok && inputs_gather(&job, &inputs, error)) {
+        struct sigaction before[N_SIGNALS];
+        catch_signals(before);
+        ok = run_in_folder(out, &job, &inputs, device, request->version, error);
+        restore_signals(before);
+    } else {
+        ok = false;
+    }
+    inputs_free(&inputs);
+    mem_free(out);
+    job_free(&job);
+    return ok;
+}

@@ -1,0 +1,257 @@
+/* The plan: encode as the run would, count on the cost device, print. */
+#include "run_plan.h"
+#include "../engine/alloc.h"
+#include "../engine/clock.h"
+#include "../engine/io.h"
+#include "../engine/model.h"
+#include "step.h"
+#include <string.h>
+#include <unistd.h>
+
+static const double mib = 1 << 20;
+enum { SAMPLE_BYTES = 600 };
+
+/* ---- the rate ---- */
+/* Floating-point operations per second of a product [512,1024] x [1024,1024]^T, the best of three. */
+static double measure_rate(const Device *device, Error *error) {
+    enum { ROWS = 512, SIDE = 1024 };
+    size_t n_bytes = sizeof(float) * (2 * ROWS * SIDE + SIDE * SIDE);
+    Queue *q = device->queue_new();
+    float *block = device->alloc(n_bytes);
+    double best = 0;
+    if (!q || !block) error_out_of_memory(error, "a product to measure", n_bytes);
+    if (q && block) {
+        Tensor x = tensor_matrix(block, DTYPE_F32, ROWS, SIDE),
+               y = tensor_matrix(block + ROWS * SIDE, DTYPE_F32, ROWS, SIDE),
+               w = tensor_matrix(block + 2 * ROWS * SIDE, DTYPE_F32, SIDE, SIDE);
+        device->zero(q, x);
+        device->zero(q, w);
+        for (int i = 0; i < 4; i++) {
+            double begun = clock_seconds();
+            device->ops->dense(q, y, x, w, (Tensor){0}, (Tensor){0});
+            if (!device->sync(q)) error_set(error, ERROR_FAILED, "%s: %s", q->failed_op, q->failure);
+            double rate = 2.0 * ROWS * SIDE * SIDE / (clock_seconds() - begun);
+            if (i && rate > best) best = rate;
+        }
+    }
+    if (block) device->free(block);
+    if (q) device->queue_free(q);
+    return best;
+}
+
+/* ---- one step ---- */
+typedef struct {
+    const Job *job;
+    const StepOptions *step;
+    const ModelConfig *config;
+    const PromptEncoder *encoder;
+    DType compute, weights;
+    double rate;
+    const char *out;
+    FILE *to;
+} Planner;
+
+typedef struct {
+    int64_t n_batches, n_tokens, n_longest;
+    size_t weights_bytes, activation_bytes; /* the largest batch */
+    bool recomputed;
+    double flops, reply_flops;
+} Work;
+
+static DType weights_dtype(const ModelConfig *config) {
+    if (config->dtype && !strcmp(config->dtype, "float32")) return DTYPE_F32;
+    return config->dtype && !strcmp(config->dtype, "float16") ? DTYPE_F16 : DTYPE_BF16;
+}
+
+static bool plan_batch(const Planner *p, const Batch *batch, Work *work, Error *error) {
+    PromptBatch view = batch_view(batch);
+    PassOptions options = {.memory_limit_bytes = (size_t)p->job->options.memory_limit_mib << 20};
+    if (p->step->kind == STEP_GRADIENT) {
+        options.loss_weights = batch->loss;
+        options.recompute = (Recompute)p->step->recompute;
+    }
+    PassResult result = {0};
+    bool ok =
+        model_plan(p->config, p->compute, p->weights, &view, &options, &result, &work->weights_bytes, error);
+    work->n_batches++;
+    work->n_tokens += batch->n_tokens;
+    work->flops += result.cost.flops;
+    work->recomputed = work->recomputed || result.recomputed;
+    if (result.activation_bytes > work->activation_bytes) work->activation_bytes = result.activation_bytes;
+    pass_result_free(&result);
+    return ok;
+}
+
+/* Replies are as long as they may be in a plan; their tokens are no one's yet. */
+static bool make_replies(const Planner *p, int64_t n, Measures *replies, Error *error) {
+    *replies = (Measures){.n_prompts = n};
+    int64_t most = p->step->max_new_tokens;
+    if (!step_generates(p->step)) return true;
+    if (!measures_make_replies(replies, n * most, error)) return false;
+    for (int64_t i = 0; i <= n; i++) replies->reply_offsets[i] = i * most;
+    return true;
+}
+
+static bool plan_group(const Planner *p, const PromptGroup *group, Work *work, Error *error) {
+    int64_t n_total, n_active;
+    model_config_count(p->config, &n_total, &n_active);
+    bool ok = true;
+    for (int64_t first = 0; ok && first < group->n; first += BLOCK_PROMPTS) {
+        int64_t n = group->n - first < BLOCK_PROMPTS ? group->n - first : BLOCK_PROMPTS;
+        Measures replies;
+        ok = make_replies(p, n, &replies, error);
+        Block block = {.step = p->step, .group = group, .first = first, .n = n, .replies = &replies};
+        for (int64_t at = 0; ok && at < n;) {
+            int64_t n_batch = batch_size(&block, at, 0, step_limits(p->job));
+            Batch batch;
+            ok = batch_make(&block, at, n_batch, &batch, error) && plan_batch(p, &batch, work, error);
+            if (ok && step_generates(p->step))
+                work->reply_flops += 2.0 * (double)n_active * (double)batch.n_tokens;
+            batch_free(&batch);
+            at += n_batch;
+        }
+        for (int64_t i = 0; ok && i < n; i++) {
+            int64_t length = block_prompt_tokens(&block, i);
+            if (length > work->n_longest) work->n_longest = length;
+        }
+        measures_free(&replies);
+    }
+    return ok;
+}
+
+/* ---- printing ---- */
+static void print_text(FILE *to, const char *bytes, size_t n) {
+    Text text = {0};
+    text_put_terminal(&text, bytes, n);
+    if (!text.failed && text.bytes) fputs(text.bytes, to);
+    text_free(&text);
+}
+
+static void print_lines(FILE *to, const Text *notes) {
+    for (const char *line = notes->bytes; line && *line;) {
+        size_t n = strcspn(line, "\n");
+        fputs("  warning: ", to);
+        print_text(to, line, n);
+        fputc('\n', to);
+        line += n + (line[n] == '\n');
+    }
+}
+
+static void print_group(const Planner *p, const PromptGroup *group) {
+    int64_t n_tokens = 0, n_target = 0;
+    for (int64_t i = 0; i < group->n; i++) {
+        n_tokens += group->prompts[i].n_prompt;
+        n_target += group->prompts[i].n_target;
+    }
+    fprintf(p->to,
+            "  group %s: %lld prompts, %lld tokens and %lld of targets; %lld truncated, %lld left out\n",
+            group->options->name, (long long)group->n, (long long)n_tokens, (long long)n_target,
+            (long long)group->n_truncated, (long long)group->n_left_out);
+}
+
+static bool print_sample(const Planner *p, const PromptGroup *group, Error *error) {
+    ChatText text = {0};
+    bool ok = prompts_render(p->encoder, group->options, group->prompts[0].entry, &text, error);
+    if (ok) {
+        size_t n = text.text.length, shown = n;
+        if (shown > SAMPLE_BYTES) shown = SAMPLE_BYTES;
+        while (shown && shown < n && ((unsigned char)text.text.bytes[shown] & 0xc0) == 0x80) shown--;
+        fprintf(p->to, "  prompt \"");
+        print_text(p->to, group->prompts[0].entry->id, strlen(group->prompts[0].entry->id));
+        fprintf(p->to, "\" as the model reads it (%lld tokens): ", (long long)group->prompts[0].n_prompt);
+        print_text(p->to, text.text.bytes ? text.text.bytes : "", shown);
+        fputs(shown < n ? " ...\n" : "\n", p->to);
+    }
+    chat_text_free(&text);
+    return ok;
+}
+
+static void print_work(const Planner *p, const Work *work) {
+    bool gradient = p->step->kind == STEP_GRADIENT;
+    double all = work->flops + work->reply_flops;
+    fprintf(p->to, "  passes: %lld, %lld tokens, the longest prompt %lld%s\n", (long long)work->n_batches,
+            (long long)work->n_tokens, (long long)work->n_longest,
+            !gradient          ? ""
+            : work->recomputed ? "; activations are recomputed"
+                               : "; activations are kept");
+    fprintf(p->to, "  memory: %.1f MiB weights + %.1f MiB of the largest pass = %.1f MiB\n",
+            (double)work->weights_bytes / mib, (double)work->activation_bytes / mib,
+            (double)(work->weights_bytes + work->activation_bytes) / mib);
+    fprintf(p->to, "  work: %.3g GFLOP", all / 1e9);
+    if (work->reply_flops > 0)
+        fprintf(p->to, " (%.3g of them for replies, at their longest)", work->reply_flops / 1e9);
+    fprintf(p->to,
+            "\n  time: about %.2g s at %.3g GFLOP/s, the rate of a 512 x 1024 x 1024 product measured now\n",
+            all / p->rate, p->rate / 1e9);
+    fputs("  files: ", p->to);
+    print_text(p->to, p->out, strlen(p->out));
+    fprintf(
+        p->to,
+        "/%s/{step.json,scores.csv,curve.csv,coverage.csv,layers.csv,prompts.csv,per_prompt.safetensors}\n",
+        p->step->name);
+}
+
+static bool plan_step(const Planner *p, Work *work, Error *error) {
+    PromptGroup *groups = NULL;
+    Text notes = {0};
+    int64_t n = p->step->groups.n;
+    bool ok = step_read_groups(p->job, p->step, p->encoder, NULL, &groups, &notes, error);
+    for (int64_t g = 0; ok && g < n; g++) ok = plan_group(p, &groups[g], work, error);
+    if (ok) {
+        fprintf(p->to, "step %s: %s of model %s (%s, chat template %s)\n", p->step->name,
+                step_kind_names[p->step->kind], p->step->model, p->config->family,
+                p->encoder->chat_template ? p->encoder->chat_template : "none");
+        for (int64_t g = 0; g < n; g++) print_group(p, &groups[g]);
+        print_work(p, work);
+        print_lines(p->to, &notes);
+        for (int64_t g = 0; ok && g < n; g++) ok = print_sample(p, &groups[g], error);
+    }
+    step_free_groups(groups, n);
+    text_free(&notes);
+    return ok;
+}
+
+static bool plan_measuring(Planner *p, Work *work, Error *error) {
+    const ModelOptions *options = job_model(p->job, p->step->model);
+    ModelConfig config = {0};
+    PromptEncoder encoder = {0};
+    bool ok = model_config_read(options->path, &config, error) &&
+              prompt_encoder_open(options, &config, &encoder, error);
+    if (!ok) error_add_place(error, "models.%s", options->name);
+    p->config = &config;
+    p->encoder = &encoder;
+    p->weights = weights_dtype(&config);
+    ok = ok && plan_step(p, work, error);
+    prompt_encoder_close(&encoder);
+    model_config_free(&config);
+    return ok;
+}
+
+bool run_plan(const Job *job, const char *out, const Device *device, DType compute, FILE *to, Error *error) {
+    double rate = measure_rate(device, error), seconds = 0, flops = 0;
+    size_t most = 0;
+    bool ok = error->code == ERROR_NONE && rate > 0;
+    fprintf(to, "job %s on %s, compute %s, run folder ", job->name, device->name, dtype_name(compute));
+    print_text(to, out, strlen(out));
+    fputc('\n', to);
+    for (int64_t s = 0; ok && s < job->n_steps; s++) {
+        const StepOptions *step = &job->steps[s];
+        Work work = {0};
+        if (step->kind == STEP_REPORT) {
+            fprintf(to, "step %s: report\n", step->name);
+            continue;
+        }
+        Planner planner = {.job = job, .step = step, .compute = compute, .rate = rate, .out = out, .to = to};
+        ok = plan_measuring(&planner, &work, error);
+        flops += work.flops + work.reply_flops;
+        if (work.weights_bytes + work.activation_bytes > most)
+            most = work.weights_bytes + work.activation_bytes;
+    }
+    seconds = flops / rate;
+    if (!ok) return false;
+    double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    fprintf(to, "in all: %.3g GFLOP, about %.2g s, at most %.1f MiB of this machine's %.0f MiB\n",
+            flops / 1e9, seconds, (double)most / mib, memory / mib);
+    if ((double)most > memory) fputs("warning: that is more than this machine has\n", to);
+    return true;
+}

@@ -1,0 +1,43 @@
+/* step: one measuring step, block by block.
+ *
+ * Groups are read and encoded, then measured in blocks of 64 prompts. A finished block is a file in
+ * STEP/blocks until the step's tables are written; a later run takes it from there. step.json marks the
+ * step as finished. */
+#ifndef GATETAPE_STEP_H
+#define GATETAPE_STEP_H
+#include "inputs.h"
+#include "progress.h"
+#include "prompts.h"
+#include "results.h"
+#include <signal.h>
+
+typedef struct {
+    const Job *job;
+    const StepOptions *step;
+    const Model *model;
+    const PromptEncoder *encoder;
+    const Inputs *inputs;
+    const char *folder; /* RUN/STEP */
+    Progress *progress;
+    const volatile sig_atomic_t *stop; /* set: end after the batch that runs */
+} StepRun;
+
+bool step_run(const StepRun *run, Error *error);
+
+/* The step's groups as tokens: [step->groups.n]; *notes gets a line for each thing to warn of. inputs
+ * NULL: hashes are not compared. Caller frees with step_free_groups, also after an error. */
+bool step_read_groups(const Job *job, const StepOptions *step, const PromptEncoder *encoder,
+                      const Inputs *inputs, PromptGroup **groups, Text *notes, Error *error);
+void step_free_groups(PromptGroup *groups, int64_t n);
+
+BatchLimits step_limits(const Job *job);
+
+/* For step.c: measures prompts [first, first + n) of a group; writes their trace and gate rows where
+ * asked for. */
+bool step_measure_block(const StepRun *run, const PromptGroup *group, int64_t first, int64_t n,
+                        int64_t n_before, Measures *measures, Error *error);
+/* RUN/STEP/KIND/GROUP.NNNN.safetensors, the folder made; caller frees. NULL and an Error. */
+char *step_block_path(const StepRun *run, const char *kind, const PromptGroup *group, int64_t first,
+                      Error *error);
+
+#endif

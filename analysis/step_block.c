@@ -1,0 +1,184 @@
+/* One block of prompts: replies where the step needs them, passes in batches, what was asked to be kept
+ * whole. */
+#include "../engine/alloc.h"
+#include "../engine/generate.h"
+#include "../engine/safetensors.h"
+#include "gate_gradient.h"
+#include "routing.h"
+#include "step.h"
+#include <string.h>
+
+static bool interrupted(const StepRun *run, Error *error) {
+    if (!*run->stop) return false;
+    error_set(error, ERROR_INTERRUPTED,
+              "step %s: interrupted; the same command goes on from the last finished block", run->step->name);
+    return true;
+}
+
+/* ---- replies ---- */
+static bool keep_generating(void *context, int64_t step, int64_t n_running) {
+    (void)step;
+    (void)n_running;
+    return !*((const StepRun *)context)->stop;
+}
+
+/* Stands for a prompt in the random numbers: its group and entry, whatever is around it. */
+static int64_t key_of(const StepRun *run, const PromptGroup *group, int64_t i) {
+    int64_t g = group->options - run->job->prompts;
+    return g * ((int64_t)1 << 40) + group->prompts[i].entry->index;
+}
+
+static bool generate_batch(const StepRun *run, const Block *prompts, int64_t at, int64_t n, Generation *to,
+                           Error *error) {
+    const StepOptions *step = run->step;
+    const ModelConfig *config = &run->model->config;
+    int64_t n_valid = tokenizer_size(run->encoder->tokenizer);
+    int64_t *keys = mem_zeroed((size_t)n, sizeof *keys);
+    Batch batch = {0};
+    bool ok = keys || error_out_of_memory(error, "keys of prompts", (size_t)n * sizeof *keys);
+    for (int64_t p = 0; ok && p < n; p++) keys[p] = key_of(run, prompts->group, prompts->first + at + p);
+    if (ok && batch_make(prompts, at, n, &batch, error)) {
+        PromptBatch view = batch_view(&batch);
+        GenerateOptions options = {
+            .max_new_tokens = step->max_new_tokens,
+            .rule = {.temperature = (float)step->temperature,
+                     .top_k = (int32_t)step->top_k,
+                     .top_p = (float)step->top_p,
+                     .n_valid = n_valid < config->vocab_size ? n_valid : config->vocab_size,
+                     .seed = (uint64_t)run->job->options.seed},
+            .prompt_keys = keys,
+            .stop_tokens = config->eos_tokens,
+            .n_stop_tokens = config->n_eos_tokens,
+            .progress = keep_generating,
+            .progress_context = (void *)(uintptr_t)run};
+        ok = generate(run->model, &view, &options, NULL, to, error) && !interrupted(run, error);
+    } else {
+        ok = false;
+    }
+    batch_free(&batch);
+    mem_free(keys);
+    return ok;
+}
+
+/* Replies of one batch behind those that are there. */
+static bool put_replies(Measures *m, int64_t at, const Generation *from, Error *error) {
+    int64_t before = m->reply_offsets[at], n = from->offsets[from->n_prompts];
+    int32_t *tokens = mem_resize(m->reply_tokens, (size_t)(before + n) + 1, sizeof *tokens);
+    if (!tokens) return error_out_of_memory(error, "replies", (size_t)(before + n) * sizeof *tokens);
+    m->reply_tokens = tokens;
+    if (n) memcpy(tokens + before, from->tokens, (size_t)n * sizeof *tokens);
+    for (int64_t p = 0; p < from->n_prompts; p++) {
+        m->reply_offsets[at + p + 1] = before + from->offsets[p + 1];
+        m->reply_stopped[at + p] = from->stopped[p];
+    }
+    return true;
+}
+
+static bool generate_replies(const StepRun *run, const Block *block, Measures *m, Error *error) {
+    Block prompts = {.group = block->group, .first = block->first, .n = block->n};
+    bool ok = measures_make_replies(m, 0, error);
+    for (int64_t at = 0; ok && at < block->n;) {
+        int64_t n = batch_size(&prompts, at, run->step->max_new_tokens, step_limits(run->job));
+        Generation generation = {0};
+        ok = generate_batch(run, &prompts, at, n, &generation, error) &&
+             put_replies(m, at, &generation, error);
+        generation_free(&generation);
+        at += n;
+    }
+    return ok;
+}
+
+/* ---- what is kept whole ---- */
+typedef struct {
+    Trace trace;
+    float *rows; /* [P,L,E,D] */
+} Kept;
+
+static void kept_free(Kept *kept) {
+    trace_free(&kept->trace);
+    mem_free(kept->rows);
+}
+
+static bool make_kept(const StepRun *run, const Block *block, Kept *kept, Error *error) {
+    const ModelConfig *config = &run->model->config;
+    *kept = (Kept){0};
+    if (run->step->kind == STEP_ACTIVATION && run->step->trace != TRACE_NONE) {
+        int64_t n_tokens = 0;
+        for (int64_t i = 0; i < block->n; i++) n_tokens += block_prompt_tokens(block, i);
+        return trace_make(run->step->trace, config, block->n, n_tokens, &kept->trace, error);
+    }
+    if (run->step->kind != STEP_GRADIENT || !run->step->gate_rows) return true;
+    size_t rows = (size_t)(block->n * config->n_moe_layers * config->n_experts);
+    kept->rows = mem_zeroed(rows, (size_t)config->hidden_size * sizeof *kept->rows);
+    return kept->rows || error_out_of_memory(error, "gate gradients of a block (gate_rows)",
+                                             rows * (size_t)config->hidden_size * sizeof *kept->rows);
+}
+
+static bool write_rows(const StepRun *run, const Block *block, float *rows, const char *path, Error *error) {
+    const ModelConfig *config = &run->model->config;
+    int64_t index[BLOCK_PROMPTS];
+    for (int64_t i = 0; i < block->n; i++) index[i] = block->group->prompts[block->first + i].entry->index;
+    NamedTensor tensors[] = {
+        {"gate_grad",
+         {.data = rows,
+          .dtype = DTYPE_F32,
+          .n_dims = 4,
+          .shape = {block->n, config->n_moe_layers, config->n_experts, config->hidden_size}}},
+        {"prompt_index", tensor_vector(index, DTYPE_I64, block->n)}};
+    const char *const metadata[] = {
+        "gate_grad", "d loss / d router row: P prompts, L expert layers, E experts, D hidden size"};
+    return safetensors_write(path, tensors, 2, metadata, 1, error);
+}
+
+static bool write_kept(const StepRun *run, const Block *block, Kept *kept, Error *error) {
+    if (!kept->trace.logits && !kept->rows) return true;
+    const char *kind = kept->rows ? "gate_rows" : "traces";
+    char *path = step_block_path(run, kind, block->group, block->first, error);
+    bool ok = path && (kept->rows ? write_rows(run, block, kept->rows, path, error)
+                                  : trace_write(&kept->trace, &run->model->config, path, error));
+    mem_free(path);
+    return ok;
+}
+
+/* ---- the block ---- */
+static bool measure_batch(const StepRun *run, const Batch *batch, int64_t at, Measures *m, Kept *kept,
+                          Error *error) {
+    if (run->step->kind == STEP_ACTIVATION)
+        return routing_measure(run->model, batch, at, m, kept->trace.logits ? &kept->trace : NULL, error);
+    GateGradientOptions options = {.recompute = run->step->recompute,
+                                   .memory_limit_bytes = (size_t)run->job->options.memory_limit_mib << 20,
+                                   .rows = kept->rows};
+    return gate_gradient_measure(run->model, batch, at, &options, m, error);
+}
+
+/* Where in the batch a number went wrong is said by the pass; which prompts were in it, here. */
+static bool name_prompts(const Block *block, int64_t at, int64_t n, Error *error) {
+    const EncodedPrompt *prompts = block->group->prompts + block->first + at;
+    if (error->code == ERROR_INTERRUPTED) return false;
+    return error_add_place(error, "group %s, prompts \"%.60s\" to \"%.60s\"", block->group->options->name,
+                           prompts[0].entry->id, prompts[n - 1].entry->id);
+}
+
+bool step_measure_block(const StepRun *run, const PromptGroup *group, int64_t first, int64_t n,
+                        int64_t n_before, Measures *m, Error *error) {
+    const ModelConfig *config = &run->model->config;
+    Block block = {.step = run->step, .group = group, .first = first, .n = n, .replies = m};
+    Kept kept = {0};
+    bool ok = measures_make(run->step->kind, n, config->n_moe_layers, config->n_experts, m, error) &&
+              (!step_generates(run->step) || generate_replies(run, &block, m, error)) &&
+              make_kept(run, &block, &kept, error);
+    for (int64_t at = 0; ok && at < n;) {
+        int64_t n_batch = batch_size(&block, at, 0, step_limits(run->job));
+        Batch batch;
+        ok = batch_make(&block, at, n_batch, &batch, error) &&
+             (measure_batch(run, &batch, at, m, &kept, error) || name_prompts(&block, at, n_batch, error));
+        if (ok && kept.trace.logits) trace_put_batch(&kept.trace, &batch, group, first + at);
+        at += n_batch;
+        ok = ok && !interrupted(run, error) &&
+             progress_update(run->progress, n_before + at, run->progress->n_tokens + batch.n_tokens, error);
+        batch_free(&batch);
+    }
+    ok = ok && write_kept(run, &block, &kept, error);
+    kept_free(&kept);
+    return ok;
+}
