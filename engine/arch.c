@@ -50,7 +50,8 @@ bool arch_open(const char *model_type, Arch *arch, Error *error) {
     if (!plain || !io_exists(file)) {
         Text known = {0};
         list_families(folder, &known);
-        error_set(error, ERROR_BAD_INPUT, "model_type: expected a supported family (%s): got \"%.64s\"",
+        error_set(error, known.failed ? ERROR_UNAVAILABLE : ERROR_BAD_INPUT,
+                  "model_type: expected a supported family (%s): got \"%.64s\"",
                   known.length ? known.bytes : "none: the folder of arch files is missing", model_type);
         text_free(&known);
         return false;
@@ -63,6 +64,11 @@ bool arch_open(const char *model_type, Arch *arch, Error *error) {
         return false;
     }
     arch->root = json_root(arch->document);
+    arch->keys = json_member(&arch->root, "keys");
+    arch->defaults = json_member(&arch->root, "defaults");
+    arch->router = json_member(&arch->root, "router");
+    arch->must_be = json_member(&arch->root, "must_be");
+    arch->tensors = json_member(&arch->root, "tensors");
     return true;
 }
 
@@ -72,24 +78,41 @@ void arch_close(Arch *arch) {
     *arch = (Arch){0};
 }
 
-const char *arch_string(const Arch *arch, const char *section, const char *key) {
+static const char *as_string(Json at) {
     const char *value = NULL;
-    Json at = section ? json_member(&arch->root, section) : arch->root, member = json_member(&at, key);
-    if (member.node && json_type(member) == JSON_STRING) json_string(member, &value, &(Error){0});
+    if (at.node && json_type(at) == JSON_STRING) json_string(at, &value, &(Error){0});
     return value;
 }
 
-void arch_fill_name(const char *pattern, int64_t layer, int64_t expert, char *to, size_t capacity) {
+const char *arch_string(const Json *section, const char *key) { return as_string(json_member(section, key)); }
+
+Json arch_setting(const Arch *arch, const Json *config, const char *key) {
+    Json at = json_member(config, key);
+    if (at.node && json_type(at) != JSON_NULL) return at;
+    Json otherwise = json_member(&arch->defaults, key);
+    return otherwise.node ? otherwise : at;
+}
+
+const char *arch_tensor_pattern(const Arch *arch, const char *role, int64_t i) {
+    Json at = json_member(&arch->tensors, role);
+    if (json_type(at) != JSON_ARRAY) return i == 0 ? as_string(at) : NULL;
+    for (Json entry = {0}; json_next(&at, &entry);)
+        if (entry.index == i) return as_string(entry);
+    return NULL;
+}
+
+bool arch_fill_name(const char *pattern, int64_t layer, int64_t expert, char *to, size_t capacity) {
     size_t used = 0;
-    while (*pattern && used + 24 < capacity) {
+    while (*pattern) {
+        char number[24] = {*pattern, '\0'};
         bool is_layer = !strncmp(pattern, "{layer}", 7), is_expert = !strncmp(pattern, "{expert}", 8);
-        if (is_layer || is_expert) {
-            used +=
-                (size_t)snprintf(to + used, capacity - used, "%lld", (long long)(is_layer ? layer : expert));
-            pattern += is_layer ? 7 : 8;
-        } else {
-            to[used++] = *pattern++;
-        }
+        if (is_layer || is_expert)
+            snprintf(number, sizeof number, "%lld", (long long)(is_layer ? layer : expert));
+        size_t n = strlen(number);
+        if (used + n >= capacity) return false;
+        memcpy(to + used, number, n + 1);
+        used += n;
+        pattern += is_layer ? 7 : is_expert ? 8 : 1;
     }
-    to[used] = '\0';
+    return used > 0;
 }

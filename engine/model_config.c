@@ -11,13 +11,20 @@
 #include <string.h>
 
 enum { MAX_CONFIG_BYTES = 16 << 20, MAX_LAYERS = 1024, MAX_SIZE = 1 << 22, MAX_EXPERTS = 1024 };
+enum { MAX_HEADS = 4096, MAX_HEAD_SIZE = 4096, MAX_CELLS = 1 << 17 };
+
+/* The config being read: its text's root, and what its family says. */
+typedef struct {
+    Json root;
+    Arch arch;
+} Source;
 
 static bool present(Json at) { return at.node && json_type(at) != JSON_NULL; }
 
-/* A size of the config, or `otherwise` when it is absent; otherwise < 0: it must be there. */
-static bool read_size(const Json *root, const char *key, int64_t most, int64_t otherwise, int64_t *value,
+/* A size of the config or its family's default; otherwise >= 0 serves when there is neither, else it is an error. */
+static bool read_size(const Source *s, const char *key, int64_t most, int64_t otherwise, int64_t *value,
                       Error *error) {
-    Json at = json_member(root, key);
+    Json at = arch_setting(&s->arch, &s->root, key);
     if (!present(at) && otherwise >= 0) {
         *value = otherwise;
         return true;
@@ -25,130 +32,189 @@ static bool read_size(const Json *root, const char *key, int64_t most, int64_t o
     return json_integer(at, 1, most, value, error);
 }
 
-static bool read_flag(const Json *root, const char *key, bool otherwise, bool *value, Error *error) {
-    Json at = json_member(root, key);
+static bool read_flag(const Source *s, const char *key, bool otherwise, bool *value, Error *error) {
+    Json at = arch_setting(&s->arch, &s->root, key);
     *value = otherwise;
     return !present(at) || json_bool(at, value, error);
 }
 
 /* ---- what must be as the family's maths wants it ---- */
-static bool same_value(Json a, Json b) {
-    const char *x = "", *y = "";
-    double m = 0, n = 0;
-    bool p = false, q = false;
+static void describe(Json at, char *to, size_t capacity) {
+    const char *text = "";
+    double number = 0;
+    bool flag = false;
     Error none = {0};
-    if (!present(a) || !present(b)) return present(a) == present(b);
-    if (json_type(a) != json_type(b)) return false;
-    switch (json_type(a)) {
-    case JSON_STRING: return json_string(a, &x, &none) && json_string(b, &y, &none) && !strcmp(x, y);
-    case JSON_NUMBER: return json_number(a, &m, &none) && json_number(b, &n, &none) && m == n;
-    case JSON_BOOL: return json_bool(a, &p, &none) && json_bool(b, &q, &none) && p == q;
-    default: return false;
+    switch (present(at) ? json_type(at) : JSON_NULL) {
+    case JSON_STRING:
+        json_string(at, &text, &none);
+        snprintf(to, capacity, "\"%.40s\"", text);
+        break;
+    case JSON_NUMBER:
+        json_number(at, &number, &none);
+        snprintf(to, capacity, "%.17g", number);
+        break;
+    case JSON_BOOL:
+        json_bool(at, &flag, &none);
+        snprintf(to, capacity, "%s", flag ? "true" : "false");
+        break;
+    default: snprintf(to, capacity, "%s", json_type_name(json_type(at)));
     }
 }
 
-static bool check_fixed(const Json *root, const Arch *arch, Error *error) {
-    Json fixed = json_member(&arch->root, "must_be");
-    for (Json want = {0}; json_next(&fixed, &want);) {
-        Json got = json_member(root, want.key);
-        if (!got.node || same_value(got, want)) continue;
-        const char *text = "null";
-        if (json_type(want) == JSON_STRING) json_string(want, &text, &(Error){0});
-        return json_error(got, error, "expected %s, the only value that there is maths for: got another",
-                          text);
+static bool check_fixed(const Source *s, Error *error) {
+    for (Json want = {0}; json_next(&s->arch.must_be, &want);) {
+        Json is = json_member(&s->root, want.key);
+        char expected[64], got[64];
+        describe(want, expected, sizeof expected);
+        describe(is, got, sizeof got);
+        if (is.node && strcmp(expected, got))
+            return json_error(is, error, "expected %s, the only value that there is maths for: got %s",
+                              expected, got);
     }
-    Json quantization = json_member(root, "quantization_config");
-    if (!present(quantization)) return true;
-    return json_error(quantization, error,
-                      "expected none (weights in f32, bf16 or f16): got a quantised checkpoint");
+    Json quantization = json_member(&s->root, "quantization_config");
+    if (present(quantization))
+        return json_error(quantization, error,
+                          "expected none (weights in F32, BF16 or F16): got a quantised model");
+    return true;
+}
+
+/* Where the config names classes, the family must know one of them. */
+static bool check_architecture(const Source *s, Error *error) {
+    Json named = json_member(&s->root, "architectures"), known = json_member(&s->arch.root, "architectures");
+    if (json_type(named) != JSON_ARRAY || !json_count(named) || !json_count(known)) return true;
+    const char *a = "", *b = "";
+    for (Json x = {0}; json_next(&named, &x);) {
+        if (!json_string(x, &a, error)) return false;
+        for (Json y = {0}; json_next(&known, &y);)
+            if (json_string(y, &b, error) && !strcmp(a, b)) return true;
+    }
+    return json_error(named, error, "expected %s: got \"%.64s\"", b, a);
 }
 
 /* ---- sizes ---- */
-static bool read_sizes(const Json *root, const Arch *arch, ModelConfig *c, Error *error) {
-    const char *n_experts = arch_string(arch, "keys", "n_experts"),
-               *expert_size = arch_string(arch, "keys", "expert_size");
-    const char *dense_size = arch_string(arch, "keys", "dense_size");
-    if (!n_experts || !expert_size)
-        return json_error(arch->root, error, "expected keys.n_experts and keys.expert_size");
-    bool fine = read_size(root, "num_hidden_layers", MAX_LAYERS, -1, &c->n_layers, error) &&
-                read_size(root, "hidden_size", MAX_SIZE, -1, &c->hidden_size, error) &&
-                read_size(root, "vocab_size", MAX_SIZE, -1, &c->vocab_size, error) &&
-                read_size(root, "num_attention_heads", 4096, -1, &c->n_heads, error) &&
-                read_size(root, "num_key_value_heads", 4096, c->n_heads, &c->n_kv_heads, error) &&
-                read_size(root, n_experts, MAX_EXPERTS, -1, &c->n_experts, error) &&
-                read_size(root, "num_experts_per_tok", c->n_experts, -1, &c->n_experts_per_token, error) &&
-                read_size(root, expert_size, MAX_SIZE, -1, &c->expert_size, error) &&
-                read_size(root, "max_position_embeddings", 1 << 30, -1, &c->max_positions, error);
-    if (!fine) return false;
-    if (dense_size && !read_size(root, dense_size, MAX_SIZE, 0, &c->dense_size, error)) return false;
-    bool explicit_head = present(json_member(root, "head_dim"));
+/* Products of sizes stay far from overflow: 1e15 parameters are 4e15 bytes; and there is a bound on cells. */
+static bool check_total(const ModelConfig *c, const Json *root, Error *error) {
+    double D = (double)c->hidden_size, heads = (double)(c->n_heads + c->n_kv_heads) * (double)c->head_size;
+    double experts = (double)c->n_experts * (3 * (double)c->expert_size + 1) * D;
+    double layer = 2 * D * heads + experts + 3 * D * (double)c->dense_size + 4 * (D + heads);
+    double total = (double)c->n_layers * layer + 2 * (double)c->vocab_size * D;
+    if (total > 1e15) return json_error(*root, error, "expected at most 1e15 parameters: got %.3g", total);
+    if (c->n_layers * c->n_experts <= MAX_CELLS) return true;
+    return json_error(*root, error, "expected at most %d experts in all: got %lld", MAX_CELLS,
+                      (long long)(c->n_layers * c->n_experts));
+}
+
+static bool read_head_size(const Source *s, ModelConfig *c, Error *error) {
+    bool explicit_head = present(json_member(&s->root, "head_dim"));
     if (!explicit_head && c->hidden_size % c->n_heads)
-        return json_error(json_member(root, "hidden_size"), error,
+        return json_error(json_member(&s->root, "hidden_size"), error,
                           "expected a multiple of num_attention_heads %lld: got %lld", (long long)c->n_heads,
                           (long long)c->hidden_size);
-    if (!read_size(root, "head_dim", 4096, c->hidden_size / c->n_heads, &c->head_size, error)) return false;
+    if (!read_size(s, "head_dim", MAX_HEAD_SIZE, c->hidden_size / c->n_heads, &c->head_size, error))
+        return false;
     if (c->n_heads % c->n_kv_heads)
-        return json_error(json_member(root, "num_key_value_heads"), error,
+        return json_error(json_member(&s->root, "num_key_value_heads"), error,
                           "expected a divisor of %lld heads: got %lld", (long long)c->n_heads,
                           (long long)c->n_kv_heads);
-    if (c->head_size % 2)
-        return json_error(*root, error, "expected an even head size: got %lld", (long long)c->head_size);
+    if (c->head_size < 2 || c->head_size % 2 || c->head_size > MAX_HEAD_SIZE)
+        return json_error(json_member(&s->root, "head_dim"), error,
+                          "expected an even head size of 2 to %d: got %lld", MAX_HEAD_SIZE,
+                          (long long)c->head_size);
     c->value_head_size = c->head_size;
     return true;
 }
 
+static bool read_sizes(const Source *s, ModelConfig *c, Error *error) {
+    const char *n_experts = arch_string(&s->arch.keys, "n_experts"),
+               *expert_size = arch_string(&s->arch.keys, "expert_size"),
+               *dense_size = arch_string(&s->arch.keys, "dense_size");
+    if (!n_experts || !expert_size)
+        return json_error(s->arch.root, error, "expected keys.n_experts and keys.expert_size");
+    return read_size(s, "num_hidden_layers", MAX_LAYERS, -1, &c->n_layers, error) &&
+           read_size(s, "hidden_size", MAX_SIZE, -1, &c->hidden_size, error) &&
+           read_size(s, "vocab_size", MAX_SIZE, -1, &c->vocab_size, error) &&
+           read_size(s, "num_attention_heads", MAX_HEADS, -1, &c->n_heads, error) &&
+           read_size(s, "num_key_value_heads", MAX_HEADS, c->n_heads, &c->n_kv_heads, error) &&
+           read_size(s, n_experts, MAX_EXPERTS, -1, &c->n_experts, error) &&
+           read_size(s, "num_experts_per_tok", c->n_experts, -1, &c->n_experts_per_token, error) &&
+           read_size(s, expert_size, MAX_SIZE, -1, &c->expert_size, error) &&
+           read_size(s, "max_position_embeddings", 1 << 30, -1, &c->max_positions, error) &&
+           (!dense_size || read_size(s, dense_size, MAX_SIZE, 0, &c->dense_size, error)) &&
+           read_head_size(s, c, error) && check_total(c, &s->root, error);
+}
+
 /* ---- rules ---- */
-static bool read_rules(const Json *root, const Arch *arch, ModelConfig *c, Error *error) {
-    double eps = 1e-6;
-    Json at = json_member(root, "rms_norm_eps");
-    if (present(at) && !json_number(at, &eps, error)) return false;
-    if (!(eps > 0 && eps < 1)) return json_error(at, error, "expected a number between 0 and 1: got %g", eps);
-    c->norm_eps = (float)eps;
-    Json router = json_member(&arch->root, "router"), renormalize = json_member(&router, "renormalize");
-    const char *order = arch_string(arch, "router", "order"),
-               *key = arch_string(arch, "router", "renormalize");
+static bool read_router(const Source *s, ModelConfig *c, Error *error) {
+    const char *order = arch_string(&s->arch.router, "order"),
+               *key = arch_string(&s->arch.router, "renormalize");
     if (!order || (strcmp(order, "softmax_topk") && strcmp(order, "topk_softmax")))
-        return json_error(router, error, "expected order softmax_topk or topk_softmax: got \"%.40s\"",
+        return json_error(s->arch.router, error, "expected order softmax_topk or topk_softmax: got \"%.40s\"",
                           order ? order : "");
     c->router =
         (RouterRule){strcmp(order, "softmax_topk") ? ROUTER_TOPK_SOFTMAX : ROUTER_SOFTMAX_TOPK, false, 1.0f};
-    bool fine = key ? read_flag(root, key, false, &c->router.renormalize, error)
-                    : json_bool(renormalize, &c->router.renormalize, error);
-    const char *qk_norm = arch_string(arch, NULL, "qk_norm");
-    c->qk_norm = !qk_norm || !strcmp(qk_norm, "none") ? QK_NORM_NONE
-                 : !strcmp(qk_norm, "head")           ? QK_NORM_HEAD
-                                                      : QK_NORM_PROJECTION;
+    if (key) return read_flag(s, key, false, &c->router.renormalize, error);
+    return json_bool(json_member(&s->arch.router, "renormalize"), &c->router.renormalize, error);
+}
+
+static bool read_rules(const Source *s, ModelConfig *c, Error *error) {
+    static const char *const norms[] = {
+        [QK_NORM_NONE] = "none", [QK_NORM_HEAD] = "head", [QK_NORM_PROJECTION] = "projection"};
+    double eps;
+    Json at = arch_setting(&s->arch, &s->root, "rms_norm_eps");
+    if (!json_number(at, &eps, error)) return false;
+    if (!(eps > 0 && eps < 1)) return json_error(at, error, "expected a number between 0 and 1: got %g", eps);
+    c->norm_eps = (float)eps;
+    const char *norm = arch_string(&s->arch.root, "qk_norm");
+    int kind = QK_NORM_NONE;
+    while (norm && kind <= QK_NORM_PROJECTION && strcmp(norms[kind], norm)) kind++;
+    if (!norm || kind > QK_NORM_PROJECTION)
+        return json_error(s->arch.root, error, "expected qk_norm none, head or projection");
+    c->qk_norm = (QkNorm)kind;
     c->activation = (Activation){0, 0};
     c->attention_scale = (float)(1.0 / sqrt((double)c->head_size));
     c->rope_kind = ROPE_HALVES;
-    return fine && read_flag(root, "tie_word_embeddings", false, &c->tie_embeddings, error) &&
-           read_flag(root, "attention_bias", false, &c->attention_bias, error);
+    if (!read_router(s, c, error) || !read_flag(s, "tie_word_embeddings", false, &c->tie_embeddings, error) ||
+        !read_flag(s, "attention_bias", false, &c->attention_bias, error))
+        return false;
+    if (c->attention_bias && !arch_tensor_pattern(&s->arch, "query_bias", 0))
+        return json_error(json_member(&s->root, "attention_bias"), error,
+                          "expected false, the only value that there is maths for: got true");
+    return true;
 }
 
 /* ---- layers: dense or experts, window or not ---- */
-static bool read_dense_layers(const Json *root, ModelConfig *c, Error *error) {
+static bool read_dense_layers(const Source *s, ModelConfig *c, Error *error) {
+    bool may_be_dense = arch_string(&s->arch.keys, "dense_size") != NULL, any = false;
     int64_t step;
-    if (!read_size(root, "decoder_sparse_step", MAX_LAYERS, 1, &step, error)) return false;
-    if (c->dense_size)
-        for (int64_t l = 0; l < c->n_layers; l++) c->layer_is_dense[l] = (l + 1) % step != 0;
-    Json listed = json_member(root, "mlp_only_layers");
-    for (Json at = {0}; c->dense_size && json_next(&listed, &at);) {
+    if (!read_size(s, "decoder_sparse_step", MAX_LAYERS, 1, &step, error)) return false;
+    for (int64_t l = 0; may_be_dense && l < c->n_layers; l++) c->layer_is_dense[l] = (l + 1) % step != 0;
+    Json listed = json_member(&s->root, "mlp_only_layers");
+    if (present(listed) && json_type(listed) != JSON_ARRAY)
+        return json_error(listed, error, "expected an array of layers: got %s",
+                          json_type_name(json_type(listed)));
+    for (Json at = {0}; may_be_dense && json_next(&listed, &at);) {
         int64_t layer;
         if (!json_integer(at, 0, c->n_layers - 1, &layer, error)) return false;
         c->layer_is_dense[layer] = true;
     }
-    for (int64_t l = 0; l < c->n_layers; l++) c->n_moe_layers += !c->layer_is_dense[l];
+    for (int64_t l = 0; l < c->n_layers; l++) {
+        c->n_moe_layers += !c->layer_is_dense[l];
+        any = any || c->layer_is_dense[l];
+    }
+    if (any && !c->dense_size)
+        return json_error(s->root, error, "expected %s, the size of dense layers: got nothing",
+                          arch_string(&s->arch.keys, "dense_size"));
     if (c->n_moe_layers) return true;
-    return json_error(*root, error, "expected at least one layer with experts: got none");
+    return json_error(s->root, error, "expected at least one layer with experts: got none");
 }
 
 /* layer_types, where it is given, says which layers use the window; else all do from first_layer on. */
-static bool read_layer_types(const Json *root, int64_t window, int64_t first_layer, ModelConfig *c,
+static bool read_layer_types(const Source *s, int64_t window, int64_t first_layer, ModelConfig *c,
                              Error *error) {
-    Json types = json_member(root, "layer_types");
+    Json types = json_member(&s->root, "layer_types");
     for (int64_t l = 0; l < c->n_layers; l++) c->layer_window[l] = l >= first_layer ? window : 0;
     if (!present(types)) return true;
-    if (json_count(types) != c->n_layers)
+    if (json_type(types) != JSON_ARRAY || json_count(types) != c->n_layers)
         return json_error(types, error, "expected one entry per layer, %lld: got %lld",
                           (long long)c->n_layers, (long long)json_count(types));
     for (Json at = {0}; json_next(&types, &at);) {
@@ -162,17 +228,15 @@ static bool read_layer_types(const Json *root, int64_t window, int64_t first_lay
     return true;
 }
 
-static bool read_window(const Json *root, const Arch *arch, ModelConfig *c, Error *error) {
-    const char *kind = arch_string(arch, NULL, "sliding_window");
+static bool read_window(const Source *s, ModelConfig *c, Error *error) {
+    const char *flag = arch_string(&s->arch.root, "sliding_window");
     int64_t window = 0, first_layer = 0;
-    bool used = kind != NULL;
-    if (kind && !strcmp(kind, "qwen")) {
-        if (!read_flag(root, "use_sliding_window", false, &used, error)) return false;
-        Json first = json_member(root, "max_window_layers");
-        if (present(first) && !json_integer(first, 0, 1 << 20, &first_layer, error)) return false;
-    }
-    if (used && !read_size(root, "sliding_window", 1 << 30, 0, &window, error)) return false;
-    return !window || read_layer_types(root, window, first_layer, c, error);
+    bool used = flag != NULL;
+    if (flag && strcmp(flag, "always") && !read_flag(s, flag, false, &used, error)) return false;
+    Json first = arch_setting(&s->arch, &s->root, "max_window_layers");
+    if (used && present(first) && !json_integer(first, 0, 1 << 20, &first_layer, error)) return false;
+    if (used && !read_size(s, "sliding_window", 1 << 30, 0, &window, error)) return false;
+    return !window || read_layer_types(s, window, first_layer, c, error);
 }
 
 /* ---- tokens that begin and end ---- */
@@ -203,35 +267,37 @@ static bool read_special_tokens(const Json *root, ModelConfig *c, Error *error) 
     return !present(eos) || read_eos(eos, c, error);
 }
 
-static bool read_family(const Json *root, ModelConfig *c, Arch *arch, Error *error) {
+static bool read_family(Source *s, ModelConfig *c, Error *error) {
     const char *family, *dtype = NULL;
-    if (!json_string(json_member(root, "model_type"), &family, error)) return false;
-    if (!arch_open(family, arch, error)) return error_add_place(error, "%s", root->file);
+    if (!json_string(json_member(&s->root, "model_type"), &family, error)) return false;
+    if (!arch_open(family, &s->arch, error)) return error_add_place(error, "%s", s->root.file);
     snprintf(c->family, sizeof c->family, "%s", family);
-    Json written = json_member(root, present(json_member(root, "dtype")) ? "dtype" : "torch_dtype");
-    if (present(written) && json_type(written) == JSON_STRING) json_string(written, &dtype, &(Error){0});
+    dtype = arch_string(&s->root, "dtype");
+    if (!dtype) dtype = arch_string(&s->root, "torch_dtype");
     if (dtype) c->dtype = mem_copy_text(dtype, strlen(dtype));
-    const char *template = arch_string(arch, NULL, "chat_template");
+    const char *template = arch_string(&s->arch.root, "chat_template");
     if (template) c->chat_template = mem_copy_text(template, strlen(template));
     if ((dtype && !c->dtype) || (template && !c->chat_template))
-        return error_out_of_memory(error, root->file, 64);
-    return true;
+        return error_out_of_memory(error, s->root.file, 64);
+    return check_architecture(s, error);
 }
 
 static bool read_config(Json root, ModelConfig *c, Error *error) {
-    Arch arch = {0};
+    if (json_type(root) != JSON_OBJECT)
+        return json_error(root, error, "expected an object: got %s", json_type_name(json_type(root)));
+    Source s = {.root = root};
     c->bos_token = -1;
-    bool fine = read_family(&root, c, &arch, error) && check_fixed(&root, &arch, error) &&
-                read_sizes(&root, &arch, c, error) && read_rules(&root, &arch, c, error);
+    bool fine = read_family(&s, c, error) && check_fixed(&s, error) && read_sizes(&s, c, error) &&
+                read_rules(&s, c, error);
     if (fine) {
         c->layer_is_dense = mem_zeroed((size_t)c->n_layers, sizeof *c->layer_is_dense);
         c->layer_window = mem_zeroed((size_t)c->n_layers, sizeof *c->layer_window);
         if (!c->layer_is_dense || !c->layer_window)
             fine = error_out_of_memory(error, root.file, (size_t)c->n_layers * 9);
     }
-    fine = fine && read_dense_layers(&root, c, error) && read_window(&root, &arch, c, error) &&
-           rope_frequencies_read(&root, c, error) && read_special_tokens(&root, c, error);
-    arch_close(&arch);
+    fine = fine && read_dense_layers(&s, c, error) && read_window(&s, c, error) &&
+           rope_frequencies_read(&s.root, &s.arch, c, error) && read_special_tokens(&s.root, c, error);
+    arch_close(&s.arch);
     return fine;
 }
 

@@ -92,35 +92,58 @@ static bool scale_yarn(const RopeSettings *s, double *inverse, ModelConfig *conf
         double ramp = fmin(fmax(((double)i - low) / (high - low), 0), 1);
         inverse[i] = inverse[i] / factor * ramp + inverse[i] * (1 - ramp);
     }
+    if (!(attention > 0 && attention < 1e6))
+        return json_error(s->at, error, "expected an attention factor of 0 to 1e6: got %g", attention);
     config->rope_scale = (float)attention;
     return true;
 }
 
-static bool read_settings(const Json *root, const ModelConfig *config, RopeSettings *s, Error *error) {
-    Json parameters = json_member(root, "rope_parameters"), scaling = json_member(root, "rope_scaling");
-    if (present(parameters))
-        s->at = parameters;
-    else if (present(scaling))
-        s->at = scaling;
+/* Keys that would change the maths in a way there is none for. */
+static bool check_plain(const Json *root, const RopeSettings *s, Error *error) {
+    static const char *const refused[] = {"full_attention", "sliding_attention", "mrope_section",
+                                          "partial_rotary_factor"};
+    for (int i = 0; i < 4; i++) {
+        Json inside = json_member(&s->at, refused[i]), outside = json_member(root, refused[i]);
+        double share = 0;
+        for (int k = 0; k < 2; k++) {
+            Json at = k ? outside : inside;
+            bool whole =
+                i == 3 && json_type(at) == JSON_NUMBER && json_number(at, &share, error) && share == 1;
+            if (present(at) && !whole)
+                return json_error(at, error, "expected one full rotation for all layers: got %s", refused[i]);
+        }
+    }
+    return true;
+}
+
+static bool read_settings(const Json *root, const Arch *arch, RopeSettings *s, Error *error) {
+    s->at = json_member(root, "rope_parameters");
+    if (!present(s->at)) s->at = json_member(root, "rope_scaling");
     s->kind = "default";
-    double share = 1;
-    const Json *theta_from =
-        present(parameters) && present(json_member(&parameters, "rope_theta")) ? &parameters : root;
-    if (!read_number(theta_from, "rope_theta", 10000, &s->theta, error)) return false;
-    if (!read_number(root, "partial_rotary_factor", 1, &share, error)) return false;
-    if (share != 1)
-        return json_error(json_member(root, "partial_rotary_factor"), error, "expected 1: got %g", share);
-    s->n = config->head_size;
-    if (!s->at.node) return true;
-    if (json_type(s->at) != JSON_OBJECT) return json_error(s->at, error, "expected an object");
-    Json kind = json_member(&s->at, "rope_type");
+    if (present(s->at) && json_type(s->at) != JSON_OBJECT)
+        return json_error(s->at, error, "expected an object or null: got %s",
+                          json_type_name(json_type(s->at)));
+    if (!check_plain(root, s, error)) return false;
+    Json theta = json_member(&s->at, "rope_theta"), kind = json_member(&s->at, "rope_type");
+    if (!present(theta)) theta = arch_setting(arch, root, "rope_theta");
+    if (!json_number(theta, &s->theta, error)) return false;
+    if (!(s->theta > 1)) return json_error(theta, error, "expected a number above 1: got %g", s->theta);
     if (!present(kind)) kind = json_member(&s->at, "type");
     return !present(kind) || json_string(kind, &s->kind, error);
 }
 
-bool rope_frequencies_read(const Json *root, ModelConfig *config, Error *error) {
-    RopeSettings s = {0};
-    if (!read_settings(root, config, &s, error)) return false;
+static bool scale(const RopeSettings *s, double *inverse, ModelConfig *config, Error *error) {
+    if (!strcmp(s->kind, "default")) return true;
+    if (!strcmp(s->kind, "linear")) return scale_linear(s, inverse, error);
+    if (!strcmp(s->kind, "llama3")) return scale_llama3(s, inverse, error);
+    if (!strcmp(s->kind, "yarn")) return scale_yarn(s, inverse, config, error);
+    return json_error(s->at, error, "expected rope type default, linear, llama3 or yarn: got \"%.40s\"",
+                      s->kind);
+}
+
+bool rope_frequencies_read(const Json *root, const Arch *arch, ModelConfig *config, Error *error) {
+    RopeSettings s = {.n = config->head_size};
+    if (!read_settings(root, arch, &s, error)) return false;
     int64_t n = s.n / 2;
     double *inverse = mem_zeroed((size_t)n, sizeof *inverse);
     config->rope_frequencies = mem_zeroed((size_t)n, sizeof *config->rope_frequencies);
@@ -131,20 +154,12 @@ bool rope_frequencies_read(const Json *root, ModelConfig *config, Error *error) 
     for (int64_t i = 0; i < n; i++) inverse[i] = pow(s.theta, -2.0 * (double)i / (double)s.n);
     config->n_rope = n;
     config->rope_scale = 1;
-    bool fine = true;
-    if (!strcmp(s.kind, "linear"))
-        fine = scale_linear(&s, inverse, error);
-    else if (!strcmp(s.kind, "llama3"))
-        fine = scale_llama3(&s, inverse, error);
-    else if (!strcmp(s.kind, "yarn"))
-        fine = scale_yarn(&s, inverse, config, error);
-    else if (strcmp(s.kind, "default"))
-        fine = json_error(s.at, error, "expected rope type default, linear, llama3 or yarn: got \"%.40s\"",
-                          s.kind);
+    bool fine = scale(&s, inverse, config, error);
     for (int64_t i = 0; fine && i < n; i++) {
-        config->rope_frequencies[i] = (float)inverse[i];
-        if (!isfinite(config->rope_frequencies[i]))
-            fine = json_error(s.at, error, "expected finite rotary frequencies");
+        if (inverse[i] >= 0 && inverse[i] <= 1e6)
+            config->rope_frequencies[i] = (float)inverse[i];
+        else
+            fine = json_error(s.at, error, "expected rotary frequencies of 0 to 1e6: got %g", inverse[i]);
     }
     mem_free(inverse);
     return fine;
