@@ -26,27 +26,12 @@ static Forward forward_memory(Queue *q, const Attention *a) {
     return f;
 }
 
-/* The largest of x[from..to) and `floor`. */
-static real range_largest(const real *x, KeyRange in, real floor) {
-    real lane[LANES];
-    for (int l = 0; l < LANES; l++) lane[l] = floor;
-    int64_t j = in.from;
-    for (; j + LANES <= in.to; j += LANES) {
-#pragma omp simd
-        for (int l = 0; l < LANES; l++) lane[l] = x[j + l] > lane[l] ? x[j + l] : lane[l];
-    }
-    for (int l = 0; j + l < in.to; l++) lane[l] = x[j + l] > lane[l] ? x[j + l] : lane[l];
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int l = 0; l < half; l++) lane[l] = lane[l + half] > lane[l] ? lane[l + half] : lane[l];
-    return lane[0];
-}
-
 /* Scores of a row become exp(score - maximum), 0 outside its keys; the running sums are rescaled. */
 static void block_softmax(Forward *f, int64_t r, KeyRange in, real scale, int64_t value_size) {
     real *s = f->score + r * ATTENTION_KEYS;
     int64_t end = (in.to + LANES - 1) / LANES * LANES;
     for (int64_t j = in.from; j < in.to; j++) s[j] *= scale;
-    real largest = range_largest(s, in, f->largest[r]);
+    real largest = lanes_largest(s + in.from, in.to - in.from, f->largest[r]);
     for (int64_t j = 0; j < in.from; j++) s[j] = 0;
     for (int64_t j = in.from; j < in.to; j++) s[j] = exp_real(s[j] - largest);
     for (int64_t j = in.to; j < end; j++) s[j] = 0;

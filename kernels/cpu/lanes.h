@@ -5,6 +5,10 @@
 #define GATETAPE_LANES_H
 #include "cpu.h"
 
+#ifdef __clang__
+#pragma clang diagnostic ignored "-Wpass-failed" /* a debugging build may leave the loops as they are */
+#endif
+
 enum { LANES = 16 };
 enum { WORTH_THREADS = 1 << 14 }; /* elements from which an op is shared among threads */
 
@@ -49,6 +53,21 @@ static inline real lanes_total(const Lanes *s) {
     for (int half = LANES / 2; half > 0; half /= 2)
         for (int l = 0; l < half; l++) t.sum[l] += t.sum[l + half];
     return t.sum[0];
+}
+
+/* The largest of `floor` and the n elements of x; NaN is passed over. */
+static inline real lanes_largest(const real *x, int64_t n, real floor) {
+    real lane[LANES];
+    int64_t i = 0;
+    for (int l = 0; l < LANES; l++) lane[l] = floor;
+    for (; i + LANES <= n; i += LANES) {
+#pragma omp simd
+        for (int l = 0; l < LANES; l++) lane[l] = x[i + l] > lane[l] ? x[i + l] : lane[l];
+    }
+    for (int l = 0; i + l < n; l++) lane[l] = x[i + l] > lane[l] ? x[i + l] : lane[l];
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) lane[l] = lane[l + half] > lane[l] ? lane[l + half] : lane[l];
+    return lane[0];
 }
 
 /* x[0..n) as t's dtype would hold it. */

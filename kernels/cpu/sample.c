@@ -1,7 +1,7 @@
 /* The choice of the next token. argmax takes the lowest index of the largest; sample draws with top-k and top-p.
  *
- * The candidates stand in a heap of indices, largest logit first, equal ones by index; only as many are taken from it as
- * the cuts and the draw need. Masses are f64 sums in that order, so the drawn id does not depend on how far others went.
+ * With a cut, the candidates stand in a heap of indices, largest logit first, equal ones by index; only as many are taken
+ * from it as the cut and the draw need. Without, the ids are walked upwards. Masses are f64 sums in that order.
  * NaN counts as -infinity: ids are always valid, and a row without any number gives id 0. */
 #include "../math.h"
 #include "../random.h"
@@ -10,10 +10,11 @@
 static real number_of(real x) { return x == x ? x : -(real)INFINITY; }
 
 static int32_t row_argmax(const real *row, int64_t n) {
-    int64_t best = 0;
-    for (int64_t v = 1; v < n; v++)
-        if (number_of(row[v]) > number_of(row[best])) best = v;
-    return (int32_t)best;
+    real largest = lanes_largest(row, n, -(real)INFINITY);
+    int64_t v = 0;
+    if (largest == -(real)INFINITY) return 0;
+    while (row[v] != largest) v++;
+    return (int32_t)v;
 }
 
 void CPU_OP(argmax)(Queue *q, Tensor ids, Tensor logits, int64_t n_valid) {
@@ -90,6 +91,21 @@ static int64_t rank_reaching(Candidates *c, double bound, int64_t n, double *sum
     return last;
 }
 
+/* From all of a row, in the order of the ids. */
+static int32_t draw_uncut(const real *row, int64_t n, float temperature, double uniform) {
+    Candidates c = {row, NULL, n, n, (double)temperature, (double)lanes_largest(row, n, -(real)INFINITY)};
+    if (c.largest == -(double)INFINITY) return 0;
+    double total = 0, sum = 0;
+    int64_t last = 0;
+    for (int64_t v = 0; v < n; v++) total += mass_of(&c, (int32_t)v);
+    for (int64_t v = 0; v < n && sum <= uniform * total; v++) {
+        double mass = mass_of(&c, (int32_t)v);
+        if (mass > 0) last = v;
+        sum += mass;
+    }
+    return (int32_t)last;
+}
+
 static int32_t draw(Candidates *c, SampleRule rule, double uniform) {
     if (c->largest == -(double)INFINITY) return 0;
     int64_t kept = rule.top_k > 0 ? least(rule.top_k, c->n) : c->n;
@@ -123,7 +139,12 @@ void CPU_OP(sample)(Queue *q, Tensor ids, Tensor scratch, Tensor logits, Tensor 
             ints(ids)[i] = row_argmax(row, rule.n_valid);
             continue;
         }
+        double uniform = random_uniform(rule.seed, RANDOM_SAMPLE, key[0], key[1]);
+        if (rule.top_p >= 1 && (rule.top_k <= 0 || rule.top_k >= rule.n_valid)) {
+            ints(ids)[i] = draw_uncut(row, rule.n_valid, rule.temperature, uniform);
+            continue;
+        }
         Candidates c = candidates_of(row, ints(scratch) + i * columns, rule.n_valid, rule.temperature);
-        ints(ids)[i] = draw(&c, rule, random_uniform(rule.seed, RANDOM_SAMPLE, key[0], key[1]));
+        ints(ids)[i] = draw(&c, rule, uniform);
     }
 }

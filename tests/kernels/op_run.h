@@ -106,7 +106,7 @@ static inline Arg *random_ints(Problem *p, Arg *x, int64_t n) {
 static inline Problem problem_new(const Case *c, int64_t rows, int64_t width, int variant) {
     Problem p = {.rows = rows, .width = width, .variant = variant, .reduction = 1, .n_stores = 1};
     p.id = rows * 100003 + width * 101 + variant;
-    for (const char *s = c->op; *s; s++) p.id = p.id * 31 + *s;
+    for (const char *s = c->op; *s; s++) p.id = (p.id * 31 + *s) % 1000000007;
     c->build(&p);
     for (int i = 0; i < p.n_args; i++) {
         Arg *x = &p.arg[i];

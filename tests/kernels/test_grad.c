@@ -142,7 +142,7 @@ static void choose_direction(const Gradient *g, Problem *p, Tensor *direction, i
 
 static double difference(const Case *c, const Problem *p, Run *r, const Gradient *g, const Tensor *direction,
                          Tensor cotangent) {
-    const double h = 1e-3;
+    const double h = 2e-4;
     double near =
         loss_at(c, p, r, g, direction, cotangent, h) - loss_at(c, p, r, g, direction, cotangent, -h);
     double far =
