@@ -167,9 +167,10 @@ static bool put(Encoder *encoder, int32_t id, int64_t start) {
            error_out_of_memory(encoder->error, "tokens", (size_t)encoder->list->n * 12);
 }
 
-static bool encode_word(Encoder *encoder, const Stretch *text, Span word) {
-    const char *bytes = text->bytes + word.begin;
-    size_t length = word.end - word.begin, n = 0;
+/* A word, or a part of one that merges by itself. */
+static bool encode_part(Encoder *encoder, const Stretch *text, Span part) {
+    const char *bytes = text->bytes + part.begin;
+    size_t length = part.end - part.begin, n = 0;
     const WordToken *tokens = encoder->cache ? word_cache_find(encoder->cache, bytes, length, &n) : NULL;
     if (!tokens) {
         if (!bpe_encode(&encoder->tokenizer->model, bytes, length, &encoder->bpe, encoder->error))
@@ -179,7 +180,17 @@ static bool encode_word(Encoder *encoder, const Stretch *text, Span word) {
         if (encoder->cache) word_cache_put(encoder->cache, bytes, length, tokens, n);
     }
     for (size_t i = 0; i < n; i++)
-        if (!put(encoder, tokens[i].id, stretch_origin(text, word.begin + tokens[i].begin))) return false;
+        if (!put(encoder, tokens[i].id, stretch_origin(text, part.begin + tokens[i].begin))) return false;
+    return true;
+}
+
+static bool encode_word(Encoder *encoder, const Stretch *text, Span word) {
+    while (word.begin < word.end) {
+        size_t end = word.begin +
+                     bpe_part(&encoder->tokenizer->model, text->bytes + word.begin, word.end - word.begin);
+        if (!encode_part(encoder, text, (Span){word.begin, end, false})) return false;
+        word.begin = end;
+    }
     return true;
 }
 
@@ -233,7 +244,7 @@ static bool encode_text(Encoder *encoder, const char *text, size_t length, bool 
 /* The shared cache, where no other thread has it; its absence costs time alone. */
 static void borrow_cache(Encoder *encoder) {
     SharedCache *shared = encoder->tokenizer->shared;
-    if (!encoder->tokenizer->has_pre_tokenizer || pthread_mutex_trylock(&shared->lock) != 0) return;
+    if (pthread_mutex_trylock(&shared->lock) != 0) return;
     if (!shared->cache) shared->cache = word_cache_create();
     encoder->cache = shared->cache;
     if (!encoder->cache) pthread_mutex_unlock(&shared->lock);

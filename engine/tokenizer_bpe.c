@@ -26,6 +26,40 @@ static bool reserve(void **items, size_t *capacity, size_t n, size_t item_bytes,
     return true;
 }
 
+/* ---- parts of a document ---- */
+static const char opening[] = "\xe2\x96\x81"; /* U+2581 */
+enum { OPENING_BYTES = sizeof opening - 1 };
+
+static bool opens(const char *text, size_t length, size_t at) {
+    return length - at >= OPENING_BYTES && memcmp(text + at, opening, OPENING_BYTES) == 0;
+}
+
+/* A U+2581 behind another character; `length` where there is none. */
+static size_t find_opening(const char *text, size_t length) {
+    bool before = true; /* the begin of a text is no other character */
+    for (size_t at = 0; at < length;) {
+        bool here = opens(text, length, at);
+        if (here && !before) return at;
+        before = here;
+        at += here ? OPENING_BYTES : utf8_length((unsigned char)text[at]);
+    }
+    return length;
+}
+
+size_t bpe_part(const BpeModel *model, const char *word, size_t length) {
+    return model->words_open ? find_opening(word, length) : length;
+}
+
+void bpe_find_openings(BpeModel *model) {
+    model->words_open = !model->byte_level && !model->ignore_merges &&
+                        vocabulary_find(&model->vocabulary, opening, OPENING_BYTES) >= 0;
+    for (int64_t i = 0; model->words_open && i < model->merges.n_merges; i++) {
+        size_t length;
+        const char *name = vocabulary_name(&model->vocabulary, model->merges.ids[i], &length);
+        model->words_open = find_opening(name, length) == length;
+    }
+}
+
 /* ---- the heap: smallest on top, four children each ---- */
 static void heap_sink(uint64_t *heap, size_t n, size_t at) {
     uint64_t item = heap[at];

@@ -98,7 +98,8 @@ typedef struct {
     MergeTable merges;
     int32_t unknown; /* -1: none */
     bool fuse_unknown, byte_fallback, ignore_merges;
-    bool byte_level;       /* words come as raw bytes and are looked up by ByteLevel's characters */
+    bool words_open; /* no merge reaches from another character to a U+2581 behind it: words end there */
+    bool byte_level; /* words come as raw bytes and are looked up by ByteLevel's characters */
     int32_t byte_ids[256]; /* of <0xHH>, or of ByteLevel's characters; -1: none */
 } BpeModel;
 
@@ -124,6 +125,10 @@ typedef struct {
 } BpeSpace;
 
 void bpe_space_free(BpeSpace *space);
+/* Where the first part of a word ends that merges apart from the rest; `length` where there is none. */
+size_t bpe_part(const BpeModel *model, const char *word, size_t length);
+/* After the merges are read: sets words_open. */
+void bpe_find_openings(BpeModel *model);
 /* space->tokens become the tokens of one word. Errors: out of memory, a word of 2 GiB. */
 bool bpe_encode(const BpeModel *model, const char *word, size_t length, BpeSpace *space, Error *error);
 
@@ -210,7 +215,6 @@ struct Tokenizer {
     int64_t n_normalizers;
     PieceStep *piece_steps;
     int64_t n_piece_steps;
-    bool has_pre_tokenizer;
     Decoder *decoders;
     int64_t n_decoders;
     bool has_template;       /* a TemplateProcessing rules what goes around a text */

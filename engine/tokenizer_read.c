@@ -208,6 +208,7 @@ bool tokenizer_read_model(Tokenizer *tokenizer, const Json *root, Error *error) 
         tokenizer->n_piece_steps--; /* that step holds nothing to free */
     }
     find_byte_ids(model);
+    bpe_find_openings(model);
     return true;
 }
 

@@ -209,7 +209,6 @@ static bool read_pre_tokenizer(Tokenizer *tokenizer, const Json *at, const char 
                                      {"Whitespace", read_whitespace},
                                      {"WhitespaceSplit", read_whitespace_split},
                                      {"Punctuation", read_punctuation}};
-    tokenizer->has_pre_tokenizer = true;
     return read_part(kinds, sizeof kinds / sizeof *kinds, tokenizer, at, type, error);
 }
 
