@@ -120,7 +120,8 @@ static int by_offset(const void *a, const void *b) {
 /* The shard's tensors, entries [first, n_entries), must follow each other without hole or overlap up to the end. */
 static bool check_layout(TensorSet *set, int64_t first, uint64_t data_bytes, const char *path, Error *error) {
     uint64_t at = 0;
-    qsort(set->entries + first, (size_t)(set->n_entries - first), sizeof *set->entries, by_offset);
+    if (set->n_entries > first)
+        qsort(set->entries + first, (size_t)(set->n_entries - first), sizeof *set->entries, by_offset);
     for (int64_t i = first; i < set->n_entries; i++) {
         const TensorEntry *entry = &set->entries[i];
         if (entry->offset != at)
