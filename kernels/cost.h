@@ -1,6 +1,6 @@
-/* The cost device: a program run on it computes nothing and learns how much memory and work it needs. Its queues count
- * (Queue.cost), and the calling thread's allocations are counted here. The addresses it hands out are reserved but not
- * readable: a read or write through one stops the program where the mistake is. */
+/* The cost device: a program run on it computes nothing and learns how much memory and work it needs. Its
+ * queues count (Queue.cost), and the calling thread's allocations are counted here. The addresses it hands
+ * out are reserved but not readable: a read or write through one stops the program where the mistake is. */
 #ifndef GATETAPE_COST_H
 #define GATETAPE_COST_H
 #include "device.h"

@@ -1,5 +1,6 @@
-/* Memory and queues of the cost device (cost.h). An allocation is a reservation of addresses without memory behind it,
- * so a plan for a machine of a terabyte can be made on a laptop. The list of live reservations knows their sizes. */
+/* Memory and queues of the cost device (cost.h). An allocation is a reservation of addresses without
+ * memory behind it, so a plan for a machine of a terabyte can be made on a laptop. The list of live
+ * reservations knows their sizes. */
 #include "cost.h"
 #include "check.h"
 #include <stdlib.h>

@@ -1,8 +1,10 @@
-/* exp, log, sigmoid, sine and cosine with the same bits on every machine: plain arithmetic and explicit fma, no libm
- * whose versions differ. Straight-line code without branches, so loops over them become vector code.
+/* exp, log, sigmoid, sine and cosine with the same bits on every machine: plain arithmetic and explicit
+ * fma, no libm whose versions differ. Straight-line code without branches, so loops over them become
+ * vector code.
  *
- * Largest errors (tests/kernels/test_math.c measures them): exp 1 ulp, log 1 ulp, sigmoid 2.5 ulp, sine and cosine
- * 1.6 ulp of f64 for |x| < 2^30. exp gives 0 and infinity where the format ends and keeps subnormals; NaN stays NaN. */
+ * Largest errors (tests/kernels/test_math.c measures them): exp 1 ulp, log 1 ulp, sigmoid 2.5 ulp, sine
+ * and cosine 1.6 ulp of f64 for |x| < 2^30. exp gives 0 and infinity where the format ends and keeps
+ * subnormals; NaN stays NaN. */
 #ifndef GATETAPE_MATH_H
 #define GATETAPE_MATH_H
 #include <math.h>

@@ -1,8 +1,10 @@
-/* The table that computes nothing: every op adds its floating-point operations and the bytes of its operands.
+/* The table that computes nothing: every op adds its floating-point operations and the bytes of its
+ * operands.
  *
- * 2 per multiply-add of products and attention, 1 per other operation, an exp or a root counted as 1. An operand counts
- * once for a read and once for a write, an accumulated gradient twice. What only the contents of index tensors tell is
- * taken evenly: packed prompts of equal length, tokens spread over all experts. */
+ * 2 per multiply-add of products and attention, 1 per other operation, an exp or a root counted as 1. An
+ * operand counts once for a read and once for a write, an accumulated gradient twice. What only the
+ * contents of index tensors tell is taken evenly: packed prompts of equal length, tokens spread over all
+ * experts. */
 #include "cost.h"
 
 /* Work of one call on tensors touched once each. */

@@ -1,6 +1,6 @@
-/* Random numbers by counter: Philox4x32-10 (Salmon et al., SC 2011, doi 10.1145/2063384.2063405). A number depends on
- * (seed, purpose, id, position) alone, never on how many were drawn before it, so batching, threads and resuming do not
- * change it. tests/kernels/test_math.c holds the published known answers. */
+/* Random numbers by counter: Philox4x32-10 (Salmon et al., SC 2011, doi 10.1145/2063384.2063405). A number
+ * depends on (seed, purpose, id, position) alone, never on how many were drawn before it, so batching,
+ * threads and resuming do not change it. tests/kernels/test_math.c holds the published known answers. */
 #ifndef GATETAPE_RANDOM_H
 #define GATETAPE_RANDOM_H
 #include <stdint.h>

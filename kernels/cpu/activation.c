@@ -1,8 +1,8 @@
-/* Gated activations, element by element: SwiGLU (arXiv 2002.05202) with the clamp that some models use, the sigmoid
- * gate of a shared expert, and the SwiGLU backward of expert rows with their combine weights.
+/* Gated activations, element by element: SwiGLU (arXiv 2002.05202) with the clamp that some models use,
+ * the sigmoid gate of a shared expert, and the SwiGLU backward of expert rows with their combine weights.
  *
- * All arithmetic is real, the result is rounded where it is stored. A clamped element passes no gradient beyond the
- * limit and passes it at the limit. */
+ * All arithmetic is real, the result is rounded where it is stored. A clamped element passes no gradient
+ * beyond the limit and passes it at the limit. */
 #include "../math.h"
 #include "lanes.h"
 

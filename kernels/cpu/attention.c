@@ -1,9 +1,10 @@
-/* Causal attention by key blocks with a running maximum (arXiv 2205.14135), grouped heads, sliding window, sinks.
+/* Causal attention by key blocks with a running maximum (arXiv 2205.14135), grouped heads, sliding window,
+ * sinks.
  *
- * An item (attention.h) packs its query rows once and each key block once for all heads of the group: keys transposed, so
- * that scores are products over vectors of keys. A row's chain: scores over head elements in order; the block's
- * maximum; exp; the block's sum in lanes; values added key by key. So a row has the same bits in a prompt and as a
- * single row over the cache. */
+ * An item (attention.h) packs its query rows once and each key block once for all heads of the group: keys
+ * transposed, so that scores are products over vectors of keys. A row's chain: scores over head elements
+ * in order; the block's maximum; exp; the block's sum in lanes; values added key by key. So a row has the
+ * same bits in a prompt and as a single row over the cache. */
 #include "../math.h"
 #include "attention.h"
 
@@ -44,7 +45,8 @@ static void block_softmax(Forward *f, int64_t r, KeyRange in, real scale, int64_
     for (int64_t c = 0; c < value_size; c++) f->sum[r * value_size + c] *= shrink;
 }
 
-/* Rows [r, r + g.n): scores, softmax, values. Each row takes its keys in order; those that all share go as a tile. */
+/* Rows [r, r + g.n): scores, softmax, values. Each row takes its keys in order; those that all share go as
+ * a tile. */
 static void forward_group(Forward *f, const Attention *a, const RowGroup *g, int64_t r) {
     Product scores = {f->score, ATTENTION_KEYS, {f->query, a->size, 1},
                       f->key_t, ATTENTION_KEYS, {0, a->size}};

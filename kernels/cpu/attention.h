@@ -1,8 +1,9 @@
 /* What attention and its backward share: the work items and the small product of a few packed rows.
  *
- * The H/J query heads of one key/value head are rows of one matrix: row r = token * (H/J) + head in the group. An item
- * is ATTENTION_ROWS such rows (backward also: ATTENTION_KEYS keys) of one prompt and key/value head. Key blocks count
- * from the prompt's key 0. Nothing in a row's arithmetic depends on the rows beside it. */
+ * The H/J query heads of one key/value head are rows of one matrix: row r = token * (H/J) + head in the
+ * group. An item is ATTENTION_ROWS such rows (backward also: ATTENTION_KEYS keys) of one prompt and
+ * key/value head. Key blocks count from the prompt's key 0. Nothing in a row's arithmetic depends on the
+ * rows beside it. */
 #ifndef GATETAPE_ATTENTION_H
 #define GATETAPE_ATTENTION_H
 #include "lanes.h"
@@ -147,7 +148,8 @@ typedef struct {
     int64_t row, step;
 } Packed;
 
-/* A product's target: out[r][c] = fma chain over k in [k.from, k.to), ascending, of a(r, k) b[k][c], begun with out. */
+/* A product's target: out[r][c] = fma chain over k in [k.from, k.to), ascending, of a(r, k) b[k][c], begun
+ * with out. */
 typedef struct {
     real *out;
     int64_t ld_out;

@@ -1,8 +1,10 @@
-/* The gradients of attention, from the saved log-sum-exp (arXiv 2205.14135, algorithm 4). With p = exp(scale q k - lse),
- * delta = dout . out:  ds = scale p (dout . v - delta),  dq += ds k,  dk += ds^T q,  dv += p^T dout.
+/* The gradients of attention, from the saved log-sum-exp (arXiv 2205.14135, algorithm 4). With p =
+ * exp(scale q k - lse), delta = dout . out:  ds = scale p (dout . v - delta),  dq += ds k,  dk += ds^T q,
+ * dv += p^T dout.
  *
- * Two passes, so that no sum is shared among threads: one over query rows for dq (key blocks in order), one over keys
- * for dk and dv (query blocks in order, the heads of a group inside a token). Scores are computed in both. */
+ * Two passes, so that no sum is shared among threads: one over query rows for dq (key blocks in order),
+ * one over keys for dk and dv (query blocks in order, the heads of a group inside a token). Scores are
+ * computed in both. */
 #include "../math.h"
 #include "attention.h"
 
@@ -98,7 +100,8 @@ static void query_sums(Backward *w, const Attention *a, Prompt b, int64_t r0, in
     }
 }
 
-/* sum[key] += ds^T query and value_sum[key] += p^T dout, over the rows of the block that may see a group of keys. */
+/* sum[key] += ds^T query and value_sum[key] += p^T dout, over the rows of the block that may see a group
+ * of keys. */
 static void key_sums(Backward *w, const Attention *a, Prompt b, int64_t r0, int64_t n, int64_t k0,
                      int64_t n_keys) {
     Product keys = {w->sum, a->size, {w->ds, 1, ATTENTION_KEYS}, w->query, a->size, {0, n}};

@@ -1,6 +1,6 @@
-/* Sums over a row in one order on every machine: element i goes to partial sum i mod 16, and the 16 are added in a fixed
- * tree. Sixteen suits every vector width; the definition is the order, not the width. Rows come in pieces of PIECE
- * elements, a multiple of 16, so that a sum goes on from piece to piece. */
+/* Sums over a row in one order on every machine: element i goes to partial sum i mod 16, and the 16 are
+ * added in a fixed tree. Sixteen suits every vector width; the definition is the order, not the width.
+ * Rows come in pieces of PIECE elements, a multiple of 16, so that a sum goes on from piece to piece. */
 #ifndef GATETAPE_LANES_H
 #define GATETAPE_LANES_H
 #include "cpu.h"

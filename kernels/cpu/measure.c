@@ -1,6 +1,6 @@
-/* What the analysis measures: expert counts, largest outputs, gate-row gradients, norms and sums of rows, and the search
- * for numbers that are none. Tokens are added in order inside each group; threads share experts or columns, never the
- * tokens of one sum. */
+/* What the analysis measures: expert counts, largest outputs, gate-row gradients, norms and sums of rows,
+ * and the search for numbers that are none. Tokens are added in order inside each group; threads share
+ * experts or columns, never the tokens of one sum. */
 #include "lanes.h"
 
 enum { GRAD_EXPERTS = 8, GRAD_TOKENS = 256 };
@@ -74,7 +74,8 @@ void CPU_OP(expert_peaks)(Queue *q, Tensor largest, Tensor norm, Tensor y, MoePl
     }
 }
 
-/* One group, GRAD_EXPERTS experts from e0, PIECE columns from c0. Tokens in blocks as a product sums k (ops.h). */
+/* One group, GRAD_EXPERTS experts from e0, PIECE columns from c0. Tokens in blocks as a product sums k
+ * (ops.h). */
 static void gate_grad_tile(Tensor grad, Tensor dlogits, Tensor x, int64_t g, int64_t e0, int64_t c0,
                            Tensor offsets) {
     int64_t experts = grad.shape[1], columns = grad.shape[2];

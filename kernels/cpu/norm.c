@@ -1,7 +1,8 @@
 /* RMSNorm (arXiv 1910.07467) and LayerNorm (arXiv 1607.06450) over the last dimension.
  *
- * A row is read twice: once for its sums, in lanes (lanes.h), once to be scaled. All arithmetic is real; in bf16 the
- * normalised row is rounded before the weight, as the published models compute it. Rows do not see each other. */
+ * A row is read twice: once for its sums, in lanes (lanes.h), once to be scaled. All arithmetic is real;
+ * in bf16 the normalised row is rounded before the weight, as the published models compute it. Rows do not
+ * see each other. */
 #include "lanes.h"
 
 typedef struct {

@@ -1,7 +1,8 @@
-/* Rotary position embedding (arXiv 2104.09864): pairs of head elements turned by an angle that grows with the position.
+/* Rotary position embedding (arXiv 2104.09864): pairs of head elements turned by an angle that grows with
+ * the position.
  *
- * The angle positions[t] * frequencies[i] is rounded to f32, as the reference implementations do; its sine and cosine are
- * computed in f64 once per token and serve all heads. The backward turns the other way. */
+ * The angle positions[t] * frequencies[i] is rounded to f32, as the reference implementations do; its sine
+ * and cosine are computed in f64 once per token and serve all heads. The backward turns the other way. */
 #include "../math.h"
 #include "lanes.h"
 

@@ -1,8 +1,10 @@
-/* The router: softmax and top-k in either order, the plan that groups tokens by expert, and the weighted sum back.
+/* The router: softmax and top-k in either order, the plan that groups tokens by expert, and the weighted
+ * sum back.
  *
- * Everything is real, whatever the activations are. Experts are ranked by logits + bias in both orders (the softmax keeps
- * their order), so the larger logit wins even where two probabilities round to one value; equal ones go to the lower
- * index. NaN ranks below every number: ids are always K distinct experts, and none whose bias is -inf. */
+ * Everything is real, whatever the activations are. Experts are ranked by logits + bias in both orders
+ * (the softmax keeps their order), so the larger logit wins even where two probabilities round to one
+ * value; equal ones go to the lower index. NaN ranks below every number: ids are always K distinct
+ * experts, and none whose bias is -inf. */
 #include "../math.h"
 #include "lanes.h"
 
@@ -90,8 +92,8 @@ void CPU_OP(route)(Queue *q, Tensor probs, Tensor ids, Tensor weights, Tensor lo
     }
 }
 
-/* Weights that are a softmax over the chosen: dlogit_k += v_k sum_j v_j (g_k - g_j). Written in differences, so that it
- * is exactly antisymmetric for two choices. */
+/* Weights that are a softmax over the chosen: dlogit_k += v_k sum_j v_j (g_k - g_j). Written in
+ * differences, so that it is exactly antisymmetric for two choices. */
 static void chosen_gradient(real *dlogits, const real *g, const real *v, const int32_t *ids,
                             int64_t choices) {
     for (int64_t k = 0; k < choices; k++) {

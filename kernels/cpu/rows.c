@@ -1,5 +1,6 @@
-/* Rows in and out: embedding, gather, scatter, sums of two tensors. Memory-bound; a value is read and written once.
- * Sums into one row (gather_rows_bwd) go in the order of the index; the columns are what threads share. */
+/* Rows in and out: embedding, gather, scatter, sums of two tensors. Memory-bound; a value is read and
+ * written once. Sums into one row (gather_rows_bwd) go in the order of the index; the columns are what
+ * threads share. */
 #include "lanes.h"
 
 static void copy_row(Tensor to, int64_t to_row, Tensor from, int64_t from_row, int64_t columns) {

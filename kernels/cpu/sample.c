@@ -1,8 +1,10 @@
-/* The choice of the next token. argmax takes the lowest index of the largest; sample draws with top-k and top-p.
+/* The choice of the next token. argmax takes the lowest index of the largest; sample draws with top-k and
+ * top-p.
  *
- * With a cut, the candidates stand in a heap of indices, largest logit first, equal ones by index; only as many are taken
- * from it as the cut and the draw need. Without, the ids are walked upwards. Masses are f64 sums in that order.
- * NaN counts as -infinity: ids are always valid, and a row without any number gives id 0. */
+ * With a cut, the candidates stand in a heap of indices, largest logit first, equal ones by index; only as
+ * many are taken from it as the cut and the draw need. Without, the ids are walked upwards. Masses are f64
+ * sums in that order. NaN counts as -infinity: ids are always valid, and a row without any number gives id
+ * 0. */
 #include "../math.h"
 #include "../random.h"
 #include "lanes.h"
@@ -76,8 +78,8 @@ static int32_t candidate_at(Candidates *c, int64_t rank) {
     return c->heap[c->n - 1 - rank];
 }
 
-/* The first candidate at which the mass so far exceeds `bound`, else the last of the first n that has any mass;
- * *sum: the mass up to and with it. */
+/* The first candidate at which the mass so far exceeds `bound`, else the last of the first n that has any
+ * mass; *sum: the mass up to and with it. */
 static int64_t rank_reaching(Candidates *c, double bound, int64_t n, double *sum) {
     int64_t last = 0;
     *sum = 0;

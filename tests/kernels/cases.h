@@ -1,5 +1,6 @@
-/* One case for every op of OPS: its arguments for any number of rows and any width, and the call. test_ops.c runs them
- * on every table; a missing one fails there. Variants switch optional arguments and rules. */
+/* One case for every op of OPS: its arguments for any number of rows and any width, and the call.
+ * test_ops.c runs them on every table; a missing one fails there. Variants switch optional arguments and
+ * rules. */
 #ifndef GATETAPE_TESTS_CASES_H
 #define GATETAPE_TESTS_CASES_H
 #include "op_run.h"
@@ -100,7 +101,8 @@ CALL(rope_bwd) {
 /* ---- attention; variants: plain, keys before the queries, window, sinks ---- */
 enum { N_PROMPTS = 4 };
 
-/* offsets, kv_begin, kv_length of prompts of 0, a third, and two other numbers of rows; returns the keys in all. */
+/* offsets, kv_begin, kv_length of prompts of 0, a third, and two other numbers of rows; returns the keys
+ * in all. */
 static int64_t add_spans(Problem *p) {
     Arg *offsets = whole_arg(p, IN, I32, N_PROMPTS + 1, NONE, NONE);
     Arg *begin = whole_arg(p, IN, I32, N_PROMPTS, NONE, NONE),

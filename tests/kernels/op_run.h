@@ -1,8 +1,10 @@
-/* Running one op case in a test: from one description of its arguments (Problem), buffers of the dtypes that a table
- * wants, the call, and two comparators: same bits, or within a bound that follows from dtype and reduction length.
+/* Running one op case in a test: from one description of its arguments (Problem), buffers of the dtypes
+ * that a table wants, the call, and two comparators: same bits, or within a bound that follows from dtype
+ * and reduction length.
  *
- * Outputs start as NaN, so an element that is not written shows; guard bytes stand around every buffer; inputs must not
- * change. The comparators return why they refuse, so that a planted fault can prove that they do. */
+ * Outputs start as NaN, so an element that is not written shows; guard bytes stand around every buffer;
+ * inputs must not change. The comparators return why they refuse, so that a planted fault can prove that
+ * they do. */
 #ifndef GATETAPE_TESTS_OP_RUN_H
 #define GATETAPE_TESTS_OP_RUN_H
 #include "kernels/cpu/cpu.h"
@@ -269,8 +271,9 @@ static inline bool runs_equal(const Run *a, const Run *b, const Problem *p, Find
     return true;
 }
 
-/* Results within a bound of the table f64: a few roundings of the dtype that stores, and the roundings of f32 sums, which
- * grow as the root of the number of terms; of the tensor's largest magnitude. Integers are equal. */
+/* Results within a bound of the table f64: a few roundings of the dtype that stores, and the roundings of
+ * f32 sums, which grow as the root of the number of terms; of the tensor's largest magnitude. Integers are
+ * equal. */
 static inline bool run_is_near(const Run *r, const Run *exact, const Problem *p, const Setting *s,
                                Finding *why) {
     for (int i = 0; i < p->n_args; i++) {

@@ -1,5 +1,6 @@
-/* Attention's promises: the definition in double, a row's bits whatever is beside it (prompts packed or alone, prefilled
- * or one row over the cache, one thread or three, any instruction set), and that no row sees a later key. */
+/* Attention's promises: the definition in double, a row's bits whatever is beside it (prompts packed or
+ * alone, prefilled or one row over the cache, one thread or three, any instruction set), and that no row
+ * sees a later key. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>

@@ -1,7 +1,7 @@
 /* Every _bwd op against 4-point finite differences, in the table f64, where they agree to 1e-8 or better.
  *
- * For a forward f, a fixed cotangent c and a direction d:  sum over x of gradient . d  against
- * (L(-2h) - 8 L(-h) + 8 L(h) - L(2h)) / 12h,  L(s) = c . f(x + s d). Directions: random ones, and single elements.
+ * For a forward f, a fixed cotangent c and a direction d:  sum over x of gradient . d  against (L(-2h) - 8
+ * L(-h) + 8 L(h) - L(2h)) / 12h,  L(s) = c . f(x + s d). Directions: random ones, and single elements.
  * Gradients begin with values, which shows that backward ops add. */
 #include <stdarg.h>
 #include <stddef.h>
@@ -54,8 +54,8 @@ static void build_gate_up(Problem *p) {
 }
 static const Case GATE_UP = {"moe_gate_up", build_gate_up, call_moe_gate_up, 2, false};
 
-/* The expert path from z: swiglu, down, combine. Its backward is moe_down_bwd and moe_swiglu_bwd. t[3] out, t[4] z,
- * t[5] combine weights, t[6] w, t[7] bias, t[8] h, t[9] y, t[10] da. */
+/* The expert path from z: swiglu, down, combine. Its backward is moe_down_bwd and moe_swiglu_bwd. t[3]
+ * out, t[4] z, t[5] combine weights, t[6] w, t[7] bias, t[8] h, t[9] y, t[10] da. */
 static void build_expert(Problem *p) {
     int64_t n = p->rows * N_CHOICES;
     add_plan(p, IN);

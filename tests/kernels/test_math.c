@@ -1,5 +1,5 @@
-/* exp, log, sigmoid, sine and cosine against libm in higher precision, with the errors that kernels/math.h states;
- * Philox against the known answers published with Random123 (kat_vectors). */
+/* exp, log, sigmoid, sine and cosine against libm in higher precision, with the errors that kernels/math.h
+ * states; Philox against the known answers published with Random123 (kat_vectors). */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>

@@ -1,7 +1,7 @@
-/* Every op of OPS on every table of this processor: sizes 0, 1, 7, 33, 130 and 300, all dtypes, all optional arguments.
- * For each: guards and inputs untouched, all outputs written, near the table f64, and the same bits on generic, AVX2 and
- * AVX-512, for 1 and 3 threads, and for a row alone. The first tests plant faults: a comparator that lets one pass is
- * worth nothing. */
+/* Every op of OPS on every table of this processor: sizes 0, 1, 7, 33, 130 and 300, all dtypes, all
+ * optional arguments. For each: guards and inputs untouched, all outputs written, near the table f64, and
+ * the same bits on generic, AVX2 and AVX-512, for 1 and 3 threads, and for a row alone. The first tests
+ * plant faults: a comparator that lets one pass is worth nothing. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>

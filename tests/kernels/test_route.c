@@ -1,5 +1,5 @@
-/* The router beyond what test_ops.c sees: exhaustive small top-k with ties, both orders, renormalised or not, experts
- * switched off, too few left, NaN, the analytic gradients, and the plan. */
+/* The router beyond what test_ops.c sees: exhaustive small top-k with ties, both orders, renormalised or
+ * not, experts switched off, too few left, NaN, the analytic gradients, and the plan. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -75,7 +75,8 @@ static const RouterRule RULES[] = {{ROUTER_SOFTMAX_TOPK, false, 1},
                                    {ROUTER_TOPK_SOFTMAX, false, 1},
                                    {ROUTER_SOFTMAX_TOPK, true, 2.5f}};
 
-/* Every row of 5 experts with logits out of {-1, 0, 2}: all ties there are. Every K, every set of masked experts. */
+/* Every row of 5 experts with logits out of {-1, 0, 2}: all ties there are. Every K, every set of masked
+ * experts. */
 static void test_exhaustive_top_k(void **state) {
     (void)state;
     r.tokens = 243, r.experts = 5;
@@ -180,8 +181,8 @@ static void route_gradient(RouterRule rule, float *dlogits) {
                            tensor_matrix(r.weights, DTYPE_F32, r.tokens, r.choices), rule);
 }
 
-/* A softmax does not see a shift of all logits: the gradients of a row sum to 0. With two renormalised choices they are
- * opposite to the bit, and the others exactly 0. */
+/* A softmax does not see a shift of all logits: the gradients of a row sum to 0. With two renormalised
+ * choices they are opposite to the bit, and the others exactly 0. */
 static void test_gradient_identities(void **state) {
     (void)state;
     static float d[MOST_TOKENS * 8];

@@ -1,5 +1,5 @@
-/* The choice of tokens: against the definition for every cut, frequencies against the softmax, ties, NaN, and that a
- * draw depends on its key alone. */
+/* The choice of tokens: against the definition for every cut, frequencies against the softmax, ties, NaN,
+ * and that a draw depends on its key alone. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
