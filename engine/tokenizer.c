@@ -108,6 +108,7 @@ void tokenizer_free(Tokenizer *tokenizer) {
     merge_table_free(&tokenizer->model.merges);
     for (int64_t i = 0; i < tokenizer->n_added; i++) mem_free(tokenizer->added[i].content);
     mem_free(tokenizer->added);
+    vocabulary_free(&tokenizer->added_names);
     mem_free(tokenizer->added_of_id);
     trie_free(&tokenizer->raw);
     trie_free(&tokenizer->normalised);
@@ -139,9 +140,8 @@ int32_t tokenizer_bos(const Tokenizer *tokenizer) { return tokenizer->bos; }
 int32_t tokenizer_eos(const Tokenizer *tokenizer) { return tokenizer->eos; }
 
 int32_t tokenizer_id(const Tokenizer *tokenizer, const char *token) {
-    for (int64_t i = 0; i < tokenizer->n_added; i++)
-        if (strcmp(tokenizer->added[i].content, token) == 0) return tokenizer->added[i].id;
-    return vocabulary_find(&tokenizer->model.vocabulary, token, strlen(token));
+    int32_t id = vocabulary_find(&tokenizer->added_names, token, strlen(token));
+    return id >= 0 ? id : vocabulary_find(&tokenizer->model.vocabulary, token, strlen(token));
 }
 
 bool tokenizer_is_special(const Tokenizer *tokenizer, int32_t id) {

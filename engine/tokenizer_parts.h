@@ -207,7 +207,8 @@ typedef struct {
 struct Tokenizer {
     BpeModel model;
     AddedToken *added;
-    int64_t n_added;
+    int64_t n_added, n_new; /* n_new of them are not in the model's vocabulary */
+    Vocabulary added_names;
     int32_t *added_of_id; /* index into added, or -1; n_ids of them */
     int64_t n_ids;
     Trie raw, normalised; /* added tokens to find before and after the normalizer */

@@ -213,11 +213,27 @@ bool tokenizer_read_model(Tokenizer *tokenizer, const Json *root, Error *error) 
 }
 
 /* ---- added tokens ---- */
+/* The id that the Hugging Face library gives an added token whatever the file says: that of the
+ * vocabulary, or the next behind it. A file that says another has two meanings and is refused. */
+static bool check_added_id(Tokenizer *tokenizer, const AddedToken *token, const Json *at, Error *error) {
+    const Vocabulary *vocabulary = &tokenizer->model.vocabulary;
+    int32_t id = vocabulary_find(vocabulary, token->content, token->length);
+    if (id < 0) id = (int32_t)vocabulary->n_used + (int32_t)tokenizer->n_new++;
+    if (id != token->id)
+        return json_error(json_member(at, "id"), error, "expected id %d, %s: got %d", id,
+                          id < (int32_t)vocabulary->n_used ? "as in model.vocab" : "the next one free",
+                          token->id);
+    Error inner = {0};
+    if (vocabulary_put(&tokenizer->added_names, token->content, token->length, id, &inner)) return true;
+    if (inner.code == ERROR_BAD_INPUT) return json_error(*at, error, "%s", inner.text);
+    return error_set(error, inner.code, "%s", inner.text);
+}
+
 static bool read_added(Tokenizer *tokenizer, const Json *at, Error *error) {
     if (!tokenizer_grow((void **)&tokenizer->added, tokenizer->n_added, sizeof *tokenizer->added, error))
         return false;
     AddedToken *token = &tokenizer->added[tokenizer->n_added];
-    int64_t id, most = tokenizer->model.vocabulary.n_ids + tokenizer->n_added + ID_GAP;
+    int64_t id, most = tokenizer->model.vocabulary.n_ids + tokenizer->n_added;
     bool done = json_integer(json_member(at, "id"), 0, most, &id, error) &&
                 tokenizer_read_text(at, "content", &token->content, &token->length, error);
     tokenizer->n_added++;
@@ -226,21 +242,12 @@ static bool read_added(Tokenizer *tokenizer, const Json *at, Error *error) {
     if (!token->length || token->length > MAX_ADDED_BYTES)
         return json_error(*at, error, "expected a content of 1 to %d bytes: got %zu", MAX_ADDED_BYTES,
                           token->length);
-    done = tokenizer_read_flag(at, "single_word", false, &token->single_word, error) &&
+    return tokenizer_read_flag(at, "single_word", false, &token->single_word, error) &&
            tokenizer_read_flag(at, "lstrip", false, &token->left_strip, error) &&
            tokenizer_read_flag(at, "rstrip", false, &token->right_strip, error) &&
            tokenizer_read_flag(at, "special", false, &token->special, error) &&
-           tokenizer_read_flag(at, "normalized", !token->special, &token->normalized, error);
-    if (!done) return false;
-    const Vocabulary *vocabulary = &tokenizer->model.vocabulary;
-    int32_t known = vocabulary_find(vocabulary, token->content, token->length);
-    size_t length;
-    if (known >= 0 && known != token->id)
-        return json_error(*at, error, "expected id %d, as in model.vocab: got %d", known, token->id);
-    if (known < 0 && vocabulary_name(vocabulary, token->id, &length))
-        return json_error(*at, error, "expected an id of its own: got %d, another token of model.vocab",
-                          token->id);
-    return true;
+           tokenizer_read_flag(at, "normalized", !token->special, &token->normalized, error) &&
+           check_added_id(tokenizer, token, at, error);
 }
 
 /* The texts to look for: after the normalizer those that are marked so. */
@@ -274,11 +281,7 @@ bool tokenizer_read_added(Tokenizer *tokenizer, const Json *root, Error *error) 
     if (!tokenizer->added_of_id)
         return error_out_of_memory(error, "the tokenizer", (size_t)tokenizer->n_ids * 4);
     for (int64_t id = 0; id < tokenizer->n_ids; id++) tokenizer->added_of_id[id] = -1;
-    for (int64_t i = 0; i < tokenizer->n_added; i++) {
-        int32_t *place = &tokenizer->added_of_id[tokenizer->added[i].id];
-        if (*place >= 0)
-            return json_error(list, error, "expected each id once: got %d twice", tokenizer->added[i].id);
-        *place = (int32_t)i;
-    }
+    for (int64_t i = 0; i < tokenizer->n_added; i++)
+        tokenizer->added_of_id[tokenizer->added[i].id] = (int32_t)i;
     return index_added(tokenizer, error);
 }

@@ -17,7 +17,7 @@ const char *utf8_before(const char *begin, const char *at);
 bool unicode_is_space(int32_t code);
 bool unicode_is_word(int32_t code);        /* Alphabetic, marks, decimal digits, connectors, joiners */
 bool unicode_is_numeric(int32_t code);     /* Nd, Nl, No */
-bool unicode_is_punctuation(int32_t code); /* P*, and the ASCII symbols */
+bool unicode_is_punctuation(int32_t code); /* P* of old, and the ASCII symbols */
 /* Marks and compositions that came with Unicode 10 or later. The tables of normal forms in the Hugging
  * Face library are older: it neither decomposes, nor composes, nor reorders these. */
 bool unicode_has_no_form(int32_t code);
