@@ -103,6 +103,14 @@ static bool read_tables(ReportStep *step, const char *folder, Error *error) {
            read_table(step, folder, "prompts.csv", prompts, &step->prompts, error);
 }
 
+/* Steps that measure have tables; a step that writes a report has none. */
+static bool has_tables(Json at) {
+    const char *kind = "";
+    Error none = {0};
+    return json_string(json_member(&at, "kind"), &kind, &none) &&
+           (!strcmp(kind, "activation") || !strcmp(kind, "gradient"));
+}
+
 static bool read_step(ReportStep *step, const char *folder, Json at, Error *error) {
     const char *name;
     Json member = json_member(&at, "name");
@@ -142,7 +150,8 @@ bool report_read(const char *folder, ReportRun *run, Error *error) {
     if (ok && n < 1) ok = json_error(steps, error, "expected an array of steps");
     run->steps = ok ? mem_zeroed((size_t)n, sizeof *run->steps) : NULL;
     if (ok && !run->steps) ok = error_out_of_memory(error, "steps", (size_t)n * sizeof *run->steps);
-    while (ok && json_next(&steps, &at)) ok = read_step(&run->steps[run->n_steps++], folder, at, error);
+    while (ok && json_next(&steps, &at))
+        if (has_tables(at)) ok = read_step(&run->steps[run->n_steps++], folder, at, error);
     if (!ok) report_free(run);
     return ok;
 }

@@ -1,0 +1,246 @@
+/* The program: verbs, and what their exit code is. Everything it can do is in the table of verbs. */
+#include "arguments.h"
+#include "conform.h"
+#include "inspect.h"
+#include "options.h"
+#include "replies.h"
+#include "report.h"
+#include "run.h"
+#include "tokenize.h"
+#include "../engine/alloc.h"
+#include <stdlib.h>
+#include <string.h>
+
+static const char version[] = "0.1.0";
+
+/* ---- what several verbs take ---- */
+static bool find_device(const char *name, const Device **device, Error *error) {
+    bool automatic = !strcmp(name, "auto");
+    if (!automatic && strcmp(name, "cpu") != 0 && strcmp(name, "cuda") != 0)
+        return error_set(error, ERROR_BAD_INPUT, "--device: expected auto, cpu or cuda: got \"%s\"", name);
+    *device = strcmp(name, "cpu") != 0 ? cuda_device() : NULL;
+    if (!*device && !strcmp(name, "cuda"))
+        return error_set(error, ERROR_UNAVAILABLE,
+                         "--device: expected a GPU: this program was built without CUDA");
+    if (!*device) *device = cpu_device();
+    if (!*device)
+        return error_set(error, ERROR_UNAVAILABLE,
+                         "GATETAPE_ISA: expected generic, avx2 or avx512, as this processor "
+                         "has it: got \"%s\"",
+                         getenv("GATETAPE_ISA"));
+    return true;
+}
+
+static bool find_compute(const char *name, const Device *device, DType *compute, Error *error) {
+    if (!strcmp(name, "f32"))
+        *compute = DTYPE_F32;
+    else if (!strcmp(name, "bf16"))
+        *compute = DTYPE_BF16;
+    else if (!strcmp(name, "auto"))
+        *compute = device == cuda_device() ? DTYPE_BF16 : DTYPE_F32;
+    else
+        return error_set(error, ERROR_BAD_INPUT, "--compute: expected auto, f32 or bf16: got \"%s\"", name);
+    return true;
+}
+
+/* ---- run ---- */
+static const Flag run_flags[] = {
+    {"--out", "FOLDER", "the run folder (runs/NAME for a job NAME.json)", false},
+    {"--set", "a.b=VALUE", "one option of the job, over what the file says", true},
+    {"--dry-run", NULL, "print the plan (work, memory, time, files) and touch nothing", false},
+    {0},
+};
+
+static bool run_run(const Arguments *a, Error *error) {
+    const char *sets[MAX_ARGUMENTS];
+    RunRequest request = {.job = a->operand,
+                          .out = arguments_value(a, "--out", NULL),
+                          .sets = sets,
+                          .n_sets = arguments_values(a, "--set", sets),
+                          .dry_run = arguments_have(a, "--dry-run"),
+                          .version = version,
+                          .to = stdout};
+    return run_job(&request, error);
+}
+
+/* ---- report ---- */
+static bool run_report(const Arguments *a, Error *error) {
+    Progress progress = progress_new(NULL);
+    return report_write(a->operand, &progress, error);
+}
+
+/* ---- inspect ---- */
+static bool run_inspect(const Arguments *a, Error *error) {
+    bool supported;
+    return inspect_run(a->operand, stdout, &supported, error);
+}
+
+/* ---- generate ---- */
+static const Flag generate_flags[] = {
+    {"--prompt", "TEXT", "a prompt (a user's text)", true},
+    {"--prompts", "FILE", "prompts from JSON lines or CSV, as jobs read them", false},
+    {"--first", "N", "entries of the file to pass over", false},
+    {"--limit", "N", "most entries of the file to take", false},
+    {"--system", "TEXT", "system text before every prompt that has none", false},
+    {"--chat", "NAME", "chat template: auto (the family's), none (plain text), or a name", false},
+    {"--date", "YYYY-MM-DD", "for templates with a date", false},
+    {"--thinking", NULL, "qwen3: no empty think block before the reply", false},
+    {"--max-new-tokens", "N", "longest reply (256)", false},
+    {"--temperature", "X", "0: greedy (the default)", false},
+    {"--top-k", "N", "sample from the N likeliest tokens; 0: all (the default)", false},
+    {"--top-p", "X", "sample from the likeliest tokens that hold this mass; 1: all (the default)", false},
+    {"--seed", "N", "of sampling (0)", false},
+    {"--batch", "N", "most prompts decoded at once (32); no reply depends on it", false},
+    {"--show-prompt", NULL, "write the rendered prompt too", false},
+    {"--device", "NAME", "auto, cpu or cuda", false},
+    {"--compute", "NAME", "auto, f32 or bf16: how activations are stored", false},
+    {0},
+};
+
+static bool read_generate_numbers(const Arguments *a, RepliesRequest *r, Error *error) {
+    const int64_t many = INT64_C(1) << 40;
+    return arguments_integer(a, "--first", 0, many, &r->prompts.first, error) &&
+           arguments_integer(a, "--limit", 0, many, &r->prompts.limit, error) &&
+           arguments_integer(a, "--max-new-tokens", 1, 1 << 24, &r->max_new_tokens, error) &&
+           arguments_integer(a, "--top-k", 0, INT32_MAX, &r->top_k, error) &&
+           arguments_integer(a, "--seed", 0, INT64_MAX, &r->seed, error) &&
+           arguments_integer(a, "--batch", 1, 1 << 20, &r->batch_prompts, error) &&
+           arguments_number(a, "--temperature", 0, 1000, &r->temperature, error) &&
+           arguments_number(a, "--top-p", 1e-9, 1, &r->top_p, error);
+}
+
+static bool run_generate(const Arguments *a, Error *error) {
+    const char *texts[MAX_ARGUMENTS];
+    TextPool pool = {0};
+    RepliesRequest r = {.texts = texts, .max_new_tokens = 256, .batch_prompts = 32, .top_p = 1};
+    r.n_texts = arguments_values(a, "--prompt", texts);
+    bool ok = options_preset(SCOPE_MODEL, &r.model, &pool, error) &&
+              options_preset(SCOPE_PROMPTS, &r.prompts, &pool, error);
+    r.model.name = "MODEL";
+    r.model.path = a->operand;
+    r.model.thinking = arguments_have(a, "--thinking");
+    r.show_prompt = arguments_have(a, "--show-prompt");
+    r.prompts.name = "PROMPTS";
+    r.prompts.path = arguments_value(a, "--prompts", NULL);
+    if (ok) {
+        r.model.chat_template = arguments_value(a, "--chat", r.model.chat_template);
+        r.model.date = arguments_value(a, "--date", r.model.date);
+        r.prompts.system = arguments_value(a, "--system", r.prompts.system);
+    }
+    if (ok && (r.n_texts > 0) == (r.prompts.path != NULL))
+        ok = error_set(error, ERROR_BAD_INPUT, "generate: expected either --prompt or --prompts: got %s",
+                       r.n_texts ? "both" : "neither");
+    ok = ok && read_generate_numbers(a, &r, error) &&
+         find_device(arguments_value(a, "--device", "auto"), &r.device, error) &&
+         find_compute(arguments_value(a, "--compute", "auto"), r.device, &r.compute, error) &&
+         replies_run(&r, stdout, error);
+    pool_free(&pool);
+    return ok;
+}
+
+/* ---- tokenize ---- */
+static const Flag tokenize_flags[] = {
+    {"--decode", NULL, "the other way: arrays of ids in, strings out", false},
+    {0},
+};
+
+static bool run_tokenize(const Arguments *a, Error *error) {
+    return tokenize_run(a->operand, arguments_have(a, "--decode"), error);
+}
+
+/* ---- conform ---- */
+static const Flag conform_flags[] = {
+    {"--device", "NAME", "auto, cpu or cuda", false},
+    {"--compute", "NAME", "f32 (the default) or bf16: how activations are stored", false},
+    {"--model", "FOLDER", "the checkpoint, where it does not lie in CASE", false},
+    {"--out", "FOLDER", "write actual.safetensors there", false},
+    {0},
+};
+
+static bool run_conform(const Arguments *a, Error *error) {
+    ConformOptions options = {.folder = a->operand,
+                              .model = arguments_value(a, "--model", NULL),
+                              .out = arguments_value(a, "--out", NULL)};
+    bool agrees = false;
+    return find_device(arguments_value(a, "--device", "auto"), &options.device, error) &&
+           find_compute(arguments_value(a, "--compute", "f32"), options.device, &options.compute, error) &&
+           conform_run(&options, stdout, &agrees, error) && agrees;
+}
+
+/* ---- options ---- */
+static bool run_options(const Arguments *a, Error *error) {
+    (void)a;
+    Text text = {0};
+    options_document(&text);
+    bool ok = !text.failed || error_out_of_memory(error, "the options", text.length);
+    if (ok) fwrite(text.bytes, 1, text.length, stdout);
+    text_free(&text);
+    return ok;
+}
+
+static const Verb verbs[] = {
+    {"run", "JOB", "run a job, or go on with it where it was interrupted",
+     "JOB is a JSON file; `gatetape options` says what can stand in it. The run folder gets the tables, the "
+     "resolved\n"
+     "job, a manifest and report.html. A folder of the same job is resumed, one of another job is refused.\n",
+     run_flags, run_run},
+    {"report", "FOLDER", "draw the figures and write report.html of a run folder",
+     "Needs gnuplot for the figures; without it the page is written with the tables alone.\n", NULL,
+     run_report},
+    {"inspect", "MODEL", "say what a checkpoint is, what it needs, and what of it is unsupported", NULL, NULL,
+     run_inspect},
+    {"generate", "MODEL", "write a model's replies to prompts, one JSON object a line",
+     "Each line holds id, reply, tokens (the end token included) and whether an end token stopped it.\n",
+     generate_flags, run_generate},
+    {"tokenize", "FOLDER", "turn strings into token ids",
+     "Standard input: one JSON string a line. Standard output: one JSON array of ids a line. Special tokens "
+     "in the text\n"
+     "are recognised, none are added. FOLDER holds tokenizer.json.\n",
+     tokenize_flags, run_tokenize},
+    {"conform", "CASE", "compare the engine with a golden case, tensor by tensor",
+     "CASE holds a checkpoint and expected.safetensors, what the reference implementation computes on it. "
+     "Prints the\n"
+     "largest error of each tensor, as a share of its largest magnitude, beside its bound, and whether "
+     "packed, one by\n"
+     "one, split and recomputed passes give the same bits. Exit code 1 when a bound is exceeded.\n",
+     conform_flags, run_conform},
+    {"options", NULL, "print every option of a job, with values, defaults and meaning", NULL, NULL,
+     run_options},
+    {0},
+};
+
+/* True when the first word is answered without a verb. */
+static bool answer_first_word(const char *word) {
+    if (!strcmp(word, "--help") || !strcmp(word, "-h") || !strcmp(word, "help"))
+        verbs_print_help(verbs, stdout);
+    else if (!strcmp(word, "--version"))
+        printf("gatetape %s\n", version);
+    else
+        return false;
+    return true;
+}
+
+static bool answer(int n, char **texts, Error *error) {
+    if (n < 2) {
+        verbs_print_help(verbs, stderr);
+        return error_set(error, ERROR_BAD_INPUT, "expected a verb: got nothing");
+    }
+    if (answer_first_word(texts[1])) return true;
+    Arguments arguments;
+    const Verb *verb = verb_find(verbs, texts[1], error);
+    if (!verb || !arguments_read(verb, n - 2, texts + 2, &arguments, error)) return false;
+    if (arguments.help) {
+        verb_print_help(verb, stdout);
+        return true;
+    }
+    return verb->run(&arguments, error);
+}
+
+int main(int n, char **texts) {
+    Error error = {0};
+    bool ok = answer(n, texts, &error);
+    if (ok && (fflush(stdout) != 0 || ferror(stdout)))
+        ok = error_set(&error, ERROR_FAILED, "standard output: expected to write all of it: it failed");
+    if (error.code != ERROR_NONE) text_print_error(&error);
+    return ok ? 0 : error.code != ERROR_NONE ? (int)error.code : 1;
+}
