@@ -8,7 +8,7 @@
 
 extern const Ops generic_ops, f64_ops;
 #if defined(__x86_64__)
-extern const Ops avx2_ops, avx512_ops;
+extern const Ops avx2_ops, avx512_ops, avx512bf16_ops;
 #endif
 
 void queue_fail(Queue *q, const char *op, const char *format, ...) {
@@ -81,27 +81,40 @@ static bool cpu_sync(Queue *q) { return q->failed_op == NULL; }
     }
 static const Device generic_device = DEVICE(generic), f64_device = DEVICE(f64);
 #if defined(__x86_64__)
-static const Device avx2_device = DEVICE(avx2), avx512_device = DEVICE(avx512);
+static const Device avx2_device = DEVICE(avx2), avx512_device = DEVICE(avx512),
+                    avx512bf16_device = DEVICE(avx512bf16);
 #endif
 
-const Device *cpu_device_named(const char *isa) {
-    if (!strcmp(isa, "generic")) return &generic_device;
-    if (!strcmp(isa, "f64")) return &f64_device;
+/* Whether this processor runs a table. */
+static bool processor_has(const Device *device) {
 #if defined(__x86_64__)
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (!strcmp(isa, "avx2") && avx2) return &avx2_device;
-    if (!strcmp(isa, "avx512") && avx2 && __builtin_cpu_supports("avx512f") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq"))
-        return &avx512_device;
+    bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (device == &avx2_device) return avx2;
+    if (device == &avx512_device) return avx512;
+    if (device == &avx512bf16_device) return avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
+    return device != NULL;
+}
+
+static const Device *const devices[] = {
+#if defined(__x86_64__)
+    &avx512bf16_device, &avx512_device, &avx2_device,
+#endif
+    &generic_device, &f64_device}; /* the best first */
+
+const Device *cpu_device_named(const char *isa) {
+    for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
+        if (!strcmp(devices[i]->name, isa)) return processor_has(devices[i]) ? devices[i] : NULL;
     return NULL;
 }
 
 const Device *cpu_device(void) {
     const char *named = getenv("GATETAPE_ISA");
-    if (named && *named) return cpu_device_named(named);
-    const Device *best = cpu_device_named("avx512");
-    if (!best) best = cpu_device_named("avx2");
-    return best ? best : &generic_device;
+    if (named && *named) return strcmp(named, "f64") ? cpu_device_named(named) : NULL;
+    size_t best = 0;
+    while (!processor_has(devices[best])) best++;
+    return devices[best];
 }

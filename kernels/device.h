@@ -28,7 +28,7 @@ struct Queue {
 
 typedef struct Device Device;
 struct Device {
-    const char *name; /* "generic", "avx2", "avx512", "f64", "cost", "cuda" */
+    const char *name; /* "generic", "avx2", "avx512", "avx512bf16", "f64", "cost", "cuda" */
     const Ops *ops;
     bool computes;             /* false: memory must not be read (cost) */
     Queue *(*queue_new)(void); /* NULL when out of memory */
@@ -44,9 +44,9 @@ struct Device {
 extern const Device cost_device;
 
 /* The CPU with the best instruction set this processor has, or the one that the environment variable GATETAPE_ISA
- * names (generic, avx2, avx512). NULL when it names an unknown or missing one. All give the same bits. */
+ * names (generic, avx2, avx512, avx512bf16). NULL when it names an unknown or missing one. All give the same bits. */
 const Device *cpu_device(void);
-/* By name, for tests: generic, avx2, avx512; NULL when the processor lacks it. "f64" is the table in double. */
+/* By name, for tests: generic, avx2, avx512, avx512bf16; NULL when the processor lacks it. "f64" is the table in double. */
 const Device *cpu_device_named(const char *isa);
 /* The GPU backend; NULL when this build has none. */
 const Device *cuda_device(void);

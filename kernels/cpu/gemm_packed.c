@@ -56,8 +56,8 @@ typedef struct {
     const char *w;
     int64_t ahead, ldw; /* bytes to the panel that comes next; elements from row to row */
     int n_j, n_k;
-    DType dtype;
-    bool back;
+    DType dtype; /* pairs of bf16 are moved like floats */
+    bool back, pairs;
 } Panel;
 
 static void pack(float *panel, const Panel *p) {
@@ -91,7 +91,7 @@ INLINE void put(float *to, Floats sum, bool first) {
 
 /* ---- sums[m][TILE_COLUMNS] (+)= rows[m][n_k] panel[n_k][TILE_COLUMNS]; rows are GEMM_BLOCK apart ---- */
 INLINE void tile(int m, const float *rows, const float *panel, int n_k, float *sums, int64_t ld_sums,
-                 bool first) {
+                 bool first, bool pairs) {
     Floats s[TILE_ROWS][TILE_VECTORS];
     UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < TILE_VECTORS; j++) s[i][j] = splat(0);
     for (int k = 0; k < n_k; k++) {
@@ -100,30 +100,32 @@ INLINE void tile(int m, const float *rows, const float *panel, int n_k, float *s
             *(const Floats *)(panel + k * TILE_COLUMNS + j * LANES);
         UNROLL for (int i = 0; i < m; i++) {
             Floats x = splat(rows[i * GEMM_BLOCK + k]);
-            UNROLL for (int j = 0; j < TILE_VECTORS; j++) s[i][j] = fma_floats(x, y[j], s[i][j]);
+            UNROLL for (int j = 0; j < TILE_VECTORS; j++) s[i][j] = step_floats(x, y[j], s[i][j], pairs);
         }
     }
     UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < TILE_VECTORS; j++)
         put(sums + i * ld_sums + j * LANES, s[i][j], first);
 }
 
-static void tiles(int m, const float *rows, const float *panel, int n_k, float *sums, int64_t ld_sums,
+static void tiles(int m, const float *rows, const float *panel, const Panel *p, float *sums, int64_t ld_sums,
                   bool first) {
-#define CASE(n)                                                                                              \
-    case n:                                                                                                  \
-        if (n <= TILE_ROWS) tile(n <= TILE_ROWS ? n : 1, rows, panel, n_k, sums, ld_sums, first);            \
+#define CASE_OF(n, pairs)                                                                                    \
+    case 2 * n + pairs:                                                                                      \
+        if (n <= TILE_ROWS) tile(n <= TILE_ROWS ? n : 1, rows, panel, p->n_k, sums, ld_sums, first, pairs);  \
         break;
-    switch (m) {
+#define CASE(n) CASE_OF(n, 0) CASE_OF(n, 1)
+    switch (2 * m + p->pairs) {
         CASE(1)
-        CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13)
-            CASE(14)
+        CASE(2)
+        CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14)
     }
 #undef CASE
+#undef CASE_OF
 }
 
 /* ---- the same straight from the weights, for so few rows that a packed copy does not pay ---- */
 INLINE void skinny(int m, const float *rows, const Panel *p, float *sums, int64_t ld_sums, bool first,
-                   DType t) {
+                   DType t, bool pairs) {
     int step = (int)(4 * LANES / weight_bytes(t)), k = 0;
     int64_t ldw = p->ldw, size = weight_bytes(t);
     Floats s[TILE_VECTORS][FEW_ROWS];
@@ -138,7 +140,7 @@ INLINE void skinny(int m, const float *rows, const Panel *p, float *sums, int64_
             UNROLL for (int e = 0; e < step; e++) {
                 Floats y = block_element(x, e, t);
                 UNROLL for (int i = 0; i < m; i++) z[i] =
-                    fma_floats(splat(from[i * GEMM_BLOCK + e]), y, z[i]);
+                    step_floats(splat(from[i * GEMM_BLOCK + e]), y, z[i], pairs);
             }
             UNROLL for (int i = 0; i < m; i++) s[j][i] = z[i];
         }
@@ -146,19 +148,23 @@ INLINE void skinny(int m, const float *rows, const Panel *p, float *sums, int64_
         for (int j = 0; j < TILE_VECTORS; j++) {
             Floats y = splat(0);
             for (int i = 0; i < LANES; i++) y[i] = load_weight(p->w, (j * LANES + i) * ldw + k, t);
-            for (int i = 0; i < m; i++) s[j][i] = fma_floats(splat(rows[i * GEMM_BLOCK + k]), y, s[j][i]);
+            for (int i = 0; i < m; i++)
+                s[j][i] = step_floats(splat(rows[i * GEMM_BLOCK + k]), y, s[j][i], pairs);
         }
     for (int i = 0; i < m; i++)
         for (int j = 0; j < TILE_VECTORS; j++) put(sums + i * ld_sums + j * LANES, s[j][i], first);
 }
 
 static void skinnies(int m, const float *rows, const Panel *p, float *sums, int64_t ld_sums, bool first) {
-#define CASE_OF(n, t)                                                                                        \
-    case n *N_DTYPES + t:                                                                                    \
-        if (n <= FEW_ROWS) skinny(n <= FEW_ROWS ? n : 1, rows, p, sums, ld_sums, first, t);                  \
+#define CASE_OF(n, t, pairs)                                                                                 \
+    case n * 2 * N_DTYPES + 2 * t + pairs:                                                                   \
+        if (n <= FEW_ROWS) skinny(n <= FEW_ROWS ? n : 1, rows, p, sums, ld_sums, first, t, pairs);           \
         break;
-#define CASE(n) CASE_OF(n, DTYPE_F32) CASE_OF(n, DTYPE_BF16) CASE_OF(n, DTYPE_F16)
-    switch (m * N_DTYPES + (int)p->dtype) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
+#define CASE(n)                                                                                              \
+    CASE_OF(n, DTYPE_F32, 0) CASE_OF(n, DTYPE_F32, 1) CASE_OF(n, DTYPE_BF16, 0) CASE_OF(n, DTYPE_F16, 0)
+    switch ((m * N_DTYPES + (int)p->dtype) * 2 + p->pairs) {
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+    }
 #undef CASE
 #undef CASE_OF
 }
@@ -184,13 +190,16 @@ static void panel_by_rows(const Item *item, const Panel *p, const Scratch *s, co
         if (few)
             skinnies((int)m, rows + r * GEMM_BLOCK, p, sums + r * ld_sums, ld_sums, first);
         else
-            tiles((int)m, rows + r * GEMM_BLOCK, s->panel, p->n_k, sums + r * ld_sums, ld_sums, first);
+            tiles((int)m, rows + r * GEMM_BLOCK, s->panel, p, sums + r * ld_sums, ld_sums, first);
     }
 }
 
 /* The sums of an item, [n_rows][ld_sums]. As many blocks of depth as fit beside each other are held at a time. */
 static void sum_item(const Product *p, const Item *item, const Scratch *s, int64_t ld_sums) {
-    int64_t depth = tensor_columns(p->x), columns = tensor_columns(p->y), size = weight_bytes(p->w.dtype);
+    bool pairs = product_pairs(p);
+    DType dtype = pairs ? DTYPE_F32 : p->w.dtype;
+    int64_t depth = tensor_columns(p->x) / (pairs ? 2 : 1), columns = tensor_columns(p->y),
+            size = weight_bytes(dtype);
     int64_t ldw = p->back ? columns : depth, step_k = (p->back ? columns : 1) * size,
             step_j = (p->back ? 1 : depth) * size;
     const char *w = (const char *)p->w.data + item->group * depth * columns * size;
@@ -199,9 +208,14 @@ static void sum_item(const Product *p, const Item *item, const Scratch *s, int64
     for (int64_t begin = 0; begin < depth; begin += span) {
         int64_t end = least(begin + span, depth);
         for (int64_t k = begin; k < end; k += GEMM_BLOCK)
-            for (int64_t r = 0; r < item->n_rows; r++)
-                product_read_row(p, item->first + r, k, least(GEMM_BLOCK, depth - k),
-                                 s->rows + (k - begin) * item->n_rows + r * GEMM_BLOCK);
+            for (int64_t r = 0; r < item->n_rows; r++) {
+                float *to = s->rows + (k - begin) * item->n_rows + r * GEMM_BLOCK;
+                int64_t n_k = least(GEMM_BLOCK, depth - k);
+                if (pairs)
+                    product_read_pairs(p, item->first + r, k, n_k, to);
+                else
+                    product_read_row(p, item->first + r, k, n_k, to);
+            }
         for (int64_t j = 0; j < item->n_j; j += TILE_COLUMNS)
             for (int64_t k = begin; k < end; k += GEMM_BLOCK) {
                 Panel panel = {.w = w + k * step_k + (item->j + j) * step_j,
@@ -210,8 +224,9 @@ static void sum_item(const Product *p, const Item *item, const Scratch *s, int64
                                .ldw = ldw,
                                .n_j = (int)least(TILE_COLUMNS, item->n_j - j),
                                .n_k = (int)least(GEMM_BLOCK, depth - k),
-                               .dtype = p->w.dtype,
-                               .back = p->back};
+                               .dtype = dtype,
+                               .back = p->back,
+                               .pairs = pairs};
                 panel_by_rows(item, &panel, s, s->rows + (k - begin) * item->n_rows, s->sums + j, ld_sums,
                               k == 0);
             }
@@ -223,9 +238,13 @@ static void run_item(const Product *p, const Item *item, float *scratch) {
     int64_t ld_sums = (item->n_j + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
 #if defined(__x86_64__)
     unsigned mode = _mm_getcsr();
-    _mm_setcsr(0x1f80); /* denormals as IEEE says, whatever the caller runs with */
+    _mm_setcsr(product_pairs(p) ? 0x9fc0
+                                : 0x1f80); /* denormals: zero, or as IEEE says, whatever the caller's mode */
 #endif
     sum_item(p, item, &s, ld_sums);
+#if defined(__x86_64__)
+    _mm_setcsr(0x1f80);
+#endif
     for (int64_t r = 0; r < item->n_rows; r++)
         for (int64_t j = 0; j < item->n_j; j += PIECE)
             product_store(p, item->group, item->first + r, item->j + j, least(PIECE, item->n_j - j),

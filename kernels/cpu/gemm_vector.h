@@ -38,6 +38,17 @@ INLINE Floats fma_floats(Floats x, Floats y, Floats z) {
 #endif
 }
 
+/* z + x y, of floats or of pairs of bf16 in their places */
+INLINE Floats step_floats(Floats x, Floats y, Floats z, bool pairs) {
+    if (!pairs) return fma_floats(x, y, z);
+#if defined(__AVX512BF16__)
+    return (Floats)_mm512_dpbf16_ps((__m512)z, (__m512bh)x, (__m512bh)y);
+#else
+    z = fma_floats((Floats)((Words)x & 0xffff0000u), (Floats)((Words)y & 0xffff0000u), z);
+    return fma_floats((Floats)((Words)x << 16), (Floats)((Words)y << 16), z);
+#endif
+}
+
 INLINE Floats splat(float x) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_set1_ps(x);

@@ -9,7 +9,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
-static const char *const tables[] = {"generic", "avx2", "avx512"};
+static const char *const tables[] = {"generic", "avx2", "avx512", "avx512bf16"};
 static const DType weight_types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16};
 
 /* Values of many magnitudes, some of them denormal in f16. */
@@ -76,7 +76,7 @@ static void test_dense_keeps_its_contract(void **state) {
     static const int64_t shapes[][3] = {{1, 1, 1},     {1, 70, 300},  {3, 33, 257}, {8, 64, 512},
                                         {9, 32, 255},  {17, 40, 600}, {5, 37, 16},  {31, 100, 129},
                                         {400, 35, 70}, {16, 31, 1000}};
-    for (size_t table = 0; table < 3; table++) {
+    for (size_t table = 0; table < 4; table++) {
         const Device *device = cpu_device_named(tables[table]);
         for (size_t type = 0; device && type < 3; type++)
             for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
@@ -112,9 +112,50 @@ static void check_experts(const Device *device, DType type) {
 
 static void test_experts_keep_the_contract(void **state) {
     (void)state;
-    for (size_t table = 0; table < 3; table++) {
+    for (size_t table = 0; table < 4; table++) {
         const Device *device = cpu_device_named(tables[table]);
         for (size_t type = 0; device && type < 3; type++) check_experts(device, weight_types[type]);
+    }
+}
+
+/* bf16 times bf16: pairs of steps, the odd one first, denormals as zero. */
+static float contract_of_pairs(Tensor x, int64_t row, Tensor w, int64_t j) {
+    int64_t depth = tensor_columns(x);
+    float sum = 0;
+    for (int64_t k = 0; k < depth; k += 512) {
+        float part = 0;
+        for (int64_t i = k; i < depth && i < k + 512; i += 2) {
+            part = fmaf(element(x, row * depth + i + 1), element(w, j * depth + i + 1), part);
+            part = fmaf(element(x, row * depth + i), element(w, j * depth + i), part);
+        }
+        sum = k ? sum + part : part;
+    }
+    return sum;
+}
+
+static void check_pairs(const Device *device, int64_t m, int64_t n, int64_t k) {
+    Queue *q = device->queue_new();
+    Tensor x = random_tensor(DTYPE_BF16, m, k, 1), w = random_tensor(DTYPE_BF16, n, k, 2);
+    Tensor y = random_tensor(DTYPE_F32, m, n, 5);
+    device->ops->dense(q, y, x, w, (Tensor){0}, (Tensor){0});
+    for (int64_t i = 0; i < m * n; i++) {
+        float want = contract_of_pairs(x, i / n, w, i % n);
+        assert_memory_equal(&want, (float *)y.data + i, 4);
+    }
+    free(x.data);
+    free(w.data);
+    free(y.data);
+    device->queue_free(q);
+}
+
+static void test_pairs_keep_their_contract(void **state) {
+    (void)state;
+    static const int64_t shapes[][3] = {
+        {1, 64, 300}, {3, 33, 1026}, {16, 40, 512}, {17, 31, 514}, {100, 70, 96}};
+    for (size_t table = 0; table < 4; table++) {
+        const Device *device = cpu_device_named(tables[table]);
+        for (size_t s = 0; device && s < sizeof shapes / sizeof *shapes; s++)
+            check_pairs(device, shapes[s][0], shapes[s][1], shapes[s][2]);
     }
 }
 
@@ -147,6 +188,7 @@ static void test_a_row_does_not_know_its_batch(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_dense_keeps_its_contract),
+        cmocka_unit_test(test_pairs_keep_their_contract),
         cmocka_unit_test(test_experts_keep_the_contract),
         cmocka_unit_test(test_a_row_does_not_know_its_batch),
     };
