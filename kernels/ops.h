@@ -178,15 +178,17 @@ typedef void sample_fn(Queue *q, Tensor ids, Tensor scratch, Tensor logits, Tens
 
 /* Every op, once. A name added here makes every table fail to build until the op exists there, and the op tests fail
  * until it has a case. */
-#define OPS(X)                                                                                               \
-    X(embed)                                                                                                 \
-    X(gather_rows) X(gather_rows_bwd) X(scatter_rows) X(add) X(accumulate) X(rmsnorm) X(rmsnorm_bwd)         \
-        X(layernorm) X(layernorm_bwd) X(rope) X(rope_bwd) X(attention) X(attention_bwd) X(dense)             \
-            X(dense_bwd) X(swiglu) X(swiglu_bwd) X(sigmoid_scale) X(sigmoid_scale_bwd) X(route) X(route_bwd) \
-                X(moe_plan) X(moe_gate_up) X(moe_gate_up_bwd) X(moe_down) X(moe_down_bwd) X(moe_swiglu_bwd)  \
-                    X(moe_combine) X(count_experts) X(expert_peaks) X(gate_grad) X(row_norms)                \
-                        X(segment_sums) X(find_nonfinite) X(cross_entropy) X(cross_entropy_bwd) X(argmax)    \
-                            X(sample)
+/* clang-format off */
+#define OPS(X)                                                                                           \
+    X(embed) X(gather_rows) X(gather_rows_bwd) X(scatter_rows) X(add) X(accumulate)                      \
+    X(rmsnorm) X(rmsnorm_bwd) X(layernorm) X(layernorm_bwd)                                              \
+    X(rope) X(rope_bwd) X(attention) X(attention_bwd)                                                    \
+    X(dense) X(dense_bwd) X(swiglu) X(swiglu_bwd) X(sigmoid_scale) X(sigmoid_scale_bwd)                  \
+    X(route) X(route_bwd) X(moe_plan) X(moe_gate_up) X(moe_gate_up_bwd) X(moe_down) X(moe_down_bwd)      \
+    X(moe_swiglu_bwd) X(moe_combine)                                                                     \
+    X(count_experts) X(expert_peaks) X(gate_grad) X(row_norms) X(segment_sums) X(find_nonfinite)         \
+    X(cross_entropy) X(cross_entropy_bwd) X(argmax) X(sample)
+/* clang-format on */
 
 typedef struct {
 #define X(op) op##_fn *op;
