@@ -143,6 +143,7 @@ enum { LAYER_STEPS = 32, LAYER_VARS = 40 };
 bool workspace_open(Workspace *w, const Model *model, const Device *device, bool with_tape, Error *error) {
     int64_t layers = model->config.n_layers + 2;
     *w = (Workspace){.context = {.device = device, .act = model->compute, .real = DTYPE_F32}};
+    if (device->computes) w->spare = model->spare;
     Context *c = &w->context;
     if (model->compute == DTYPE_F64) c->real = DTYPE_F64;
     if (!device->computes) c->arena.capacity = SIZE_MAX / 2;
@@ -156,10 +157,28 @@ bool workspace_open(Workspace *w, const Model *model, const Device *device, bool
     return error_out_of_memory(error, "the tape", (size_t)w->tape.capacity * sizeof *w->tape.steps);
 }
 
+bool workspace_drop_spare(const Model *model) {
+    if (!model->spare || !model->spare->block) return false;
+    model->device->free(model->spare->block);
+    *model->spare = (SpareBlock){0};
+    return true;
+}
+
 bool workspace_reserve(Workspace *w, size_t n_bytes, Error *error) {
-    w->block = w->context.device->alloc(n_bytes);
-    if (!w->block) return error_out_of_memory(error, "activations", n_bytes);
-    w->context.arena = (Arena){.base = w->block, .capacity = n_bytes};
+    const Device *device = w->context.device;
+    if (w->spare) {
+        w->memory = *w->spare;
+        *w->spare = (SpareBlock){0};
+    }
+    if (w->memory.n_bytes < n_bytes) {
+        if (w->memory.block) device->free(w->memory.block);
+        w->memory = (SpareBlock){device->alloc(n_bytes), n_bytes};
+    }
+    if (!w->memory.block) {
+        w->memory = (SpareBlock){0};
+        return error_out_of_memory(error, "activations", n_bytes);
+    }
+    w->context.arena = (Arena){.base = w->memory.block, .capacity = n_bytes};
     return true;
 }
 
@@ -170,7 +189,10 @@ bool workspace_sync(Workspace *w, Error *error) {
 }
 
 void workspace_close(Workspace *w) {
-    if (w->block) w->context.device->free(w->block);
+    if (w->spare)
+        *w->spare = w->memory;
+    else if (w->memory.block)
+        w->context.device->free(w->memory.block);
     if (w->context.queue) w->context.device->queue_free(w->context.queue);
     mem_free(w->context.vars);
     mem_free(w->tape.steps);

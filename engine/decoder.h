@@ -81,7 +81,8 @@ bool decoder_checks_read(const ModelConfig *config, const int64_t *findings, row
 typedef struct {
     Context context;
     Tape tape;
-    void *block;
+    SpareBlock memory;
+    SpareBlock *spare; /* the model's: where the memory comes from and goes back to; NULL: none */
 } Workspace;
 
 /* On the cost device: endless addresses. Else workspace_reserve gives it memory. Caller closes, also after
@@ -89,6 +90,8 @@ typedef struct {
 bool workspace_open(Workspace *w, const Model *model, const Device *device, bool with_tape, Error *error);
 bool workspace_reserve(Workspace *w, size_t n_bytes, Error *error);
 void workspace_close(Workspace *w);
+/* Gives the device back what is kept between passes. False when there was nothing. */
+bool workspace_drop_spare(const Model *model);
 /* Waits. False and an Error when an op has failed. */
 bool workspace_sync(Workspace *w, Error *error);
 

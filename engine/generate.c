@@ -205,7 +205,14 @@ static bool reserve_cache(Generator *g) {
     if (n_rows > INT32_MAX)
         return error_set(g->error, ERROR_BAD_INPUT, "generation: expected at most %d tokens: got %lld",
                          INT32_MAX, (long long)n_rows);
-    return kv_cache_open(&g->cache, &g->model->config, g->model->device, g->model->compute, n_rows, g->error);
+    const ModelConfig *config = &g->model->config;
+    const Device *device = g->model->device;
+    Error first = {0};
+    if (kv_cache_open(&g->cache, config, device, g->model->compute, n_rows, &first)) return true;
+    if (workspace_drop_spare(g->model))
+        return kv_cache_open(&g->cache, config, device, g->model->compute, n_rows, g->error);
+    *g->error = first;
+    return false;
 }
 
 static bool generator_open(Generator *g) {

@@ -1,17 +1,23 @@
 /* Opening a checkpoint for computing, and plans from its shapes alone. */
 #include "model.h"
 #include "../kernels/cost.h"
+#include "alloc.h"
 
 bool model_open(const char *folder, const Device *device, DType compute, Model *model, Error *error) {
     *model = (Model){.device = device, .compute = compute};
     if (model_config_read(folder, &model->config, error) &&
-        weights_load(&model->config, device, &model->weights, error))
-        return true;
+        weights_load(&model->config, device, &model->weights, error)) {
+        model->spare = mem_zeroed(1, sizeof *model->spare);
+        if (model->spare) return true;
+        error_out_of_memory(error, "a model", sizeof *model->spare);
+    }
     model_close(model);
     return false;
 }
 
 void model_close(Model *model) {
+    if (model->spare && model->spare->block) model->device->free(model->spare->block);
+    mem_free(model->spare);
     weights_free(&model->weights);
     model_config_free(&model->config);
     *model = (Model){0};

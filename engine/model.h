@@ -8,14 +8,22 @@
 #define GATETAPE_MODEL_H
 #include "weights.h"
 
+/* The memory of the last pass, kept for the next one: fresh memory costs a page fault every 4 KB. */
+typedef struct {
+    void *block; /* NULL: none, or in use */
+    size_t n_bytes;
+} SpareBlock;
+
 typedef struct {
     ModelConfig config;
     Weights weights;
     const Device *device;
-    DType compute; /* DTYPE_F32 or DTYPE_BF16: how activations are stored (DESIGN section 3) */
+    DType compute;     /* DTYPE_F32 or DTYPE_BF16: how activations are stored (DESIGN section 3) */
+    SpareBlock *spare; /* owned; NULL: nothing is kept between passes */
 } Model;
 
-/* Opens a checkpoint folder. On the cost device the files' headers are read, no weights. Caller closes. */
+/* Opens a checkpoint folder. On the cost device the files' headers are read, no weights. Caller closes. One
+ * thread at a time computes with a model. */
 bool model_open(const char *folder, const Device *device, DType compute, Model *model, Error *error);
 void model_close(Model *model);
 

@@ -160,7 +160,8 @@ static size_t memory_available(void) {
 static bool choose(Pass *p, PassResult *result) {
     Recompute mode = p->loss_weights ? p->options->recompute : RECOMPUTE_ALWAYS;
     if (mode != RECOMPUTE_AUTO) return measure(p, mode == RECOMPUTE_ALWAYS, result);
-    size_t limit = p->options->memory_limit_bytes ? p->options->memory_limit_bytes : memory_available();
+    size_t limit = p->options->memory_limit_bytes;
+    if (!limit) limit = memory_available() + (p->model->spare ? p->model->spare->n_bytes : 0);
     if (!measure(p, false, result)) return false;
     return result->activation_bytes <= limit || measure(p, true, result);
 }

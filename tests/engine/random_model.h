@@ -146,6 +146,7 @@ static inline void random_model_open(Model *model, RandomModel r, const Device *
     uint64_t state = seed;
     *model = (Model){.device = device, .compute = compute};
     random_config(&model->config, r);
+    model->spare = mem_zeroed(1, sizeof *model->spare);
     model->weights.blocks = mem_zeroed(R_LAYERS * 16 + 3, sizeof(void *));
     model->weights.layers = mem_zeroed(R_LAYERS, sizeof(LayerWeights));
     model->weights.n_layers = R_LAYERS;
@@ -157,6 +158,8 @@ static inline void random_model_open(Model *model, RandomModel r, const Device *
 }
 
 static inline void random_model_close(Model *model) {
+    if (model->spare->block) model->device->free(model->spare->block);
+    mem_free(model->spare);
     for (int64_t i = 0; i < model->weights.n_blocks; i++) mem_free(model->weights.blocks[i]);
     mem_free(model->weights.blocks);
     mem_free(model->weights.layers);

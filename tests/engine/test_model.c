@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <omp.h>
+#include "kernels/cost.h"
 #include "random_model.h"
 
 enum { MOST_EXPERTS = 8, MOST_CHOSEN = 3 };
@@ -384,6 +385,7 @@ static void test_cost_device_plans(void **state) {
     assert_int_equal(plan.saved_bytes, saved);
     assert_null(plan.nll);
     pass_result_free(&plan);
+    model.device = cpu_device();
     random_model_close(&model);
 }
 
