@@ -150,14 +150,11 @@ static int64_t last_question(const ChatMessage *messages, int64_t n) {
 
 /* ---- checks ---- */
 static const ChatTemplate *find_template(const ChatOptions *options, Error *error) {
+    for (int i = 0; i < n_chat_templates; i++)
+        if (strcmp(chat_templates[i].name, options->name) == 0) return &chat_templates[i];
     Text known = {0};
-    for (int i = 0; i < n_chat_templates; i++) {
-        if (strcmp(chat_templates[i].name, options->name) == 0) {
-            text_free(&known);
-            return &chat_templates[i];
-        }
+    for (int i = 0; i < n_chat_templates; i++)
         text_format(&known, "%s%s", i ? ", " : "", chat_templates[i].name);
-    }
     error_set(error, ERROR_BAD_INPUT, "chat template: expected one of %s: got \"%.60s\"",
               known.bytes ? known.bytes : "", options->name);
     text_free(&known);

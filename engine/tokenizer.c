@@ -242,12 +242,14 @@ static bool encode_text(Encoder *encoder, const char *text, size_t length, bool 
 }
 
 /* The shared cache, where no other thread has it; its absence costs time alone. */
-static void borrow_cache(Encoder *encoder) {
+static bool borrow_cache(Encoder *encoder) {
     SharedCache *shared = encoder->tokenizer->shared;
-    if (pthread_mutex_trylock(&shared->lock) != 0) return;
+    if (pthread_mutex_trylock(&shared->lock) != 0) return true;
     if (!shared->cache) shared->cache = word_cache_create();
     encoder->cache = shared->cache;
-    if (!encoder->cache) pthread_mutex_unlock(&shared->lock);
+    if (encoder->cache) return true;
+    pthread_mutex_unlock(&shared->lock);
+    return error_out_of_memory(encoder->error, "the word cache", 1 << 20);
 }
 
 static void encoder_free(Encoder *encoder) {
@@ -266,8 +268,7 @@ bool tokenizer_encode(const Tokenizer *tokenizer, const char *text, size_t lengt
         return error_set(error, ERROR_BAD_INPUT, "text: expected UTF-8: got byte 0x%02x at offset %zu",
                          (unsigned char)text[bad], bad);
     Encoder encoder = {.tokenizer = tokenizer, .list = list, .error = error};
-    borrow_cache(&encoder);
-    bool done = true;
+    bool done = borrow_cache(&encoder);
     for (int64_t i = 0; done && options.add_special && i < tokenizer->n_before; i++)
         done = put(&encoder, tokenizer->before[i], 0);
     done = done && (!length || encode_text(&encoder, text, length, options.plain_special));

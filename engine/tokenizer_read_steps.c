@@ -13,11 +13,10 @@ typedef struct {
 
 static bool read_part(const PartKind *kinds, size_t n_kinds, Tokenizer *tokenizer, const Json *at,
                       const char *type, Error *error) {
-    Text known = {0};
-    for (size_t i = 0; i < n_kinds; i++) {
+    for (size_t i = 0; i < n_kinds; i++)
         if (strcmp(kinds[i].type, type) == 0) return kinds[i].read(tokenizer, at, type, error);
-        text_format(&known, "%s, ", kinds[i].type);
-    }
+    Text known = {0};
+    for (size_t i = 0; i < n_kinds; i++) text_format(&known, "%s, ", kinds[i].type);
     json_error(json_member(at, "type"), error, "expected %sSequence: got \"%.40s\"",
                known.bytes ? known.bytes : "", type);
     text_free(&known);
