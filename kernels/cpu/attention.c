@@ -27,17 +27,18 @@ static Forward forward_memory(Queue *q, const Attention *a) {
     return f;
 }
 
-/* Scores of a row become exp(score - maximum), 0 outside its keys; the running sums are rescaled. */
+/* Scores of a row become exp(score - maximum), 0 outside its keys, up to the last lane that the values
+ * need; the running sums are rescaled. Whole lanes are computed, so no element is left to a scalar loop. */
 static void block_softmax(Forward *f, int64_t r, KeyRange in, real scale, int64_t value_size) {
     real *s = f->score + r * ATTENTION_KEYS;
-    int64_t end = (in.to + LANES - 1) / LANES * LANES;
-    for (int64_t j = in.from; j < in.to; j++) s[j] *= scale;
-    real largest = lanes_largest(s + in.from, in.to - in.from, f->largest[r]);
-    for (int64_t j = 0; j < in.from; j++) s[j] = 0;
-    for (int64_t j = in.from; j < in.to; j++) s[j] = exp_real(s[j] - largest);
-    for (int64_t j = in.to; j < end; j++) s[j] = 0;
+    int64_t first = in.from / LANES * LANES, end = (in.to + LANES - 1) / LANES * LANES;
+    for (int64_t j = first; j < end; j++) s[j] *= scale;
+    for (int64_t j = first; j < in.from; j++) s[j] = -(real)INFINITY;
+    for (int64_t j = in.to; j < end; j++) s[j] = -(real)INFINITY;
+    real largest = lanes_largest(s + first, end - first, f->largest[r]);
+    for (int64_t j = first; j < end; j++) s[j] = exp_real(s[j] - largest);
     Lanes sum = {0};
-    lanes_add(&sum, s, end);
+    lanes_add(&sum, s + first, end - first);
     real shrink = largest > f->largest[r] ? exp_real(f->largest[r] - largest) : 1;
     f->largest[r] = largest;
     f->total[r] = fma_real(f->total[r], shrink, lanes_total(&sum));

@@ -61,16 +61,17 @@ static void load_keys(Backward *w, const Attention *a, Prompt b, int64_t kv_head
     attention_transpose(w->value_t, w->value, n, a->value_size);
 }
 
-/* p and ds of a row: x holds the scores, ds dout . v; 0 outside the row's keys. */
+/* p and ds of a row: p holds the scores, ds dout . v; 0 outside the row's keys. */
 static void row_gradients(Backward *w, int64_t r, KeyRange in, real scale) {
     real *p = w->p + r * ATTENTION_KEYS, *ds = w->ds + r * ATTENTION_KEYS, lse = w->lse[r],
          delta = w->delta[r];
-    for (int64_t j = 0; j < in.from; j++) p[j] = ds[j] = 0;
-    for (int64_t j = in.from; j < in.to; j++) {
+    int64_t first = in.from / LANES * LANES, end = (in.to + LANES - 1) / LANES * LANES;
+    for (int64_t j = first; j < end; j++) {
         p[j] = exp_real(fma_real(p[j], scale, -lse));
         ds[j] = scale * p[j] * (ds[j] - delta);
     }
-    for (int64_t j = in.from < in.to ? in.to : in.from; j < ATTENTION_KEYS; j++) p[j] = ds[j] = 0;
+    for (int64_t j = 0; j < in.from; j++) p[j] = ds[j] = 0;
+    for (int64_t j = in.to > in.from ? in.to : in.from; j < ATTENTION_KEYS; j++) p[j] = ds[j] = 0;
 }
 
 /* p and ds of n rows from r0 against the loaded keys from k0. */

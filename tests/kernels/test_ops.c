@@ -113,6 +113,7 @@ static void check_trial(const Trial *t) {
     check_same_bits(t, &first, t->s.isa, 3);
     check_same_bits(t, &first, "generic", 2);
     check_same_bits(t, &first, "avx2", 2);
+    check_same_bits(t, &first, "avx512", 2);
     for (int64_t r = 0; t->c->rowwise && r < t->p->rows; r += 1 + t->p->rows / 4)
         check_row_alone(t, &first, r);
     run_free(&first, t->p), run_free(&reference, t->p);
