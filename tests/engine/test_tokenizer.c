@@ -1,6 +1,7 @@
-/* The tokenizer against vectors of the Hugging Face library: two small tokenizers of our own, pieces of pre-tokenizers,
- * and, where GATETAPE_TOKENIZERS names a folder of them, four published ones. Then what no vector shows: starts, BOS
- * rules, broken files and texts with their messages, long words, threads, memory that runs out. */
+/* The tokenizer against vectors of the Hugging Face library: two small tokenizers of our own, pieces of
+ * pre-tokenizers, and, where GATETAPE_TOKENIZERS names a folder of them, four published ones. Then what
+ * no vector shows: starts, BOS rules, broken files and texts with their messages, long words, threads,
+ * memory that runs out. */
 #include "tests/engine/scratch.h"
 #include "engine/tokenizer.h"
 #include "engine/tokenizer_parts.h"

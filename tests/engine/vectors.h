@@ -1,5 +1,5 @@
-/* Reading files of token vectors: lines of JSON strings and arrays, unescaped here because the program's own JSON reader
- * refuses \u0000, which some texts hold. Broken lines abort: the files are ours. */
+/* Reading files of token vectors: lines of JSON strings and arrays, unescaped here because the program's
+ * own JSON reader refuses \u0000, which some texts hold. Broken lines abort: the files are ours. */
 #ifndef GATETAPE_TEST_VECTORS_H
 #define GATETAPE_TEST_VECTORS_H
 #include "engine/text.h"
