@@ -16,7 +16,7 @@ typedef struct {
 } Bounds;
 
 static Bounds bounds_of(DType compute) {
-    if (compute == DTYPE_BF16) return (Bounds){0.05, 0.5, 0.25f};
+    if (compute == DTYPE_BF16) return (Bounds){0.03, 0.05, 0.2f};
     return (Bounds){5e-6, 1e-5, 1e-4f};
 }
 
