@@ -1,0 +1,159 @@
+/* safetensors_open on files, on headers with a right length before them, and on indexes beside two good shards.
+ *
+ * The first byte of an input says which. Of what is accepted the first and last byte of every tensor are read, tensors
+ * must not overlap, and files of an index must lie in its folder. A custom mutator puts tempting numbers into headers. */
+#include "engine/alloc.h"
+#include "engine/io.h"
+#include "engine/safetensors.h"
+#include "kernels/check.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed);
+
+static const char shard_header[2][80] = {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}",
+                                         "{\"b\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]}}"};
+static char folder[64], index_path[128];
+
+static void put_file(const char *path, const void *bytes, size_t n_bytes) {
+    FILE *file = fopen(path, "wb");
+    check(file && fwrite(bytes, 1, n_bytes, file) == n_bytes && fclose(file) == 0, "%s", path);
+}
+
+static void remove_folder(void) {
+    static const char *const names[] = {"x.safetensors", "y.safetensors", "model.safetensors.index.json"};
+    char path[128];
+    for (int i = 0; i < 3; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        unlink(path);
+    }
+    rmdir(folder);
+}
+
+static void make_folder(void) {
+    if (folder[0]) return;
+    snprintf(folder, sizeof folder, "%s/fuzz-XXXXXX", io_is_folder("/dev/shm") ? "/dev/shm" : "/tmp");
+    check(mkdtemp(folder), "%s", folder);
+    atexit(remove_folder);
+    for (int i = 0; i < 2; i++) {
+        char path[128], bytes[128] = {0};
+        size_t n = strlen(shard_header[i]);
+        bytes[0] = (char)n;
+        memcpy(bytes + 8, shard_header[i], n);
+        snprintf(path, sizeof path, "%s/%c.safetensors", folder, 'x' + i);
+        put_file(path, bytes, 8 + n + (i ? 3 : 8));
+    }
+    snprintf(index_path, sizeof index_path, "%s/model.safetensors.index.json", folder);
+}
+
+/* A path under which these bytes are a file. */
+static const char *as_file(const void *bytes, size_t n_bytes) {
+    static int fd = -1;
+    static char path[64];
+    if (fd < 0) fd = memfd_create("input", 0);
+    check(fd >= 0 && ftruncate(fd, 0) == 0 && pwrite(fd, bytes, n_bytes, 0) == (ssize_t)n_bytes, "%d", fd);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return path;
+}
+
+static void touch(const TensorSet *set, const TensorEntry *entry) {
+    Error error = {0};
+    uint8_t byte;
+    size_t n = strnlen(entry->name, 1 << 20);
+    check(safetensors_find(set, entry->name) == entry, "%.*s", (int)n, entry->name);
+    check(entry->n_dims >= 0 && entry->n_dims <= 8, "%d", entry->n_dims);
+    if (!entry->n_bytes) return;
+    check(safetensors_read(set, entry, 0, &byte, 1, &error), "%s", error.text);
+    check(safetensors_read(set, entry, entry->n_bytes - 1, &byte, 1, &error), "%s", error.text);
+    check(!safetensors_read(set, entry, entry->n_bytes, &byte, 1, &error), "beyond %s", entry->name);
+    if (!entry->dtype_known) return;
+    uint64_t n_bytes = dtype_bytes(entry->dtype);
+    for (int d = 0; d < entry->n_dims; d++) n_bytes *= (uint64_t)entry->shape[d];
+    check(n_bytes == entry->n_bytes, "%s", entry->name);
+}
+
+static void check_set(const TensorSet *set, uint64_t size, bool in_folder) {
+    uint64_t total = 0;
+    for (int64_t i = 0; i < safetensors_count(set); i++) {
+        const TensorEntry *entry = safetensors_entry(set, i);
+        const char *path = safetensors_file(set, entry);
+        touch(set, entry);
+        total += entry->n_bytes;
+        if (in_folder)
+            check(!strncmp(path, folder, strlen(folder)) && !strchr(path + strlen(folder) + 1, '/'), "%s",
+                  path);
+    }
+    check(in_folder || total <= size, "%llu bytes of tensors", (unsigned long long)total);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    if (size < 2) return 0;
+    Error error = {0};
+    int kind = data[0] % 3;
+    size_t n_data = data[1];
+    const char *path;
+    data += 2;
+    size -= 2;
+    make_folder();
+    if (kind == 0) {
+        path = as_file(data, size);
+    } else if (kind == 1) {
+        uint8_t *file = calloc(8 + size + n_data, 1);
+        for (int i = 0; i < 8; i++) file[i] = (uint8_t)(size >> (8 * i));
+        memcpy(file + 8, data, size);
+        path = as_file(file, 8 + size + n_data);
+        free(file);
+    } else {
+        put_file(index_path, data, size);
+        path = folder;
+    }
+    TensorSet *set = safetensors_open(path, &error);
+    if (set) check_set(set, kind == 1 ? n_data : size, kind == 2);
+    check(set || (error.code == ERROR_BAD_INPUT && error.text[0]), "%d %s", error.code, error.text);
+    safetensors_close(set);
+    return 0;
+}
+
+/* Half of the time: a number of the text becomes one that is tempting, or a neighbour of what it was. */
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed) {
+    static const char *const tempting[] = {"0",
+                                           "1",
+                                           "2",
+                                           "3",
+                                           "4",
+                                           "7",
+                                           "8",
+                                           "-1",
+                                           "9",
+                                           "255",
+                                           "4294967295",
+                                           "4294967296",
+                                           "2147483648",
+                                           "9007199254740992",
+                                           "9223372036854775807",
+                                           "1e18",
+                                           "1.5",
+                                           "1e999"};
+    size_t begin = size ? seed / 64 % size : 0, end;
+    while (begin < size && (data[begin] < '0' || data[begin] > '9')) begin++;
+    for (end = begin; end < size && data[end] >= '0' && data[end] <= '9';) end++;
+    if (seed % 2 || begin >= size || begin < 2) return LLVMFuzzerMutate(data, size, max_size);
+    char number[32];
+    long was = 0;
+    for (size_t i = begin; i < end && i < begin + 9; i++) was = was * 10 + (data[i] - '0');
+    if (seed / 2 % 2)
+        snprintf(number, sizeof number, "%ld", was + (long)(seed / 4 % 9) - 4);
+    else
+        snprintf(number, sizeof number, "%s", tempting[seed / 4 % (sizeof tempting / sizeof *tempting)]);
+    size_t n = strlen(number);
+    if (size - (end - begin) + n > max_size) return LLVMFuzzerMutate(data, size, max_size);
+    memmove(data + begin + n, data + end, size - end);
+    memcpy(data + begin, number, n);
+    return size - (end - begin) + n;
+}
