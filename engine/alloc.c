@@ -1,4 +1,5 @@
-/* The allocation seam. Every request counts, so that a test can make any one of them fail and see a clean error. */
+/* The allocation seam. Every request counts, so that a test can make any one of them fail and see a clean
+ * error. */
 #include "alloc.h"
 #include <stdatomic.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* The Error value: filled once, by whoever met the bad thing first; places are put before it on the way up.
  *
- * Names and values from files end up in the text, so it is cleaned here, once: whatever is not one line of valid UTF-8
- * becomes a visible escape, and a text that is too long is cut. */
+ * Names and values from files end up in the text, so it is cleaned here, once: whatever is not one line of
+ * valid UTF-8 becomes a visible escape, and a text that is too long is cut. */
 #include "error.h"
 #include "text.h"
 #include <stdarg.h>

@@ -1,8 +1,9 @@
 /* Error: what went wrong with something from outside (a file, a job, memory, the disk), as a value.
  *
  * Functions that can meet bad input return bool (or a pointer) and fill an Error. The text is one line,
- * "where: expected ...: got ...", and the code is the exit code of the program (DESIGN section 7). The first error of a
- * chain stays: later calls of error_set on a filled Error change nothing. A broken contract of ours is check() instead. */
+ * "where: expected ...: got ...", and the code is the exit code of the program (DESIGN section 7). The
+ * first error of a chain stays: later calls of error_set on a filled Error change nothing. A broken
+ * contract of ours is check() instead. */
 #ifndef GATETAPE_ERROR_H
 #define GATETAPE_ERROR_H
 #include <stdbool.h>

@@ -1,4 +1,5 @@
-/* The file seam: every system call that reads or writes goes through one gate, where a test can make it fail. */
+/* The file seam: every system call that reads or writes goes through one gate, where a test can make it
+ * fail. */
 #include "io.h"
 #include "alloc.h"
 #include <dirent.h>

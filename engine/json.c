@@ -1,7 +1,9 @@
-/* cJSON behind a strict door: the bytes are scanned once before it parses them, the tree is checked once after.
+/* cJSON behind a strict door: the bytes are scanned once before it parses them, the tree is checked once
+ * after.
  *
- * The scan refuses what cJSON would let through or silently change (a BOM, invalid UTF-8, control characters, NUL, deep
- * nesting, malformed numbers, text after the value); the check refuses duplicate keys and numbers beyond double. */
+ * The scan refuses what cJSON would let through or silently change (a BOM, invalid UTF-8, control
+ * characters, NUL, deep nesting, malformed numbers, text after the value); the check refuses duplicate
+ * keys and numbers beyond double. */
 #include "json.h"
 #include "alloc.h"
 #include "io.h"
@@ -94,7 +96,8 @@ static const char *scan_number(const char *p, const char *end) {
     return p < end && (*p == '.' || (*p >= '0' && *p <= '9')) ? NULL : p;
 }
 
-/* What is wrong with the \u escape whose u is at p, or NULL. cJSON reads other digits than hexadecimal ones as 0. */
+/* What is wrong with the \u escape whose u is at p, or NULL. cJSON reads other digits than hexadecimal
+ * ones as 0. */
 static const char *check_escape(const char *p, const char *end) {
     for (int i = 1; i <= 4; i++)
         if (p + i >= end || !strchr("0123456789abcdefABCDEF", p[i]) || !p[i]) return "a malformed \\u escape";
@@ -166,8 +169,8 @@ static bool scan(const char *text, size_t length, const char *file, bool *long_n
     return true;
 }
 
-/* A copy of a scanned text in which each number that is too long for cJSON is written as the double nearest to it,
- * padded with spaces, so that places in messages stay right. NULL: out of memory. */
+/* A copy of a scanned text in which each number that is too long for cJSON is written as the double
+ * nearest to it, padded with spaces, so that places in messages stay right. NULL: out of memory. */
 static char *shorten_numbers(const char *text, size_t length) {
     char *copy = mem_copy_text(text, length);
     if (!copy) return NULL;

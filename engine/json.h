@@ -1,9 +1,10 @@
-/* Strict JSON in. The only file that knows cJSON is json.c; what it lets through (duplicate keys, trailing text, \u0000,
- * infinities, case-insensitive look-ups) is refused here (reference: users page, section 5.2 of the project's notes).
+/* Strict JSON in. The only file that knows cJSON is json.c; what it lets through (duplicate keys, trailing
+ * text, \u0000, infinities, case-insensitive look-ups) is refused here (reference: users page, section 5.2 of
+ * the project's notes).
  *
- * A Json is a place in a document: a value, and how one came to it, so that every message names file and key path,
- * "job.json: steps[2].kind: expected ...: got ...". It is a small value to pass around; a parent must outlive its
- * children (it may live on the caller's stack). Absent values have node == NULL. */
+ * A Json is a place in a document: a value, and how one came to it, so that every message names file and
+ * key path, "job.json: steps[2].kind: expected ...: got ...". It is a small value to pass around; a parent
+ * must outlive its children (it may live on the caller's stack). Absent values have node == NULL. */
 #ifndef GATETAPE_JSON_H
 #define GATETAPE_JSON_H
 #include "error.h"
@@ -23,10 +24,11 @@ struct Json {
 
 typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
 
-/* Parses a text; `file` names it in messages and must outlive the document. NULL and an Error with line:column when it
- * is not strict JSON in UTF-8, nested at most 64 deep, keys unique. Caller frees. */
+/* Parses a text; `file` names it in messages and must outlive the document. NULL and an Error with
+ * line:column when it is not strict JSON in UTF-8, nested at most 64 deep, keys unique. Caller frees. */
 JsonDocument *json_parse(const char *text, size_t length, const char *file, Error *error);
-JsonDocument *json_read(const char *path, size_t max_bytes, Error *error); /* a whole file; keeps its own copy of path */
+JsonDocument *json_read(const char *path, size_t max_bytes,
+                        Error *error); /* a whole file; keeps its own copy of path */
 void json_free(JsonDocument *document);
 Json json_root(const JsonDocument *document);
 

@@ -1,5 +1,5 @@
-/* From config.json to ModelConfig. Sizes are bounded before they are multiplied; a key whose value would change the
- * maths in a way that the engine does not have is refused by name, never ignored. */
+/* From config.json to ModelConfig. Sizes are bounded before they are multiplied; a key whose value would
+ * change the maths in a way that the engine does not have is refused by name, never ignored. */
 #include "model_config.h"
 #include "alloc.h"
 #include "arch.h"
@@ -21,7 +21,8 @@ typedef struct {
 
 static bool present(Json at) { return at.node && json_type(at) != JSON_NULL; }
 
-/* A size of the config or its family's default; otherwise >= 0 serves when there is neither, else it is an error. */
+/* A size of the config or its family's default; otherwise >= 0 serves when there is neither, else it is an
+ * error. */
 static bool read_size(const Source *s, const char *key, int64_t most, int64_t otherwise, int64_t *value,
                       Error *error) {
     Json at = arch_setting(&s->arch, &s->root, key);

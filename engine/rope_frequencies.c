@@ -1,6 +1,7 @@
 /* Rotary frequencies as transformers' modeling_rope_utils computes them, in double and rounded once.
  *
- * inv[i] = theta^(-2i/d) for i < d/2; the scaled kinds stretch the low frequencies (llama3, yarn) or all (linear). */
+ * inv[i] = theta^(-2i/d) for i < d/2; the scaled kinds stretch the low frequencies (llama3, yarn) or all
+ * (linear). */
 #include "rope_frequencies.h"
 #include "alloc.h"
 #include <math.h>

@@ -1,7 +1,8 @@
 /* Reading safetensors: every size is checked against the file before anything is allocated or trusted.
  *
- * A set holds all tensors of a model, sorted by name, with a hash table from names to entries, and keeps its files open
- * for pread. Tensors of a file must cover its data exactly: no hole, no overlap, no trailing byte. */
+ * A set holds all tensors of a model, sorted by name, with a hash table from names to entries, and keeps
+ * its files open for pread. Tensors of a file must cover its data exactly: no hole, no overlap, no
+ * trailing byte. */
 #include "safetensors.h"
 #include "alloc.h"
 #include "json.h"
@@ -117,7 +118,8 @@ static int by_offset(const void *a, const void *b) {
     return (x->n_bytes > y->n_bytes) - (x->n_bytes < y->n_bytes);
 }
 
-/* The shard's tensors, entries [first, n_entries), must follow each other without hole or overlap up to the end. */
+/* The shard's tensors, entries [first, n_entries), must follow each other without hole or overlap up to
+ * the end. */
 static bool check_layout(TensorSet *set, int64_t first, uint64_t data_bytes, const char *path, Error *error) {
     uint64_t at = 0;
     if (set->n_entries > first)

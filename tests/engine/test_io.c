@@ -1,5 +1,6 @@
-/* Files: whole or not at all. Reading refuses what is no regular file and notices a file that shrinks; a writer leaves
- * either the finished file or nothing, whichever call fails, also on a full disk and beyond the size limit. */
+/* Files: whole or not at all. Reading refuses what is no regular file and notices a file that shrinks; a
+ * writer leaves either the finished file or nothing, whichever call fails, also on a full disk and beyond
+ * the size limit. */
 #include "tests/engine/scratch.h"
 #include <errno.h>
 #include <fcntl.h>

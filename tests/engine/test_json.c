@@ -1,6 +1,7 @@
 /* Strict JSON: what must pass, what must not and with which words, getters and places, memory that runs out.
  *
- * The lists follow the public JSON test suites' naming: every text of `accepted` parses, none of `refused` does. */
+ * The lists follow the public JSON test suites' naming: every text of `accepted` parses, none of `refused`
+ * does. */
 #include "tests/engine/scratch.h"
 #include "engine/json.h"
 #include <errno.h>

@@ -1,5 +1,5 @@
-/* ModelConfig: released configs give the published parameter totals; rotary scaling by reference values; each value that
- * there is no maths for is refused with file, key, expected and got. */
+/* ModelConfig: released configs give the published parameter totals; rotary scaling by reference values;
+ * each value that there is no maths for is refused with file, key, expected and got. */
 #include "tests/engine/scratch.h"
 #include "engine/model_config.h"
 #include "engine/weights.h"

@@ -1,5 +1,5 @@
-/* safetensors: each way in which a file can be damaged is refused, naming file and tensor; the writer's files come back
- * byte for byte, in the reference writer's order. */
+/* safetensors: each way in which a file can be damaged is refused, naming file and tensor; the writer's
+ * files come back byte for byte, in the reference writer's order. */
 #include "tests/engine/tiny_model.h"
 #include "engine/text.h"
 #include <errno.h>

@@ -1,4 +1,5 @@
-/* The writers through which text from outside leaves the program: every code point and every invalid byte once. */
+/* The writers through which text from outside leaves the program: every code point and every invalid byte
+ * once. */
 #include "tests/engine/scratch.h"
 #include "engine/json.h"
 #include "engine/text.h"

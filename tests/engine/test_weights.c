@@ -1,4 +1,5 @@
-/* Weights: every golden checkpoint, in both namings and in shards, byte for byte; every damaged one by name. */
+/* Weights: every golden checkpoint, in both namings and in shards, byte for byte; every damaged one by
+ * name. */
 #include "tests/engine/tiny_model.h"
 #include "engine/text.h"
 #include "engine/weights.h"

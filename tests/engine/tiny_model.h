@@ -97,7 +97,8 @@ static inline void tiny_free(TinyModel *m) {
     }
 }
 
-/* Writes config and tensors into a folder of the scratch folder and frees the model. Returns the folder's path. */
+/* Writes config and tensors into a folder of the scratch folder and frees the model. Returns the folder's
+ * path. */
 static inline const char *tiny_write(TinyModel *m, const char *folder, const char *config) {
     char name[96];
     Error error = {0};

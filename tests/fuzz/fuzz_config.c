@@ -1,5 +1,5 @@
-/* model_config_parse, and of what it accepts the plan: sizes in range, no product overflows, and the memory of all
- * tensors is four bytes for each parameter counted. */
+/* model_config_parse, and of what it accepts the plan: sizes in range, no product overflows, and the
+ * memory of all tensors is four bytes for each parameter counted. */
 #include "engine/model_config.h"
 #include "engine/weights.h"
 #include "kernels/check.h"

