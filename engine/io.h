@@ -18,8 +18,8 @@ typedef struct {
 } IoFile;
 
 bool io_open(IoFile *file, const char *path, Error *error); /* regular files only */
-bool io_read_at(const IoFile *file, uint64_t offset, void *to, size_t n_bytes,
-                Error *error); /* all or an error */
+/* All n_bytes from the offset, or an error. */
+bool io_read_at(const IoFile *file, uint64_t offset, void *to, size_t n_bytes, Error *error);
 void io_close(IoFile *file);
 
 /* The whole file, NUL-terminated for convenience (*n_bytes excludes the NUL), owned by the caller
@@ -48,9 +48,10 @@ typedef struct {
 
 bool io_writer_open(IoWriter *writer, const char *path, Error *error);
 bool io_writer_put(IoWriter *writer, const void *from, size_t n_bytes, Error *error);
-bool io_writer_finish(IoWriter *writer,
-                      Error *error);      /* flush, fsync, rename, fsync the folder; frees either way */
-void io_writer_abandon(IoWriter *writer); /* removes the temporary file; safe on a zeroed or finished one */
+/* Flush, fsync, rename, fsync the folder; frees either way. */
+bool io_writer_finish(IoWriter *writer, Error *error);
+/* Removes the temporary file; safe on a zeroed or finished writer. */
+void io_writer_abandon(IoWriter *writer);
 
 bool io_write_all(const char *path, const void *from, size_t n_bytes, Error *error); /* open, put, finish */
 /* Appends one record in a single write and flushes it to the disk's queue (no fsync). */

@@ -24,11 +24,11 @@ struct Json {
 
 typedef enum { JSON_NULL, JSON_BOOL, JSON_NUMBER, JSON_STRING, JSON_ARRAY, JSON_OBJECT } JsonType;
 
-/* Parses a text; `file` names it in messages and must outlive the document. NULL and an Error with
- * line:column when it is not strict JSON in UTF-8, nested at most 64 deep, keys unique. Caller frees. */
+/* Parses a text; `file` names it in messages (copied). NULL and an Error with line:column when it is not
+ * strict JSON in UTF-8, nested at most 64 deep, keys unique. Caller frees. */
 JsonDocument *json_parse(const char *text, size_t length, const char *file, Error *error);
-JsonDocument *json_read(const char *path, size_t max_bytes,
-                        Error *error); /* a whole file; keeps its own copy of path */
+/* The same of a whole file. */
+JsonDocument *json_read(const char *path, size_t max_bytes, Error *error);
 void json_free(JsonDocument *document);
 Json json_root(const JsonDocument *document);
 

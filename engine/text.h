@@ -24,11 +24,12 @@ void text_format(Text *text, const char *format, ...) __attribute__((format(prin
 
 /* Escaped for a place: printable text passes, the rest becomes visible escapes (\x1b, \u{202e}). */
 void text_put_terminal(Text *text, const char *bytes, size_t length);
-void text_put_html(Text *text, const char *bytes, size_t length); /* text and attribute values, also SVG */
-void text_put_json(Text *text, const char *bytes,
-                   size_t length); /* with its quotes; invalid UTF-8 becomes U+FFFD */
-void text_put_csv(Text *text, const char *bytes,
-                  size_t length); /* one field, quoted where needed; no formulas */
+/* For text and attribute values, also of SVG. */
+void text_put_html(Text *text, const char *bytes, size_t length);
+/* With its quotes; invalid UTF-8 becomes U+FFFD. */
+void text_put_json(Text *text, const char *bytes, size_t length);
+/* One field, quoted where needed; no formulas. */
+void text_put_csv(Text *text, const char *bytes, size_t length);
 
 /* Shortest forms that read back exactly: f32 by %.9g, f64 by %.17g; NaN and infinity are not JSON: "null". */
 void text_put_f32(Text *text, float value);
