@@ -10,7 +10,7 @@ enum { MAX_JOB_BYTES = 1 << 24, MAX_PROBLEMS = 8, MAX_NAME = 64, MAX_RECORDS = 1
 /* ---- problems ---- */
 void problems_add(Problems *problems, const Error *error) {
     if (error->code == ERROR_NONE) return;
-    if (!problems->n) problems->code = error->code;
+    if (!problems->n) problems->first = *error;
     if (problems->n++ >= MAX_PROBLEMS) return;
     if (problems->n > 1) text_put_string(&problems->text, "; ");
     text_put_string(&problems->text, error->text);
@@ -20,7 +20,8 @@ bool problems_end(Problems *problems, Error *error) {
     bool fine = problems->n == 0;
     if (problems->n > MAX_PROBLEMS)
         text_format(&problems->text, "; and %lld more", (long long)(problems->n - MAX_PROBLEMS));
-    if (!fine) error_set(error, problems->code, "%s", problems->text.bytes ? problems->text.bytes : "");
+    const char *text = problems->text.failed ? problems->first.text : problems->text.bytes;
+    if (!fine) error_set(error, problems->first.code, "%s", text);
     text_free(&problems->text);
     return fine;
 }

@@ -49,7 +49,7 @@ bool job_is_name(const char *name);
 typedef struct {
     Text text;
     int64_t n;
-    ErrorCode code;
+    Error first;
 } Problems;
 
 void problems_add(Problems *problems, const Error *error); /* nothing when it is empty */

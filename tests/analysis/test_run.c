@@ -1,0 +1,384 @@
+/* Runs of a small job on the demo model: same bytes whatever the batch and wherever it was stopped; what
+ * is refused; what a full disk leaves. */
+#include "../../analysis/run.h"
+#include "../engine/scratch.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/file.h>
+
+#define DEMO SOURCE_DIR "/configs/demo/"
+
+static const char job_text[] =
+    "{\"schema_version\": 1,\n"
+    " \"models\": {\"demo\": {\"path\": \"" DEMO "model\", \"chat_template\": \"phi35moe\"}},\n"
+    " \"prompts\": {\"a\": {\"path\": \"" DEMO "prompts/rank_ordinary.jsonl\", \"limit\": 67},\n"
+    "             \"b\": {\"path\": \"" DEMO "prompts/rank_restricted.jsonl\", \"limit\": 3}},\n"
+    " \"steps\": [{\"name\": \"act\", \"kind\": \"activation\", \"trace\": \"full\", \"groups\": [\"b\"]},\n"
+    "           {\"name\": \"grad\", \"kind\": \"gradient\"}]}\n";
+
+static const char *const tables[] = {"README.txt",
+                                     "job.json",
+                                     "act/step.json",
+                                     "act/scores.csv",
+                                     "act/curve.csv",
+                                     "act/coverage.csv",
+                                     "act/layers.csv",
+                                     "act/prompts.csv",
+                                     "grad/step.json",
+                                     "grad/scores.csv",
+                                     "grad/curve.csv",
+                                     "grad/coverage.csv",
+                                     "grad/layers.csv",
+                                     "grad/prompts.csv",
+                                     "act/per_prompt.safetensors",
+                                     "grad/per_prompt.safetensors",
+                                     "act/traces/b.0000.safetensors"};
+
+static bool run(const char *out, const char *const *sets, int64_t n_sets, Error *error) {
+    RunRequest request = {.job = scratch_path("job.json"),
+                          .out = scratch_path(out),
+                          .sets = sets,
+                          .n_sets = n_sets,
+                          .version = "test",
+                          .to = stdout};
+    *error = (Error){0};
+    return run_job(&request, error);
+}
+
+static void must_run(const char *out, const char *const *sets, int64_t n_sets) {
+    Error error;
+    if (!run(out, sets, n_sets, &error)) fail_msg("%s: %s", out, error.text);
+}
+
+static void remove_run(const char *out) {
+    if (io_exists(scratch_path(out))) nftw(scratch_path(out), scratch_remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+static char *read_table(const char *out, const char *table, size_t *n) {
+    char name[200];
+    Error error = {0};
+    snprintf(name, sizeof name, "%s/%s", out, table);
+    char *bytes = io_read_all(scratch_path(name), 1 << 30, n, &error);
+    if (!bytes) fail_msg("%s", error.text);
+    return bytes;
+}
+
+static void assert_same_table(const char *a, const char *b, const char *table) {
+    size_t n = 0, m = 0;
+    char *one = read_table(a, table, &n), *two = read_table(b, table, &m);
+    if (n != m || memcmp(one, two, n) != 0) fail_msg("%s of %s and %s differ", table, a, b);
+    mem_free(one);
+    mem_free(two);
+}
+
+static void assert_same_run(const char *a, const char *b) {
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) assert_same_table(a, b, tables[i]);
+}
+
+static int n_partials;
+static int count_partial(const char *path, const struct stat *about, int type, struct FTW *at) {
+    (void)about;
+    (void)type;
+    (void)at;
+    n_partials += strstr(path, ".partial-") != NULL;
+    return 0;
+}
+
+static int64_t count_partials(const char *out) {
+    n_partials = 0;
+    nftw(scratch_path(out), count_partial, 16, FTW_PHYS);
+    return n_partials;
+}
+
+static int set_up(void **state) {
+    (void)state;
+    scratch_write_text("job.json", job_text);
+    must_run("whole", NULL, 0);
+    return 0;
+}
+
+/* ---- same bytes ---- */
+static void a_second_run_changes_nothing(void **state) {
+    (void)state;
+    must_run("again", NULL, 0);
+    assert_same_run("whole", "again");
+    size_t before, after;
+    mem_free(read_table("again", "act/scores.csv", &before));
+    must_run("again", NULL, 0);
+    mem_free(read_table("again", "act/scores.csv", &after));
+    assert_int_equal(before, after);
+    assert_same_run("whole", "again");
+    assert_false(io_exists(scratch_path("again/grad/blocks")));
+    remove_run("again");
+}
+
+static void batches_change_no_byte(void **state) {
+    (void)state;
+    static const char *const sets[][2] = {
+        {"batch_prompts=1", "steps.grad.recompute=always"},
+        {"batch_prompts=7", "memory_limit_mib=1"},
+        {"batch_tokens=64", "steps.grad.recompute=never"},
+    };
+    for (int i = 0; i < 3; i++) {
+        must_run("batch", sets[i], 2);
+        for (size_t k = 0; k < sizeof tables / sizeof *tables; k++)
+            if (strcmp(tables[k], "job.json") != 0) assert_same_table("whole", "batch", tables[k]);
+        remove_run("batch");
+    }
+}
+
+/* ---- stopped at any file call, then gone on with ---- */
+static void a_stopped_run_is_gone_on_with(void **state) {
+    (void)state;
+    Error error;
+    io_fail_after(0, 0, false);
+    must_run("count", NULL, 0);
+    remove_run("count");
+    int64_t n_calls = io_fail_after(0, 0, false), n_resumed = 0;
+    assert_true(n_calls > 100);
+    for (int64_t k = 1; k < n_calls; k += 1 + n_calls / 40) {
+        for (int for_ever = 0; for_ever < 2; for_ever++) {
+            io_fail_after(k, ENOSPC, for_ever);
+            bool ok = run("stopped", NULL, 0, &error);
+            io_fail_after(0, 0, false);
+            /* how much memory is free is the one thing that may stay unread */
+            if (ok && for_ever) fail_msg("file call %d failed and nothing was said", (int)k);
+            if (!ok) assert_clean_error(&error, error.code);
+            n_resumed += !ok && io_exists(scratch_path("stopped/manifest.json"));
+            must_run("stopped", NULL, 0);
+            assert_same_run("whole", "stopped");
+            assert_int_equal(count_partials("stopped"), 0);
+            remove_run("stopped");
+        }
+    }
+    assert_true(n_resumed > 20);
+}
+
+/* What blocks were finished is not measured again: a block of other numbers shows in the tables. */
+static void finished_blocks_are_taken_as_they_are(void **state) {
+    (void)state;
+    Error error;
+    int64_t k = 1;
+    const char *block = "stopped/grad/blocks/a.0000.safetensors";
+    for (; !io_exists(scratch_path(block)); k++) {
+        remove_run("stopped");
+        io_fail_after(10 * k, ENOSPC, true);
+        bool ok = run("stopped", NULL, 0, &error);
+        io_fail_after(0, 0, false);
+        assert_false(ok);
+    }
+    size_t n;
+    char *bytes = read_table(".", block, &n);
+    float two = 2;
+    memcpy(bytes + n - 4, &two, 4);
+    scratch_write(block, bytes, n);
+    mem_free(bytes);
+    must_run("stopped", NULL, 0);
+    assert_same_table("whole", "stopped", "act/scores.csv");
+    size_t m;
+    char *ours = read_table("whole", "grad/scores.csv", &n),
+         *theirs = read_table("stopped", "grad/scores.csv", &m);
+    assert_true(n != m || memcmp(ours, theirs, n) != 0);
+    mem_free(ours);
+    mem_free(theirs);
+    remove_run("stopped");
+}
+
+static void a_broken_block_is_measured_again(void **state) {
+    (void)state;
+    must_run("broken", NULL, 0);
+    unlink(scratch_path("broken/grad/step.json"));
+    scratch_make_folder("broken/grad/blocks");
+    scratch_write_text("broken/grad/blocks/a.0000.safetensors", "half a blo");
+    scratch_write_text("broken/grad/scores.csv.partial-99", "half a ta");
+    must_run("broken", NULL, 0);
+    assert_same_run("whole", "broken");
+    assert_int_equal(count_partials("broken"), 0);
+    remove_run("broken");
+}
+
+static void memory_may_run_out_anywhere(void **state) {
+    (void)state;
+    Error error;
+    mem_fail_after(0, false);
+    must_run("count", NULL, 0);
+    remove_run("count");
+    int64_t n = mem_fail_after(0, false);
+    assert_true(n > 500);
+    for (int64_t k = 1; k < n; k += 1 + n / 40) {
+        mem_fail_after(k, true);
+        bool ok = run("short", NULL, 0, &error);
+        mem_fail_after(0, false);
+        if (ok) fail_msg("allocation %d failed and nothing was said", (int)k);
+        assert_clean_error(&error, ERROR_UNAVAILABLE);
+        must_run("short", NULL, 0);
+        assert_same_run("whole", "short");
+        remove_run("short");
+    }
+}
+
+/* ---- refusals ---- */
+static void refuse(const char *out, const char *set, ErrorCode code, const char *want) {
+    Error error;
+    assert_false(run(out, &set, set ? 1 : 0, &error));
+    assert_clean_error(&error, code);
+    assert_contains(error.text, want);
+}
+
+static void another_job_is_refused(void **state) {
+    (void)state;
+    refuse("whole", "steps.grad.loss=target", ERROR_BAD_INPUT,
+           "it holds another job: expected \"loss\": \"prompt\": got \"loss\": \"target\"; choose another "
+           "--out");
+    refuse("whole", "prompts.b.limit=4", ERROR_BAD_INPUT, "expected \"limit\": 3: got \"limit\": 4");
+    refuse("whole", "prompts.b.path=" DEMO "prompts/test_ordinary.jsonl", ERROR_BAD_INPUT,
+           "expected prompts.b with sha256");
+    assert_true(io_exists(scratch_path("whole/grad/step.json")));
+}
+
+static void another_folder_is_refused(void **state) {
+    (void)state;
+    scratch_make_folder("mine");
+    scratch_write_text("mine/thesis.txt", "precious");
+    refuse("mine", NULL, ERROR_BAD_INPUT,
+           "expected an empty folder or a run of this job: got a folder with \"thesis.txt\" and no "
+           "manifest.json");
+    assert_int_equal(scratch_count(scratch_path("mine")), 1);
+    scratch_write_text("file", "x");
+    refuse("file", NULL, ERROR_BAD_INPUT, "expected a folder: got a file");
+}
+
+static void two_runs_do_not_share_a_folder(void **state) {
+    (void)state;
+    int fd = open(scratch_path("whole"), O_RDONLY | O_DIRECTORY);
+    assert_int_equal(flock(fd, LOCK_EX | LOCK_NB), 0);
+    refuse("whole", NULL, ERROR_FAILED, "expected a folder that no other process works in: got a locked one");
+    close(fd);
+    must_run("whole", NULL, 0);
+}
+
+static void sets_that_must_be_disjoint_are(void **state) {
+    (void)state;
+    static const char *const sets[] = {"prompts.a.use=ranking", "prompts.b.use=testing",
+                                       "prompts.b.path=" DEMO "prompts/rank_ordinary.jsonl"};
+    Error error;
+    assert_false(run("disjoint", sets, 3, &error));
+    assert_clean_error(&error, ERROR_BAD_INPUT);
+    assert_contains(
+        error.text,
+        "prompts.a: expected no prompt in common with prompts.b (use: ranking and testing): got 3");
+    assert_false(io_exists(scratch_path("disjoint")));
+}
+
+static void common_prompts_of_a_step_are_warned_of(void **state) {
+    (void)state;
+    const char *set = "prompts.b.path=" DEMO "prompts/rank_ordinary.jsonl";
+    must_run("common", &set, 1);
+    size_t n;
+    char *facts = read_table("common", "grad/step.json", &n);
+    assert_contains(facts, "groups a and b have 3 prompts in common, the first is entry 0 of a");
+    mem_free(facts);
+    remove_run("common");
+}
+
+static void missing_things_are_named(void **state) {
+    (void)state;
+    refuse("none", "models.demo.path=/nowhere", ERROR_BAD_INPUT, "/nowhere");
+    refuse("none", "prompts.a.path=/nowhere.jsonl", ERROR_BAD_INPUT, "/nowhere.jsonl");
+    refuse("none", "device=cuda", ERROR_UNAVAILABLE,
+           "device: expected a CUDA device: got none in this build");
+    refuse("none", "models.demo.chat_template=chatmi", ERROR_BAD_INPUT,
+           "models.demo.chat_template: expected auto");
+    remove_run("none");
+    refuse(
+        "none", "prompts.a.max_tokens=5", ERROR_BAD_INPUT,
+        "rank_ordinary.jsonl:1: prompt \"rank-ordinary-001\": expected at most 5 tokens (over_long: refuse)");
+    remove_run("none");
+}
+
+/* ---- other switches ---- */
+static void replies_are_generated_and_counted(void **state) {
+    (void)state;
+    static const char *const sets[] = {"steps.act.tokens=prompt+generated",
+                                       "steps.grad.loss=generated",
+                                       "steps.act.max_new_tokens=9",
+                                       "steps.grad.max_new_tokens=9",
+                                       "prompts.a.limit=5",
+                                       "steps.grad.gate_rows=true",
+                                       "batch_prompts=2"};
+    must_run("reply", sets, 6);
+    must_run("reply2", sets, 7);
+    static const char *const files[] = {"act/scores.csv",
+                                        "grad/scores.csv",
+                                        "grad/responses.jsonl",
+                                        "act/responses.jsonl",
+                                        "grad/gate_rows/a.0000.safetensors",
+                                        "act/traces/b.0000.safetensors"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) assert_same_table("reply", "reply2", files[i]);
+    size_t n;
+    char *replies = read_table("reply", "act/responses.jsonl", &n);
+    assert_contains(replies,
+                    "{\"group\": \"b\", \"index\": 2, \"id\": \"rank-restricted-003\", \"response\": \"");
+    assert_contains(replies, "\"tokens\": 9, \"stopped\": false}");
+    mem_free(replies);
+    remove_run("reply");
+    remove_run("reply2");
+}
+
+static void truncation_is_counted(void **state) {
+    (void)state;
+    static const char *const sets[] = {"prompts.a.max_tokens=20", "prompts.a.over_long=truncate_left"};
+    must_run("cut", sets, 2);
+    size_t n;
+    char *facts = read_table("cut", "grad/step.json", &n),
+         *prompts = read_table("cut", "grad/prompts.csv", &n);
+    assert_contains(facts, " of 67 prompts were truncated (truncate_left)");
+    assert_contains(prompts, "a,0,rank-ordinary-001,20,0,1,");
+    mem_free(facts);
+    mem_free(prompts);
+    remove_run("cut");
+}
+
+static void a_plan_touches_nothing(void **state) {
+    (void)state;
+    char *text = NULL;
+    size_t n = 0;
+    FILE *to = open_memstream(&text, &n);
+    RunRequest request = {.job = scratch_path("job.json"),
+                          .out = scratch_path("plan"),
+                          .dry_run = true,
+                          .version = "test",
+                          .to = to};
+    Error error = {0};
+    size_t before = scratch_count(scratch_folder());
+    if (!run_job(&request, &error)) fail_msg("%s", error.text);
+    fclose(to);
+    assert_int_equal(scratch_count(scratch_folder()), before);
+    assert_contains(text, "step grad: gradient of model demo (mixtral, chat template phi35moe)");
+    assert_contains(text, "group a: 67 prompts, ");
+    assert_contains(text, " MiB weights + ");
+    assert_contains(text, " GFLOP");
+    assert_contains(text, "<|user|>\nWhich tool do I need");
+    free(text);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_second_run_changes_nothing),
+        cmocka_unit_test(batches_change_no_byte),
+        cmocka_unit_test(a_stopped_run_is_gone_on_with),
+        cmocka_unit_test(finished_blocks_are_taken_as_they_are),
+        cmocka_unit_test(a_broken_block_is_measured_again),
+        cmocka_unit_test(memory_may_run_out_anywhere),
+        cmocka_unit_test(another_job_is_refused),
+        cmocka_unit_test(another_folder_is_refused),
+        cmocka_unit_test(two_runs_do_not_share_a_folder),
+        cmocka_unit_test(sets_that_must_be_disjoint_are),
+        cmocka_unit_test(common_prompts_of_a_step_are_warned_of),
+        cmocka_unit_test(missing_things_are_named),
+        cmocka_unit_test(replies_are_generated_and_counted),
+        cmocka_unit_test(truncation_is_counted),
+        cmocka_unit_test(a_plan_touches_nothing),
+    };
+    return cmocka_run_group_tests(tests, set_up, scratch_remove);
+}
