@@ -119,8 +119,26 @@ static void put_warnings(Text *to, Json root) {
     text_put_string(to, "</ul></aside>\n");
 }
 
+/* Every switch of the step; those that stand above already are left out. */
+static void put_switches(Json switches, Text *to) {
+    static const char *const shown[] = {"name", "kind", "model", "groups"};
+    Json at = {0};
+    text_put_string(to, "<p class=\"switches\"><b>switches</b>\n");
+    while (json_next(&switches, &at)) {
+        bool above = false;
+        for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) above = above || !strcmp(at.key, shown[i]);
+        if (above) continue;
+        text_put_string(to, "<span>");
+        html_put(to, at.key);
+        text_put_string(to, " <b>");
+        html_put_json(to, at);
+        text_put_string(to, "</b></span>\n");
+    }
+    text_put_string(to, "</p>\n");
+}
+
 static void put_facts(const ReportStep *step, Text *to) {
-    Json root = json_root(step->facts), switches = json_member(&root, "switches"), at = {0};
+    Json root = json_root(step->facts);
     text_put_string(to, "<dl><dt>score</dt><dd>");
     html_put(to, step->score);
     text_put_string(to, "</dd>\n");
@@ -135,9 +153,7 @@ static void put_facts(const ReportStep *step, Text *to) {
     put_fact(to, "left out", json_member(&root, "refused"));
     text_put_string(to, "</dl>\n");
     put_warnings(to, root);
-    text_put_string(to, "<details open><summary>switches of this step</summary><dl>\n");
-    while (json_next(&switches, &at)) put_fact(to, at.key, at);
-    text_put_string(to, "</dl></details>\n");
+    put_switches(json_member(&root, "switches"), to);
 }
 
 /* ---- figures ---- */
@@ -262,9 +278,9 @@ static bool put_layers(const ReportStep *step, Text *to, Error *error) {
     if (!rows) return error_out_of_memory(error, "layers", (size_t)step->n_layers * sizeof *rows);
     bool open = step->n_layers <= MAX_LAYERS_OPEN;
     text_format(to,
-                "<h3>Layers</h3>\n<details%s><summary>%lld layers (%s/layers.csv)</summary><div "
+                "<h3>Layers</h3>\n<details%s><summary>%lld layers</summary><div "
                 "class=\"wide\"><table>",
-                open ? " open" : "", (long long)step->n_layers, "STEP");
+                open ? " open" : "", (long long)step->n_layers);
     put_layer_head(step, to);
     for (int64_t l = 0; l < step->n_layers; l++) {
         if (!step->layer_has_experts[l]) {
@@ -337,13 +353,11 @@ bool report_put_step(const ReportRun *run, int64_t s, const Figures *figures, Te
     text_put_string(to, "</p>\n");
     put_facts(step, to);
     put_figures(step, s, figures, to);
-    text_format(to,
-                "<h3>Largest cells</h3>\n<p class=\"soft small\">The first %d of each group; all are in "
-                "scores.csv of "
-                "the step's folder.</p>\n<div class=\"pair\">\n",
-                N_TOP);
+    text_format(
+        to,
+        "<h3>Largest cells</h3>\n<p class=\"soft small\">The first %d of each group, of scores.csv.</p>\n",
+        N_TOP);
     for (int64_t g = 0; g < step->n_groups; g++) put_top_table(step, g, to);
-    text_put_string(to, "</div>\n");
     if (!put_layers(step, to, error)) return false;
     put_prompts(step, to);
     text_put_string(to, "</section>\n");
