@@ -1,5 +1,6 @@
-/* check(): contracts between the parts of the program. A broken one is a bug of ours, never bad input: it prints file,
- * line, the condition and the values, and aborts. Always on. Bad input is an Error value instead (engine/error.h). */
+/* check(): contracts between the parts of the program. A broken one is a bug of ours, never bad input: it
+ * prints file, line, the condition and the values, and aborts. Always on. Bad input is an Error value instead
+ * (engine/error.h). */
 #ifndef GATETAPE_CHECK_H
 #define GATETAPE_CHECK_H
 #include <stdio.h>

@@ -1,5 +1,5 @@
-/* The seat of the GPU backend in a build without CUDA: there is no such device, and whoever asks is told so. A build
- * with nvcc puts kernels/cuda/ in its place. */
+/* The seat of the GPU backend in a build without CUDA: there is no such device, and whoever asks is told so.
+ * A build with nvcc puts kernels/cuda/ in its place. */
 #include "device.h"
 
 const Device *cuda_device(void) { return NULL; }

@@ -1,8 +1,10 @@
-/* Memory and order of work on one backend. A Device is a table of functions; a Queue is where its ops run, in order.
+/* Memory and order of work on one backend. A Device is a table of functions; a Queue is where its ops run, in
+ * order.
  *
- * A Queue keeps the first failure (which op, what shapes, why); later ops on it do nothing. Whoever needs a result
- * calls device->sync, which waits and returns whether all went well. On the CPU ops run when they are called. The cost
- * device hands out addresses that must not be read: it exists to learn how much memory and work a program needs. */
+ * A Queue keeps the first failure (which op, what shapes, why); later ops on it do nothing. Whoever needs a
+ * result calls device->sync, which waits and returns whether all went well. On the CPU ops run when they are
+ * called. The cost device hands out addresses that must not be read: it exists to learn how much memory and
+ * work a program needs. */
 #ifndef GATETAPE_DEVICE_H
 #define GATETAPE_DEVICE_H
 #include "ops.h"
@@ -43,10 +45,12 @@ struct Device {
 
 extern const Device cost_device;
 
-/* The CPU with the best instruction set this processor has, or the one that the environment variable GATETAPE_ISA
- * names (generic, avx2, avx512, avx512bf16). NULL when it names an unknown or missing one. All give the same bits. */
+/* The CPU with the best instruction set this processor has, or the one that the environment variable
+ * GATETAPE_ISA names (generic, avx2, avx512, avx512bf16). NULL when it names an unknown or missing one. All
+ * give the same bits. */
 const Device *cpu_device(void);
-/* By name, for tests: generic, avx2, avx512, avx512bf16; NULL when the processor lacks it. "f64" is the table in double. */
+/* By name, for tests: generic, avx2, avx512, avx512bf16; NULL when the processor lacks it. "f64" is the table
+ * in double. */
 const Device *cpu_device_named(const char *isa);
 /* The GPU backend; NULL when this build has none. */
 const Device *cuda_device(void);

@@ -1,16 +1,17 @@
 /* THE interface: what every op means, and the table of them that a backend fills.
  *
- * Order of arguments: queue, outputs, inputs, weights, scalars; sizes come from the tensors. Forward ops overwrite
- * their outputs, `_bwd` ops add to gradients; an absent output is not computed, an absent optional input is not used.
- * No op allocates, none waits. Outputs do not overlap inputs unless the op says so.
+ * Order of arguments: queue, outputs, inputs, weights, scalars; sizes come from the tensors. Forward ops
+ * overwrite their outputs, `_bwd` ops add to gradients; an absent output is not computed, an absent optional
+ * input is not used. No op allocates, none waits. Outputs do not overlap inputs unless the op says so.
  *
- * Types. "act": activations, f32 or bf16 (all activations of a call alike). "real": f32. Weights: f32, bf16 or f16,
- * whatever the file holds. Sums inside an op are f32; the result is rounded once, where it is stored. In the table
- * "f64" (tests) act, real and weights are f64.
+ * Types. "act": activations, f32 or bf16 (all activations of a call alike). "real": f32. Weights: f32, bf16
+ * or f16, whatever the file holds. Sums inside an op are f32; the result is rounded once, where it is stored.
+ * In the table "f64" (tests) act, real and weights are f64.
  *
- * Same bits. An output row depends on its own inputs alone: not on its place, the other rows, the threads or the
- * vector width. A product sums k in blocks of 256: each block one chain of fma from 0, block sums added in order.
- * Reductions over tokens run per prompt, tokens in order. Ties go to the lower index. */
+ * Same bits. An output row depends on its own inputs alone: not on its place, the other rows, the threads or
+ * the vector width. A product sums k in blocks of 256: each block one chain of fma from 0, block sums added
+ * in order; bf16 by bf16 goes in pairs of k, as kernels/cpu/gemm.h says. Reductions over tokens run per
+ * prompt, tokens in order. Ties go to the lower index. */
 #ifndef GATETAPE_OPS_H
 #define GATETAPE_OPS_H
 #include "tensor.h"
@@ -21,8 +22,9 @@ extern "C" {
 
 typedef struct Queue Queue;
 
-/* Which rows belong to which prompt. Prompt p has the query rows [offsets[p], offsets[p+1]); its keys and values are
- * the rows [kv_begin[p], kv_begin[p] + kv_length[p]) of k and v, and its last query stands at the last key. */
+/* Which rows belong to which prompt. Prompt p has the query rows [offsets[p], offsets[p+1]); its keys and
+ * values are the rows [kv_begin[p], kv_begin[p] + kv_length[p]) of k and v, and its last query stands at the
+ * last key. */
 typedef struct {
     Tensor offsets;   /* [P+1] i32 */
     Tensor kv_begin;  /* [P] i32 */
@@ -50,7 +52,8 @@ typedef struct {
 
 typedef enum { ROPE_HALVES, ROPE_INTERLEAVED } RopeKind; /* pairs (i, i + n/2), or (2i, 2i+1) */
 
-/* gate, up -> hidden of a gated MLP. limit > 0: gate <= limit, |up| <= limit, and (up + 1) gate sigmoid(alpha gate). */
+/* gate, up -> hidden of a gated MLP. limit > 0: gate <= limit, |up| <= limit, and (up + 1) gate sigmoid(alpha
+ * gate). */
 typedef struct {
     float limit; /* 0: silu(gate) * up */
     float alpha;
@@ -88,7 +91,8 @@ typedef void layernorm_bwd_fn(Queue *q, Tensor dx, Tensor dy, Tensor x, Tensor w
 
 /* ---- attention ---- */
 /* y = x with each pair of head elements turned by positions[t] * frequencies[i], cos and sin times scale.
- * x, y [T,heads,C] act, may be the same; positions [T] i32; frequencies [n] f32, 2n <= C, elements from 2n on stay. */
+ * x, y [T,heads,C] act, may be the same; positions [T] i32; frequencies [n] f32, 2n <= C, elements from 2n on
+ * stay. */
 typedef void rope_fn(Queue *q, Tensor y, Tensor x, Tensor positions, Tensor frequencies, float scale,
                      RopeKind kind);
 typedef void rope_bwd_fn(Queue *q, Tensor dx, Tensor dy, Tensor positions, Tensor frequencies, float scale,
@@ -106,21 +110,22 @@ typedef void attention_bwd_fn(Queue *q, Tensor dquery, Tensor dkey, Tensor dvalu
                               int64_t window);
 
 /* ---- dense products ---- */
-/* y = x w^T + bias + residual                    y [T,N] act or real, x [T,K] act, w [N,K], bias [N] or absent,
- * residual [T,N] like y, or absent; it may be y */
+/* y = x w^T + bias + residual                    y [T,N] act or real, x [T,K] act, w [N,K], bias [N] or
+ * absent, residual [T,N] like y, or absent; it may be y */
 typedef void dense_fn(Queue *q, Tensor y, Tensor x, Tensor w, Tensor bias, Tensor residual);
 /* dx += dy w                                     dx [T,K] act, dy [T,N] act or real */
 typedef void dense_bwd_fn(Queue *q, Tensor dx, Tensor dy, Tensor w);
 /* h = gate function of z, z [M,2F] act holds gate in columns [0,F), up in [F,2F); h [M,F] act */
 typedef void swiglu_fn(Queue *q, Tensor h, Tensor z, Activation act);
 typedef void swiglu_bwd_fn(Queue *q, Tensor dz, Tensor dh, Tensor z, Activation act);
-/* y = residual + sigmoid(gate[t]) x[t,:]         gate [T,1] real, the rest [T,D] act; residual may be absent or y */
+/* y = residual + sigmoid(gate[t]) x[t,:]         gate [T,1] real, the rest [T,D] act; residual may be absent
+ * or y */
 typedef void sigmoid_scale_fn(Queue *q, Tensor y, Tensor x, Tensor gate, Tensor residual);
 typedef void sigmoid_scale_bwd_fn(Queue *q, Tensor dx, Tensor dgate, Tensor dy, Tensor x, Tensor gate);
 
 /* ---- routed experts; plan made by moe_plan ---- */
-/* From logits [T,E] real: probs [T,E] = softmax over all experts of (logits + bias); ids [T,K] i32, weights [T,K] real
- * by the rule, largest first. bias [E] real or absent; -inf switches an expert off. */
+/* From logits [T,E] real: probs [T,E] = softmax over all experts of (logits + bias); ids [T,K] i32, weights
+ * [T,K] real by the rule, largest first. bias [E] real or absent; -inf switches an expert off. */
 typedef void route_fn(Queue *q, Tensor probs, Tensor ids, Tensor weights, Tensor logits, Tensor bias,
                       RouterRule rule);
 /* dlogits += gradient through the weights, ids constant */
@@ -128,7 +133,8 @@ typedef void route_bwd_fn(Queue *q, Tensor dlogits, Tensor dweights, Tensor prob
                           RouterRule rule);
 /* Fill plan's tensors from ids [T,K]. */
 typedef void moe_plan_fn(Queue *q, MoePlan plan, Tensor ids);
-/* z[m,:] = x[token(m),:] w[e]^T + bias[e]        z [M,2F] act, x [T,D] act, w [E,2F,D] gate first, bias [E,2F] */
+/* z[m,:] = x[token(m),:] w[e]^T + bias[e]        z [M,2F] act, x [T,D] act, w [E,2F,D] gate first, bias
+ * [E,2F] */
 typedef void moe_gate_up_fn(Queue *q, Tensor z, Tensor x, Tensor w, Tensor bias, MoePlan plan);
 /* dx[t,:] += sum over k in order of dz[row(t,k),:] w[e]      scratch [M,D] real */
 typedef void moe_gate_up_bwd_fn(Queue *q, Tensor dx, Tensor scratch, Tensor dz, Tensor w, MoePlan plan);
@@ -142,14 +148,17 @@ typedef void moe_down_bwd_fn(Queue *q, Tensor da, Tensor dweights, Tensor dout, 
  * dweights[pair] += da[m,:] . h[m,:], h recomputed from z */
 typedef void moe_swiglu_bwd_fn(Queue *q, Tensor dz, Tensor dweights, Tensor da, Tensor z, Tensor weights,
                                MoePlan plan, Activation act);
-/* out[t,:] = residual[t,:] + sum over k in order of weights[t,k] y[row(t,k),:]      residual may be absent or out */
+/* out[t,:] = residual[t,:] + sum over k in order of weights[t,k] y[row(t,k),:]      residual may be absent or
+ * out */
 typedef void moe_combine_fn(Queue *q, Tensor out, Tensor y, Tensor weights, Tensor residual, MoePlan plan);
 
 /* ---- what the analysis measures; group [T] i32 says which of G sums a token adds to, < 0: none ---- */
-/* selected[g,e] += times chosen (i64); mass[g,e] += probs[t,e]; weight[g,e] += combine weight (real); tokens in order */
+/* selected[g,e] += times chosen (i64); mass[g,e] += probs[t,e]; weight[g,e] += combine weight (real); tokens
+ * in order */
 typedef void count_experts_fn(Queue *q, Tensor selected, Tensor mass, Tensor weight, Tensor ids,
                               Tensor weights, Tensor probs, Tensor group);
-/* largest[g,e] = max(itself, |y[m,:]|), norm[g,e] = max(itself, L2 norm of y[m,:])    [G,E] real, y as of moe_down */
+/* largest[g,e] = max(itself, |y[m,:]|), norm[g,e] = max(itself, L2 norm of y[m,:])    [G,E] real, y as of
+ * moe_down */
 typedef void expert_peaks_fn(Queue *q, Tensor largest, Tensor norm, Tensor y, MoePlan plan, Tensor group);
 /* grad[g,e,:] += sum over t in [offsets[g], offsets[g+1]) in order of dlogits[t,e] x[t,:]
  * grad [G,E,D] real, dlogits [T,E] real, x [T,D] act, offsets [G+1] i32 */
@@ -171,13 +180,13 @@ typedef void cross_entropy_bwd_fn(Queue *q, Tensor dx, Tensor scratch, Tensor dn
                                   Tensor w, Tensor bias, Tensor targets);
 /* ids[i] = argmax of logits[i, 0..n_valid)       ids [N] i32, logits [N,V] real */
 typedef void argmax_fn(Queue *q, Tensor ids, Tensor logits, int64_t n_valid);
-/* ids[i] drawn from softmax(logits[i] / temperature) cut to the top_k largest, then to the least number of largest
- * whose mass reaches top_p. The number drawn is Philox(seed; keys[i,0] prompt id, keys[i,1] position): keys [N,2] i64.
- * scratch [N,V] i32 */
+/* ids[i] drawn from softmax(logits[i] / temperature) cut to the top_k largest, then to the least number of
+ * largest whose mass reaches top_p. The number drawn is Philox(seed; keys[i,0] prompt id, keys[i,1]
+ * position): keys [N,2] i64. scratch [N,V] i32 */
 typedef void sample_fn(Queue *q, Tensor ids, Tensor scratch, Tensor logits, Tensor keys, SampleRule rule);
 
-/* Every op, once. A name added here makes every table fail to build until the op exists there, and the op tests fail
- * until it has a case. */
+/* Every op, once. A name added here makes every table fail to build until the op exists there, and the op
+ * tests fail until it has a case. */
 /* clang-format off */
 #define OPS(X)                                                                                           \
     X(embed) X(gather_rows) X(gather_rows_bwd) X(scatter_rows) X(add) X(accumulate)                      \

@@ -4,7 +4,8 @@
  *   T tokens           D hidden size         H query heads        J key/value heads   C head size
  *   L layers           E experts             K experts per token  F expert hidden size
  *   V vocabulary       P prompts             M expert rows (T * K) R LoRA rank
- * A linear weight W is [out, in]; y = x W^T. An absent tensor (data == NULL) means "not given" or "not wanted". */
+ * A linear weight W is [out, in]; y = x W^T. An absent tensor (data == NULL) means "not given" or "not
+ * wanted". */
 #ifndef GATETAPE_TENSOR_H
 #define GATETAPE_TENSOR_H
 #include <stdbool.h>

@@ -1,6 +1,6 @@
-/* What the CPU ops share. Every file of this folder is compiled once for each table: generic, avx2, avx512 (real =
- * float) and f64 (real = double, for gradient checks). The sources are the same, so the arithmetic is; explicit fma and
- * -ffp-contract=off make the bits the same too.
+/* What the CPU ops share. Every file of this folder is compiled once for each table: generic, avx2, avx512
+ * (real = float) and f64 (real = double, for gradient checks). The sources are the same, so the arithmetic
+ * is; explicit fma and -ffp-contract=off make the bits the same too.
  *
  * A table's functions are named by CPU_OP: in the table avx2, CPU_OP(rmsnorm) is avx2_rmsnorm. */
 #ifndef GATETAPE_CPU_H
@@ -69,7 +69,8 @@ static inline float f16_to_f32(uint16_t h) {
     return f;
 }
 
-/* ---- rows in pieces: ops read and write through these, so that each is written once for f32 and bf16 ---- */
+/* ---- rows in pieces: ops read and write through these, so that each is written once for f32 and bf16
+ * ---- */
 enum { PIECE = 256 }; /* elements converted at a time, on the stack */
 
 /* to[0..n) = elements [first, first + n) of t, as real. */

@@ -1,5 +1,5 @@
-/* The ops that are matrix products: which rows meet which weights, and what is added. The product itself is in
- * gemm_packed.c (f32 tables) and gemm_plain.c (f64). */
+/* The ops that are matrix products: which rows meet which weights, and what is added. The product itself is
+ * in gemm_packed.c (f32 tables) and gemm_plain.c (f64). */
 #include "gemm.h"
 
 void CPU_OP(dense)(Queue *q, Tensor y, Tensor x, Tensor w, Tensor bias, Tensor residual) {

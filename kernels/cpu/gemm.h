@@ -1,19 +1,24 @@
-/* One product of activations with the weights of one or several groups of rows (experts), and what becomes of its sums.
+/* One product of activations with the weights of one or several groups of rows (experts), and what becomes of
+ * its sums.
  *
  * THE CONTRACT. Every sum is
- *     for each block of GEMM_BLOCK steps of depth, in order: { p = 0; for each step in order: p = fma(x, w, p);
+ *     for each block of GEMM_BLOCK steps of depth, in order: { p = 0; for each step in order: p = fma(x, w,
+ * p);
  *                                                              s = first block ? p : s + p }
- * It does not depend on the batch, the row's place, the threads, the path or the vector width. Then bias, then residual
- * (or the old value, for gradients) are added, and the result is rounded once, where it is stored.
+ * It does not depend on the batch, the row's place, the threads, the path or the vector width. Then bias,
+ * then residual (or the old value, for gradients) are added, and the result is rounded once, where it is
+ * stored.
  *
- * Where activations and weights are both bf16 and the weights are not read back (product_pairs), a step is a pair of
- * neighbours, the odd one first, and denormals count as zero: what the vdpbf16ps instruction of AVX-512 BF16 does, at
- * twice the rate of f32. The other tables make the same two fma, so the bits are the same there too. */
+ * Where activations and weights are both bf16 and the weights are not read back (product_pairs), a step is a
+ * pair of neighbours, the odd one first, and denormals count as zero: what the vdpbf16ps instruction of
+ * AVX-512 BF16 does, at twice the rate of f32. The other tables make the same two fma, so the bits are the
+ * same there too. */
 #ifndef GATETAPE_GEMM_H
 #define GATETAPE_GEMM_H
 #include "cpu.h"
 
 enum { GEMM_BLOCK = 256 };
+enum { GEMM_SCRATCH_BYTES = 2 << 20 }; /* of each thread's scratch; the rest is the caller's */
 
 typedef struct {
     Tensor y;               /* [rows, columns] */
@@ -22,6 +27,7 @@ typedef struct {
     bool back;              /* y = x w instead of x w^T */
     Tensor bias;            /* [groups, columns] or absent */
     Tensor residual;        /* [rows, columns] or absent; may be y */
+    bool onto;              /* the sums go on from what y (real) holds, block by block */
     const int32_t *offsets; /* [groups + 1]: the rows of a group; NULL: one group of all rows */
     const int32_t *pairs;   /* row m reads x[pairs[m] / per_token]; NULL: x[m] */
     int64_t per_token;

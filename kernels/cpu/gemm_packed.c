@@ -1,9 +1,11 @@
-/* The product of the f32 tables: weights packed into panels, rows of activations beside them, a tile of sums in registers.
+/* The product of the f32 tables: weights packed into panels, rows of activations beside them, a tile of sums
+ * in registers.
  *
- * A group's rows fall into blocks of at most BLOCK_ROWS, its columns into strips; a block and a strip are one item, and
- * threads take items as they get free. An item packs what it needs for itself: no thread waits for another. For a few
- * rows the weights are read straight, without a packed copy. Weights are widened to f32 while they are packed, never as
- * a whole. All paths make the same chains of fma (gemm.h), so the bits do not tell which one ran. */
+ * A group's rows fall into blocks of at most BLOCK_ROWS, its columns into strips; a block and a strip are one
+ * item, and threads take items as they get free. An item packs what it needs for itself: no thread waits for
+ * another. For a few rows the weights are read straight, without a packed copy. Weights are widened to f32
+ * while they are packed, never as a whole. All paths make the same chains of fma (gemm.h), so the bits do not
+ * tell which one ran. */
 #include "gemm.h"
 #ifndef CPU_DOUBLE
 #include "gemm_vector.h"
@@ -15,7 +17,7 @@ enum {
     N_ROWS = GEMM_BLOCK * BLOCK_ROWS,
     N_SUMS = BLOCK_ROWS * STRIP_COLUMNS
 };
-_Static_assert((N_PANEL + N_ROWS + N_SUMS) * (int)sizeof(float) <= CPU_SCRATCH_BYTES, "scratch");
+_Static_assert((N_PANEL + N_ROWS + N_SUMS) * (int)sizeof(float) <= GEMM_SCRATCH_BYTES, "scratch");
 
 INLINE int64_t weight_bytes(DType t) { return t == DTYPE_F32 ? 4 : 2; }
 
@@ -194,7 +196,8 @@ static void panel_by_rows(const Item *item, const Panel *p, const Scratch *s, co
     }
 }
 
-/* The sums of an item, [n_rows][ld_sums]. As many blocks of depth as fit beside each other are held at a time. */
+/* The sums of an item, [n_rows][ld_sums]. As many blocks of depth as fit beside each other are held at a
+ * time. */
 static void sum_item(const Product *p, const Item *item, const Scratch *s, int64_t ld_sums) {
     bool pairs = product_pairs(p);
     DType dtype = pairs ? DTYPE_F32 : p->w.dtype;
@@ -204,7 +207,7 @@ static void sum_item(const Product *p, const Item *item, const Scratch *s, int64
             step_j = (p->back ? 1 : depth) * size;
     const char *w = (const char *)p->w.data + item->group * depth * columns * size;
     int64_t span = BLOCK_ROWS / item->n_rows * GEMM_BLOCK;
-    if (depth == 0) memset(s->sums, 0, (size_t)(item->n_rows * ld_sums) * sizeof *s->sums);
+    if (depth == 0 && !p->onto) memset(s->sums, 0, (size_t)(item->n_rows * ld_sums) * sizeof *s->sums);
     for (int64_t begin = 0; begin < depth; begin += span) {
         int64_t end = least(begin + span, depth);
         for (int64_t k = begin; k < end; k += GEMM_BLOCK)
@@ -228,7 +231,7 @@ static void sum_item(const Product *p, const Item *item, const Scratch *s, int64
                                .back = p->back,
                                .pairs = pairs};
                 panel_by_rows(item, &panel, s, s->rows + (k - begin) * item->n_rows, s->sums + j, ld_sums,
-                              k == 0);
+                              k == 0 && !p->onto);
             }
     }
 }
@@ -241,6 +244,8 @@ static void run_item(const Product *p, const Item *item, float *scratch) {
     _mm_setcsr(product_pairs(p) ? 0x9fc0
                                 : 0x1f80); /* denormals: zero, or as IEEE says, whatever the caller's mode */
 #endif
+    for (int64_t r = 0; r < item->n_rows && p->onto; r++)
+        read_piece(s.sums + r * ld_sums, p->y, (item->first + r) * tensor_columns(p->y) + item->j, item->n_j);
     sum_item(p, item, &s, ld_sums);
 #if defined(__x86_64__)
     _mm_setcsr(0x1f80);
@@ -269,8 +274,8 @@ static Item find_block(const Product *p, int64_t b) {
     return (Item){.group = group, .first = first + begin, .n_rows = end - begin};
 }
 
-/* Columns of a strip: few strips for a thread where many rows would be packed again for each, more where the weights
- * are all that counts. */
+/* Columns of a strip: few strips for a thread where many rows would be packed again for each, more where the
+ * weights are all that counts. */
 static int64_t strip_width(int64_t columns, int64_t n_rows, int64_t n_blocks) {
     int64_t panels = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
     int64_t strips = (n_rows <= 64 * n_blocks ? 8 : 2) * omp_get_max_threads();

@@ -1,5 +1,5 @@
-/* The product as its contract says it, for the table in double: one strip of columns at a time, weights read into a block
- * [depth, columns] so that the inner loop runs over neighbours. */
+/* The product as its contract says it, for the table in double: one strip of columns at a time, weights read
+ * into a block [depth, columns] so that the inner loop runs over neighbours. */
 #include "gemm.h"
 
 #ifdef CPU_DOUBLE
@@ -23,6 +23,7 @@ static void read_block(const Product *p, int64_t group, int64_t k, int64_t n_k, 
 static void row_strip(const Product *p, int64_t group, int64_t m, int64_t j, int64_t n_j, real *block) {
     real x[GEMM_BLOCK], sums[STRIP] = {0};
     int64_t depth = tensor_columns(p->x);
+    if (p->onto) read_piece(sums, p->y, m * tensor_columns(p->y) + j, n_j);
     for (int64_t k = 0; k < depth; k += GEMM_BLOCK) {
         int64_t n_k = least(GEMM_BLOCK, depth - k);
         real part[STRIP] = {0};
@@ -30,7 +31,7 @@ static void row_strip(const Product *p, int64_t group, int64_t m, int64_t j, int
         product_read_row(p, m, k, n_k, x);
         for (int64_t i = 0; i < n_k; i++)
             for (int c = 0; c < STRIP; c++) part[c] = fma_real(x[i], block[i * STRIP + c], part[c]);
-        for (int c = 0; c < STRIP; c++) sums[c] = k ? sums[c] + part[c] : part[c];
+        for (int c = 0; c < STRIP; c++) sums[c] = k || p->onto ? sums[c] + part[c] : part[c];
     }
     product_store(p, group, m, j, n_j, sums);
 }

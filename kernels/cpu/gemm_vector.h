@@ -1,7 +1,8 @@
-/* Vectors of floats for the packed product: as many lanes as the instruction set has, with explicit fma, widening of the
- * 16-bit formats, and the transposition of a square block.
+/* Vectors of floats for the packed product: as many lanes as the instruction set has, with explicit fma,
+ * widening of the 16-bit formats, and the transposition of a square block.
  *
- * Pointers into weights may have any alignment. HIDE keeps the compiler from deriving (and spilling) many addresses. */
+ * Pointers into weights may have any alignment. HIDE keeps the compiler from deriving (and spilling) many
+ * addresses. */
 #ifndef GATETAPE_GEMM_VECTOR_H
 #define GATETAPE_GEMM_VECTOR_H
 #include "gemm.h"
@@ -87,8 +88,8 @@ INLINE Floats widen(Words u, DType t) {
 #endif
 }
 
-/* ---- transposition: dealing even and odd elements apart log2(n) times transposes n x n, first inside the 128-bit lanes
- * (4 x 4), then with whole lanes ---- */
+/* ---- transposition: dealing even and odd elements apart log2(n) times transposes n x n, first inside the
+ * 128-bit lanes (4 x 4), then with whole lanes ---- */
 #if defined(__AVX512F__)
 #define DEAL(x, y, o)                                                                                        \
     __builtin_shufflevector(x, y, o, 2 + o, 16 + o, 18 + o, 4 + o, 6 + o, 20 + o, 22 + o, 8 + o, 10 + o,     \
@@ -113,7 +114,8 @@ INLINE Floats widen(Words u, DType t) {
         r = deal(even0, even1, 1), s = deal(odd0, odd1, 1);                                                  \
     } while (0)
 
-/* x[i] = words i of LANES rows of w, `stride` bytes apart; `ahead`: where the next such block lies, fetched early. */
+/* x[i] = words i of LANES rows of w, `stride` bytes apart; `ahead`: where the next such block lies, fetched
+ * early. */
 INLINE void transpose_block(Floats *x, const char *w, int64_t ahead, int64_t stride) {
     Floats y[LANES];
     UNROLL for (int g = 0; g < LANES; g += 4) {

@@ -1,5 +1,6 @@
-/* The contract of the products, spelled out as plain loops and compared bit by bit: blocks of 256 steps, each one chain of
- * fma, block sums added in order, then bias, then residual. Every table, weight type, few and many rows, odd sizes. */
+/* The contract of the products, spelled out as plain loops and compared bit by bit: blocks of 256 steps, each
+ * one chain of fma, block sums added in order, then bias, then residual. Every table, weight type, few and
+ * many rows, odd sizes. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
