@@ -1,5 +1,5 @@
-/* Lines of JSON in, lines of JSON out. Every line is a document of its own, so that an error names its number; results
- * before it have been written. */
+/* Lines of JSON in, lines of JSON out. Every line is a document of its own, so that an error names its
+ * number; results before it have been written. */
 #include "tokenize.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"

@@ -5,9 +5,11 @@
 #include "tests/engine/scratch.h"
 #include "engine/tokenizer.h"
 #include "engine/tokenizer_parts.h"
+#include "engine/tokenizer_unicode.h"
 #include "tests/engine/vectors.h"
 #include <pthread.h>
 #include <time.h>
+#include <utf8proc.h>
 
 #define DATA SOURCE_DIR "/tests/data/tokenizers/"
 
@@ -288,6 +290,44 @@ static void byte_level_characters_are_one_to_one(void **state) {
     assert_int_equal(byte_level_character('\n'), 0x10a);
     assert_int_equal(byte_level_byte(' '), -1);
     assert_int_equal(byte_level_byte(324), -1);
+}
+
+/* Made in stretches, a normal form is that of the whole text: random neighbours of all kinds, marks and
+ * Hangul often. */
+static void normal_forms_are_those_of_whole_texts(void **state) {
+    (void)state;
+    static const int32_t often[] = {'e',    0x300, 0x323, 0x345, 0x1100, 0x1161, 0x11a8,
+                                    0xac00, 0x915, 0x93c, 0x9c7, 0x9be,  0x212b};
+    uint64_t random = 1;
+    StageSpace space = {0};
+    for (int i = 0; i < 200000; i++) {
+        char bytes[40];
+        size_t n = 0;
+        while (n < 24) {
+            random = random * 6364136223846793005u + 1442695040888963407u;
+            uint32_t draw = (uint32_t)(random >> 33);
+            int32_t code =
+                draw % 3 ? often[draw / 3 % (sizeof often / sizeof *often)] : (int32_t)(draw / 3 % 0x20000);
+            if (!utf8proc_codepoint_valid(code) || utf8proc_category(code) == UTF8PROC_CATEGORY_CN) continue;
+            if (!unicode_has_no_form(code)) n += utf8_write(code, bytes + n);
+        }
+        Normalizer step = {.kind = NORMALIZE_FORM, .composes = i & 1, .compatible = i & 2};
+        Stretch text = {.bytes = bytes, .n = n};
+        Error error = {0};
+        assert_true(normalize(&step, 1, &space, &text, &error));
+        utf8proc_uint8_t *whole;
+        utf8proc_ssize_t length =
+            utf8proc_map((const utf8proc_uint8_t *)bytes, (utf8proc_ssize_t)n, &whole,
+                         UTF8PROC_STABLE | (step.composes ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE) |
+                             (step.compatible ? UTF8PROC_COMPAT : 0));
+        assert_int_equal(length, text.n);
+        assert_memory_equal(text.bytes, whole, text.n);
+        for (size_t k = 0; k < text.n; k++)
+            assert_true(stretch_origin(&text, k) >= (k ? stretch_origin(&text, k - 1) : 0) &&
+                        stretch_origin(&text, k) < (int64_t)n);
+        free(whole);
+    }
+    stage_space_free(&space);
 }
 
 /* ---- starts, options, look-ups ---- */
@@ -667,6 +707,7 @@ int main(void) {
         cmocka_unit_test(deepseek_agrees),
         cmocka_unit_test(pieces_agree),
         cmocka_unit_test(byte_level_characters_are_one_to_one),
+        cmocka_unit_test(normal_forms_are_those_of_whole_texts),
         cmocka_unit_test(starts_point_into_the_text),
         cmocka_unit_test(added_tokens_can_be_plain_text),
         cmocka_unit_test(added_tokens_match_normalised_text),
