@@ -63,7 +63,7 @@ static void check_vector(const Vector *vector, void *context) {
                                  &list, &error) &&
                 tokenizer_decode(comparison->tokenizer, vector->ids, vector->n_ids, true, &decoded, &error);
     bool same = done && list.n == vector->n_ids && decoded.length == vector->decoded.length &&
-                memcmp(list.ids, vector->ids, (size_t)list.n * sizeof *list.ids) == 0 &&
+                (!list.n || memcmp(list.ids, vector->ids, (size_t)list.n * sizeof *list.ids) == 0) &&
                 (!decoded.length || memcmp(decoded.bytes, vector->decoded.bytes, decoded.length) == 0);
     for (int64_t i = 1; same && i < list.n; i++) same = list.starts[i] >= list.starts[i - 1];
     if (!same) {
