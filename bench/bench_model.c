@@ -1,12 +1,15 @@
 /* Speed and memory of the decoder on the CPU, beside this machine's own limits.
  *
- *   bench_model make FOLDER f32|bf16     writes a random Mixtral: hidden 1024, expert 3584, 4 layers, 8 experts,
+ *   bench_model make FOLDER f32|bf16     writes a random Mixtral: hidden 1024, expert 3584, 4 layers, 8
+ * experts,
  *                                        16/4 heads, vocabulary 8192
- *   bench_model run FOLDER [f32|bf16]    prints rows of bench/results/cpu.csv; the last argument is the compute mode
+ *   bench_model run FOLDER [f32|bf16]    prints rows of bench/results/cpu.csv; the last argument is the
+ * compute mode
  *
- * A row gives the median of several runs, the limit measured in the same process (OpenBLAS sgemm for passes, memory copy
- * for decoding) and the share of it. Work is what the cost table counts for the pass; recomputation is part of the work.
- * What decoding must read per step is the weights of the attention, of the experts that were chosen, and of the head. */
+ * A row gives the median of several runs, the limit measured in the same process (OpenBLAS sgemm for passes,
+ * memory copy for decoding) and the share of it. Work is what the cost table counts for the pass;
+ * recomputation is part of the work. What decoding must read per step is the weights of the attention, of the
+ * experts that were chosen, and of the head. */
 #include "engine/alloc.h"
 #include "engine/clock.h"
 #include "engine/generate.h"
