@@ -17,7 +17,7 @@ typedef struct {
     int n_dims;
     int64_t shape[8];
     int file;        /* index of its file */
-    uint64_t offset; /* of its first byte in the file */
+    uint64_t offset; /* of its first byte in the data of its file */
     uint64_t n_bytes;
 } TensorEntry;
 

@@ -79,23 +79,28 @@ static void touch(const TensorSet *set, const TensorEntry *entry) {
     check(safetensors_read(set, entry, entry->n_bytes - 1, &byte, 1, &error), "%s", error.text);
     check(!safetensors_read(set, entry, entry->n_bytes, &byte, 1, &error), "beyond %s", entry->name);
     if (!entry->dtype_known) return;
-    uint64_t n_bytes = dtype_bytes(entry->dtype);
-    for (int d = 0; d < entry->n_dims; d++) n_bytes *= (uint64_t)entry->shape[d];
-    check(n_bytes == entry->n_bytes, "%s", entry->name);
+    long double n_bytes = dtype_bytes(entry->dtype); /* does not wrap around */
+    for (int d = 0; d < entry->n_dims; d++) n_bytes *= (long double)entry->shape[d];
+    check(n_bytes == (long double)entry->n_bytes, "%s", entry->name);
 }
 
-static void check_set(const TensorSet *set, uint64_t size, bool in_folder) {
-    uint64_t total = 0;
+/* Each tensor readable, no byte of the data in two of them, files of an index in its folder. */
+static void check_set(const TensorSet *set, size_t n_data, bool in_folder) {
+    uint8_t *covered = calloc(n_data + 1, 1);
     for (int64_t i = 0; i < safetensors_count(set); i++) {
         const TensorEntry *entry = safetensors_entry(set, i);
         const char *path = safetensors_file(set, entry);
         touch(set, entry);
-        total += entry->n_bytes;
-        if (in_folder)
-            check(!strncmp(path, folder, strlen(folder)) && !strchr(path + strlen(folder) + 1, '/'), "%s",
-                  path);
+        if (in_folder) {
+            bool inside = !strncmp(path, folder, strlen(folder)) && !strchr(path + strlen(folder) + 1, '/');
+            check(inside, "%s", path);
+            continue;
+        }
+        check(entry->offset <= n_data && entry->n_bytes <= n_data - entry->offset, "%s", entry->name);
+        for (uint64_t k = 0; k < entry->n_bytes; k++)
+            check(!covered[entry->offset + k]++, "%s overlaps another tensor", entry->name);
     }
-    check(in_folder || total <= size, "%llu bytes of tensors", (unsigned long long)total);
+    free(covered);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -126,40 +131,41 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-/* Half of the time: a number of the text becomes one that is tempting, or a neighbour of what it was. */
-size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed) {
-    static const char *const tempting[] = {"0",
-                                           "1",
-                                           "2",
-                                           "3",
-                                           "4",
-                                           "7",
-                                           "8",
-                                           "-1",
-                                           "9",
-                                           "255",
-                                           "4294967295",
-                                           "4294967296",
-                                           "2147483648",
-                                           "9007199254740992",
-                                           "9223372036854775807",
-                                           "1e18",
-                                           "1.5",
-                                           "1e999"};
-    size_t begin = size ? seed / 64 % size : 0, end;
-    while (begin < size && (data[begin] < '0' || data[begin] > '9')) begin++;
-    for (end = begin; end < size && data[end] >= '0' && data[end] <= '9';) end++;
-    if (seed % 2 || begin >= size || begin < 2) return LLVMFuzzerMutate(data, size, max_size);
+/* The digits from `from` on: [*begin, *end), empty when there are none. */
+static void find_number(const uint8_t *data, size_t size, size_t from, size_t *begin, size_t *end) {
+    while (from < size && (data[from] < '0' || data[from] > '9')) from++;
+    for (*begin = *end = from; *end < size && data[*end] >= '0' && data[*end] <= '9';) ++*end;
+}
+
+static size_t replace_number(uint8_t *data, size_t size, size_t max_size, size_t *from, unsigned choice) {
+    static const char *const tempting[] = {
+        "0",   "1",          "2",          "3",          "4",          "7",    "8",   "-1",
+        "255", "4294967295", "4294967296", "2147483648", "1073741824", "1e18", "1.5", "9007199254740992"};
+    size_t begin, end;
     char number[32];
     long was = 0;
+    find_number(data, size, *from, &begin, &end);
     for (size_t i = begin; i < end && i < begin + 9; i++) was = was * 10 + (data[i] - '0');
-    if (seed / 2 % 2)
-        snprintf(number, sizeof number, "%ld", was + (long)(seed / 4 % 9) - 4);
+    if (choice % 8 == 7)
+        snprintf(number, sizeof number, "%ld,1", was); /* one more dimension */
+    else if (choice % 2)
+        snprintf(number, sizeof number, "%ld", was + (long)(choice / 2 % 17) - 8);
     else
-        snprintf(number, sizeof number, "%s", tempting[seed / 4 % (sizeof tempting / sizeof *tempting)]);
-    size_t n = strlen(number);
-    if (size - (end - begin) + n > max_size) return LLVMFuzzerMutate(data, size, max_size);
+        snprintf(number, sizeof number, "%s", tempting[choice / 2 % 16]);
+    size_t n = strlen(number), larger = size - (end - begin) + n;
+    if (begin == end || larger > max_size) return size;
     memmove(data + begin + n, data + end, size - end);
     memcpy(data + begin, number, n);
-    return size - (end - begin) + n;
+    *from = begin + n;
+    return larger;
+}
+
+/* Half of the time one number of the text, or two that follow each other, become ones that are tempting,
+ * or move by the same small step. */
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed) {
+    if (seed % 2 || size < 3) return LLVMFuzzerMutate(data, size, max_size);
+    size_t from = 2 + seed / 256 % (size - 2);
+    unsigned choice = seed / 4 % 64;
+    size = replace_number(data, size, max_size, &from, choice);
+    return seed / 2 % 2 ? replace_number(data, size, max_size, &from, choice) : size;
 }
