@@ -68,7 +68,8 @@ static bool filter_line(Filter *filter, const char *line, size_t length, int64_t
     if (!document) return false;
     Json root = json_root(document);
     bool done = decode ? decode_line(filter, root) : encode_line(filter, root);
-    if (!done) error_add_place(filter->error, "line %lld", (long long)number);
+    if (!done && strncmp(filter->error->text, name, strlen(name)) != 0)
+        error_add_place(filter->error, "%s", name);
     json_free(document);
     return done && (filter->output.length < OUTPUT_BYTES || flush(filter));
 }
