@@ -1,6 +1,7 @@
-/* The ops that are matrix products: which rows meet which weights, and what is added. The product itself is
- * in gemm_packed.c (f32 tables) and gemm_plain.c (f64). */
+/* The ops that are matrix products: which rows meet which weights, and what is added. The product itself
+ * is in gemm_packed.c (f32 tables) and gemm_plain.c (f64). */
 #include "gemm.h"
+#include "lanes.h"
 
 void CPU_OP(dense)(Queue *q, Tensor y, Tensor x, Tensor w, Tensor bias, Tensor residual) {
     CPU_OP(product)(q, &(Product){.y = y, .x = x, .w = w, .bias = bias, .residual = residual});
@@ -46,22 +47,23 @@ void CPU_OP(moe_gate_up_bwd)(Queue *q, Tensor dx, Tensor scratch, Tensor dz, Ten
     CPU_OP(product)
     (q, &(Product){.y = scratch, .x = dz, .w = w, .back = true, .offsets = ints(plan.offsets)});
     if (q->failed_op) return;
-#pragma omp parallel for
+#pragma omp parallel for schedule(static) if (tensor_count(scratch) > WORTH_THREADS)
     for (int64_t t = 0; t < plan.rows.shape[0]; t++)
         add_choices(dx, scratch, ints(plan.rows), plan.rows.shape[1], t);
 }
 
 /* dout[token,:] . bias[e,:] */
 static real dot_with_bias(Tensor dout, Tensor bias, int64_t token, int64_t expert) {
-    real a[PIECE], b[PIECE], sum = 0;
+    real a[PIECE], b[PIECE];
     int64_t D = tensor_columns(dout);
+    Lanes sum = {0};
     for (int64_t d = 0; d < D; d += PIECE) {
         int64_t n = least(PIECE, D - d);
         read_piece(a, dout, token * D + d, n);
         read_piece(b, bias, expert * D + d, n);
-        for (int64_t i = 0; i < n; i++) sum = fma_real(a[i], b[i], sum);
+        lanes_dot(&sum, a, b, n);
     }
-    return sum;
+    return lanes_total(&sum);
 }
 
 void CPU_OP(moe_down_bwd)(Queue *q, Tensor da, Tensor dweights, Tensor dout, Tensor w, Tensor bias,
@@ -77,7 +79,7 @@ void CPU_OP(moe_down_bwd)(Queue *q, Tensor da, Tensor dweights, Tensor dout, Ten
                    .per_token = n_choices});
     if (q->failed_op || !bias.data || !dweights.data) return;
     const int32_t *rows = ints(plan.rows), *offsets = ints(plan.offsets);
-#pragma omp parallel for
+#pragma omp parallel for schedule(static) if (n_pairs * tensor_columns(dout) > WORTH_THREADS)
     for (int64_t i = 0; i < n_pairs; i++) {
         int64_t expert = 0;
         while (offsets[expert + 1] <= rows[i]) expert++;

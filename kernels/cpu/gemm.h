@@ -1,16 +1,16 @@
-/* One product of activations with the weights of one or several groups of rows (experts), and what becomes of
- * its sums.
+/* One product of activations with the weights of one or several groups of rows (experts), and what becomes
+ * of its sums.
  *
  * THE CONTRACT. Every sum is
- *     for each block of GEMM_BLOCK steps of depth, in order: { p = 0; for each step in order: p = fma(x, w,
- * p);
- *                                                              s = first block ? p : s + p }
+ *     for each block of GEMM_BLOCK steps of depth, in order:
+ *         p = 0; for each step, in order: p = fma(x, w, p)
+ *         s = first block ? p : s + p
  * It does not depend on the batch, the row's place, the threads, the path or the vector width. Then bias,
  * then residual (or the old value, for gradients) are added, and the result is rounded once, where it is
  * stored.
  *
- * Where activations and weights are both bf16 and the weights are not read back (product_pairs), a step is a
- * pair of neighbours, the odd one first, and denormals count as zero: what the vdpbf16ps instruction of
+ * Where activations and weights are both bf16 and the weights are not read back (product_pairs), a step is
+ * a pair of neighbours, the odd one first, and denormals count as zero: what the vdpbf16ps instruction of
  * AVX-512 BF16 does, at twice the rate of f32. The other tables make the same two fma, so the bits are the
  * same there too. */
 #ifndef GATETAPE_GEMM_H

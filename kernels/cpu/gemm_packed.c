@@ -1,11 +1,11 @@
-/* The product of the f32 tables: weights packed into panels, rows of activations beside them, a tile of sums
- * in registers.
+/* The product of the f32 tables: weights packed into panels, rows of activations beside them, a tile of
+ * sums in registers.
  *
- * A group's rows fall into blocks of at most BLOCK_ROWS, its columns into strips; a block and a strip are one
- * item, and threads take items as they get free. An item packs what it needs for itself: no thread waits for
- * another. For a few rows the weights are read straight, without a packed copy. Weights are widened to f32
- * while they are packed, never as a whole. All paths make the same chains of fma (gemm.h), so the bits do not
- * tell which one ran. */
+ * A group's rows fall into blocks of at most BLOCK_ROWS, its columns into strips; a block and a strip are
+ * one item, and threads take items as they get free. An item packs what it needs for itself: no thread
+ * waits for another. For a few rows the weights are read straight, without a packed copy. Weights are
+ * widened to f32 while they are packed, never as a whole. All paths make the same chains of fma (gemm.h),
+ * so the bits do not tell which one ran. */
 #include "gemm.h"
 #ifndef CPU_DOUBLE
 #include "gemm_vector.h"
@@ -284,6 +284,8 @@ static int64_t strip_width(int64_t columns, int64_t n_rows, int64_t n_blocks) {
     return width * TILE_COLUMNS;
 }
 
+enum { WORTH_THREADS = 1 << 18 }; /* multiply-adds from which a product is shared among threads */
+
 void CPU_OP(product)(Queue *q, const Product *p) {
     if (q->failed_op) return;
     int64_t columns = tensor_columns(p->y), n_blocks = 0, n_rows = 0, first;
@@ -296,7 +298,8 @@ void CPU_OP(product)(Queue *q, const Product *p) {
     check(p->w.dtype == DTYPE_F32 || p->w.dtype == DTYPE_BF16 || p->w.dtype == DTYPE_F16, "weights of %s",
           dtype_name(p->w.dtype));
     int64_t width = strip_width(columns, n_rows, n_blocks), n_strips = (columns + width - 1) / width;
-#pragma omp parallel for schedule(dynamic, 1)
+    bool share = n_rows * columns * tensor_columns(p->x) > WORTH_THREADS;
+#pragma omp parallel for schedule(dynamic, 1) if (share)
     for (int64_t i = 0; i < n_blocks * n_strips; i++) {
         Item item = find_block(p, i / n_strips);
         item.j = i % n_strips * width;

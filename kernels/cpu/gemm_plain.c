@@ -1,5 +1,5 @@
-/* The product as its contract says it, for the table in double: one strip of columns at a time, weights read
- * into a block [depth, columns] so that the inner loop runs over neighbours. */
+/* The product as its contract says it, for the table in double: one strip of columns at a time, weights
+ * read into a block [depth, columns] so that the inner loop runs over neighbours. */
 #include "gemm.h"
 
 #ifdef CPU_DOUBLE
