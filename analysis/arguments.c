@@ -63,8 +63,9 @@ bool arguments_read(const Verb *verb, int n, char **texts, Arguments *a, Error *
         } else if (flags && texts[i][0] == '-' && texts[i][1]) {
             if (!read_flag(a, n, texts, &i, error)) return false;
         } else if (!verb->operand || a->operand) {
-            return error_set(error, ERROR_BAD_INPUT, "%s: expected %s: got \"%s\" too", verb->name,
-                             verb->operand ? "one " : "no operand", texts[i]);
+            return error_set(error, ERROR_BAD_INPUT, "%s: expected %s%s: got \"%s\" too", verb->name,
+                             verb->operand ? "one " : "no operand", verb->operand ? verb->operand : "",
+                             texts[i]);
         } else {
             a->operand = texts[i];
         }

@@ -80,9 +80,10 @@ static void check_choices(Run *run, const ConformReach *reach) {
     int64_t n = reach->n_choices - reach->n_after - reach->n_loose;
     fprintf(run->to, "%-18s %10lld %8d  %lld of %lld choices", "topk_ids", (long long)reach->n_wrong, 0,
             (long long)n, (long long)reach->n_choices);
-    if (n < reach->n_choices)
-        fprintf(run->to, "; %lld closer than %.0e fell otherwise, %lld stand behind them",
-                (long long)reach->n_loose, (double)run->bounds.route_margin, (long long)reach->n_after);
+    if (reach->n_near || n < reach->n_choices)
+        fprintf(run->to, "; %lld closer than %.0e, %lld fell otherwise, %lld stand behind those",
+                (long long)reach->n_near, (double)run->bounds.route_margin, (long long)reach->n_loose,
+                (long long)reach->n_after);
     verdict(run, reach->n_wrong == 0);
 }
 

@@ -43,14 +43,15 @@ typedef struct {
     uint8_t *taken; /* [E] */
 } Judge;
 
-/* Row r of [L,T]: equal, or otherwise because of logits closer than the bound, or wrong. */
-static Choice judge_choice(const Judge *judge, const int64_t *actual, int64_t r) {
+/* Row r of [L,T]: equal, or otherwise because of logits closer than the bound, or wrong. *near: the last
+ * expert chosen and the first left are that close. */
+static Choice judge_choice(const Judge *judge, const int64_t *actual, int64_t r, bool *near) {
     int64_t k = tensor_columns(judge->ids), n_experts = tensor_columns(judge->logits);
     const int64_t *expected = (const int64_t *)judge->ids.data + r * k;
-    if (!memcmp(actual, expected, (size_t)k * sizeof *actual)) return CHOICE_EQUAL;
     largest_gaps((const float *)judge->logits.data + r * n_experts, n_experts, k, judge->gaps, judge->taken);
-    if (!same_set(actual, expected, k))
-        return judge->gaps[k - 1] < judge->bound ? CHOICE_DIVERTED : CHOICE_WRONG;
+    *near = judge->gaps[k - 1] < judge->bound;
+    if (!memcmp(actual, expected, (size_t)k * sizeof *actual)) return CHOICE_EQUAL;
+    if (!same_set(actual, expected, k)) return *near ? CHOICE_DIVERTED : CHOICE_WRONG;
     for (int64_t i = 0; i + 1 < k; i++)
         if (judge->gaps[i] < judge->bound) return CHOICE_REORDERED;
     return CHOICE_WRONG;
@@ -68,7 +69,9 @@ static void reach_prompt(ConformReach *reach, const Judge *judge, const int64_t 
                 reach->n_after++;
                 continue;
             }
-            Choice choice = judge_choice(judge, actual + r * k, r);
+            bool near;
+            Choice choice = judge_choice(judge, actual + r * k, r, &near);
+            reach->n_near += near;
             reach->n_wrong += choice == CHOICE_WRONG;
             reach->n_loose += choice == CHOICE_REORDERED || choice == CHOICE_DIVERTED;
             reach->loose[r] = choice != CHOICE_EQUAL;

@@ -91,7 +91,9 @@ typedef struct {
     const int64_t *moe_layers; /* [L] */
     int64_t *clean; /* [P,L+1]: tokens of the prompt that no diverted routing of an earlier layer reaches */
     uint8_t *loose; /* [L,T]: 1: a choice closer than the bound, come out otherwise or in another order */
-    int64_t n_choices, n_loose, n_after, n_wrong; /* all; diverted; behind a diverted one; really different */
+    int64_t n_choices, n_near; /* all, and of those compared which are closer than the bound */
+    int64_t n_loose, n_after,
+        n_wrong; /* come out otherwise for that reason; behind such a one; really different */
 } ConformReach;
 
 /* Compares topk_ids; margins from the expected router logits (the actual ones where the case has none). */

@@ -28,13 +28,12 @@ static void put_header(Text *to, const char *name) {
     text_put_terminal(&shown, name, strlen(name));
     text_put_string(to, "\"");
     for (size_t i = 0; i < shown.length; i++) {
-        char c = shown.bytes[i];
-        if (c == '"')
-            text_put_string(to, "'");
-        else if (c == '\\')
-            text_put_string(to, "\\\\");
-        else
-            text_put(to, &c, 1);
+        switch (shown.bytes[i]) {
+        case '"': text_put_string(to, "'"); break;
+        case '\\': text_put_string(to, "\\\\"); break;
+        case '\n': text_put_string(to, "\\\\n"); break;
+        default: text_put(to, shown.bytes + i, 1);
+        }
     }
     text_put_string(to, "\"");
     to->failed = to->failed || shown.failed;

@@ -108,11 +108,11 @@ static bool print_plan(const ModelConfig *c, DType dtype, FILE *to, Error *error
     PromptBatch batch = {N_PROMPTS, offsets, tokens};
     PassOptions options = {.loss_weights = loss_weights, .recompute = RECOMPUTE_ALWAYS};
     PassResult plan = {0};
-    size_t weights_bytes = 0;
-    if (!model_plan(c, DTYPE_F32, dtype, &batch, &options, &plan, &weights_bytes, error)) return false;
-    print_fact(
-        to, "memory (CPU, f32)", "%.1f MiB weights, and %.1f MiB for the gate gradients of %d x %d tokens",
-        (double)weights_bytes / (1 << 20), (double)plan.activation_bytes / (1 << 20), N_PROMPTS, N_TOKENS);
+    if (!model_plan(c, DTYPE_F32, dtype, &batch, &options, &plan, error)) return false;
+    print_fact(to, "memory (CPU, f32)",
+               "%.1f MiB weights, and %.1f MiB for the gate gradients of %d x %d tokens",
+               (double)plan.weights_bytes / (1 << 20), (double)plan.activation_bytes / (1 << 20), N_PROMPTS,
+               N_TOKENS);
     print_fact(to, "work", "%.3g FLOP for that, recomputation counted", plan.cost.flops);
     pass_result_free(&plan);
     return true;

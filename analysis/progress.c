@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 static const double bar_seconds = 0.1, line_seconds = 5, event_seconds = 10;
-enum { BAR_CELLS = 24, DEFAULT_COLUMNS = 80 };
+enum { MIN_CELLS = 6, MAX_CELLS = 24, DEFAULT_COLUMNS = 80 };
 
 static bool environment_set(const char *name) {
     const char *value = getenv(name);
@@ -117,23 +117,29 @@ static size_t terminal_columns(FILE *to) {
     return DEFAULT_COLUMNS;
 }
 
+/* What the words leave of the line is the bar's. */
 static void draw_bar(Progress *p, double now) {
-    Text text = {0};
+    Text text = {0}, counts = {0};
     double share = p->n_total > 0 ? (double)p->n_done / (double)p->n_total : 1;
-    int filled = (int)(share * BAR_CELLS);
+    put_counts(&counts, p, now - p->begun);
+    put_time_left(&counts, p, now - p->begun);
     text_put_terminal(&text, p->phase, strlen(p->phase));
+    size_t columns = terminal_columns(p->to) - 1, words = text.length + counts.length + sizeof " []  100%  ";
+    int cells = words + MIN_CELLS > columns ? MIN_CELLS : (int)(columns - words);
+    if (cells > MAX_CELLS) cells = MAX_CELLS;
+    int filled = (int)(share * cells);
     text_put_string(&text, " [");
-    for (int i = 0; i < BAR_CELLS; i++) text_put_string(&text, i < filled ? "#" : ".");
+    for (int i = 0; i < cells; i++) text_put_string(&text, i < filled ? "#" : ".");
     text_format(&text, "] %3d%%  ", (int)(share * 100));
-    put_counts(&text, p, now - p->begun);
-    put_time_left(&text, p, now - p->begun);
-    size_t columns = terminal_columns(p->to) - 1, shown = text.length < columns ? text.length : columns;
-    if (!text.failed) {
+    text_put(&text, counts.bytes, counts.length);
+    size_t shown = text.length < columns ? text.length : columns;
+    if (!text.failed && !counts.failed) {
         fprintf(p->to, "\r%.*s", (int)shown, text.bytes);
         for (size_t i = shown; i < p->width; i++) fputc(' ', p->to);
         fflush(p->to);
         p->width = shown;
     }
+    text_free(&counts);
     text_free(&text);
 }
 
@@ -208,7 +214,13 @@ static void put_message(Progress *p, const char *mark, const char *format, va_li
     vsnprintf(message, sizeof message, format, args);
     Text text = {0};
     text_put_string(&text, mark);
-    text_put_terminal(&text, message, strlen(message));
+    for (const char *part = message;; part++) { /* a line feed in a name must not begin a line of ours */
+        size_t n = strcspn(part, "\n");
+        text_put_terminal(&text, part, n);
+        part += n;
+        if (!*part) break;
+        text_put_string(&text, "\\n");
+    }
     clear_bar(p);
     if (!text.failed) fprintf(p->to, "%s\n", text.bytes);
     fflush(p->to);

@@ -134,17 +134,19 @@ static bool read_document(const char *folder, const char *name, JsonDocument **d
     return *document != NULL;
 }
 
-static bool has_manifest(const char *folder) {
+/* A folder without a manifest has a report too: it may have been copied without. */
+static bool read_manifest(const char *folder, JsonDocument **document, Error *error) {
     char *path = io_join(folder, "manifest.json");
-    bool has = path && io_exists(path);
+    if (!path) return error_out_of_memory(error, "a file name", strlen(folder));
+    bool has = io_exists(path);
     mem_free(path);
-    return has;
+    return !has || read_document(folder, "manifest.json", document, error);
 }
 
 bool report_read(const char *folder, ReportRun *run, Error *error) {
     *run = (ReportRun){0};
-    bool ok = read_document(folder, "job.json", &run->job, error) &&
-              (!has_manifest(folder) || read_document(folder, "manifest.json", &run->manifest, error));
+    bool ok =
+        read_document(folder, "job.json", &run->job, error) && read_manifest(folder, &run->manifest, error);
     Json root = ok ? json_root(run->job) : (Json){0}, steps = json_member(&root, "steps"), at = {0};
     int64_t n = json_count(steps);
     if (ok && n < 1) ok = json_error(steps, error, "expected an array of steps");

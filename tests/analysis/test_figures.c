@@ -1,0 +1,133 @@
+/* Figures: drawn from the tables, the same bytes again, and no text from outside in a script. */
+#include "fake_run.h"
+#include "analysis/figures.h"
+#include <errno.h>
+
+static const char evil[] = "a\"b' `touch ran`$(touch ran)\n<script>x</script> \\n @{_^} %s & \xe2\x80\xae";
+static const char *const groups[] = {evil, "plain"};
+static char folder[512];
+
+static void read_run(ReportRun *run) {
+    Error error = {0};
+    if (!report_read(folder, run, &error)) fail_msg("%s", error.text);
+}
+
+static void draw(const ReportRun *run, Figures *figures) {
+    Error error = {0};
+    if (!figures_draw(folder, run, figures, &error)) fail_msg("%s", error.text);
+}
+
+static void test_drawn(void **state) {
+    (void)state;
+    if (!have_gnuplot()) skip();
+    ReportRun run;
+    Figures figures, again;
+    read_run(&run);
+    draw(&run, &figures);
+    assert_string_equal(figures.problem, "");
+    assert_int_equal(figures.n, 4); /* two heat maps, two curves */
+    for (int64_t i = 0; i < figures.n; i++) {
+        const Figure *figure = &figures.figures[i];
+        assert_true(figure->has_pdf);
+        assert_memory_equal(figure->svg.bytes, "<svg", 4);
+        assert_null(strstr(figure->svg.bytes, "<script"));
+        assert_null(strstr(figure->svg.bytes, "<title"));
+        assert_null(strstr(figure->svg.bytes, "drawing."));
+        char id[40];
+        snprintf(id, sizeof id, "id=\"f%d_gnuplot_canvas", (int)i);
+        assert_contains(figure->svg.bytes, id);
+    }
+    assert_string_equal(figures.figures[0].name, "activation.heatmap.1");
+    assert_string_equal(figures.figures[3].name, "activation.cumulative");
+    /* as gnuplot's SVG writer escapes it: one line, nothing interpreted */
+    assert_contains(figures.figures[0].svg.bytes,
+                    "a'b' `touch ran`$(touch ran)\\n&lt;script>x&lt;/script> \\n @{_^} %s &amp; \\u{202e}");
+    assert_false(io_exists("ran"));
+    assert_contains(figures.figures[1].svg.bytes, ">plain<");
+    draw(&run, &again);
+    for (int64_t i = 0; i < figures.n; i++)
+        assert_string_equal(figures.figures[i].svg.bytes, again.figures[i].svg.bytes);
+    char path[600];
+    snprintf(path, sizeof path, "%s/figures", folder);
+    assert_int_equal(scratch_count(path), 8);
+    figures_free(&again);
+    figures_free(&figures);
+    report_free(&run);
+}
+
+/* The largest score is the darkest cell and has its number; a layer without experts stays empty. */
+static void test_heatmap_shows_the_scores(void **state) {
+    (void)state;
+    if (!have_gnuplot()) skip();
+    ReportRun run;
+    Figures figures;
+    read_run(&run);
+    draw(&run, &figures);
+    const char *svg = figures.figures[1].svg.bytes;
+    int n_cells = 0;
+    for (const char *at = svg; (at = strstr(at, "<polygon")) && strstr(at, "gnuplot_plot_2"); at++) n_cells++;
+    assert_int_equal(n_cells, 2 * FAKE_EXPERTS);
+    double largest = 0;
+    for (int e = 0; e < FAKE_EXPERTS; e++)
+        for (int l = 0; l < FAKE_LAYERS; l += 2)
+            largest = fake_score(1, l, e) > largest ? fake_score(1, l, e) : largest;
+    char label[30];
+    snprintf(label, sizeof label, "<text>%.2g</text>", largest);
+    assert_contains(svg, label);
+    figures_free(&figures);
+    report_free(&run);
+}
+
+static void test_without_gnuplot(void **state) {
+    (void)state;
+    char *path = getenv("PATH"), *kept = mem_copy_text(path, strlen(path));
+    setenv("PATH", "nowhere", 1);
+    ReportRun run;
+    Figures figures;
+    read_run(&run);
+    draw(&run, &figures);
+    setenv("PATH", kept, 1);
+    mem_free(kept);
+    assert_string_equal(figures.problem, "gnuplot is not installed");
+    assert_null(figures.figures[0].svg.bytes);
+    figures_free(&figures);
+    report_free(&run);
+}
+
+static bool draw_again(void *context, Error *error) {
+    Figures figures;
+    bool ok = figures_draw(folder, context, &figures, error);
+    if (ok && figures.problem[0]) ok = error_set(error, ERROR_UNAVAILABLE, "%s", figures.problem);
+    if (ok || error->code == ERROR_UNAVAILABLE) figures_free(&figures);
+    return ok;
+}
+
+static void test_full_disk(void **state) {
+    (void)state;
+    if (!have_gnuplot()) skip();
+    ReportRun run;
+    read_run(&run);
+    for (int k = 1; k < 40; k += 7) {
+        Error error = {0};
+        io_fail_after(k, ENOSPC, true);
+        bool ok = draw_again(&run, &error);
+        io_fail_after(0, 0, false);
+        assert_false(ok);
+        assert_clean_error(&error, ERROR_FAILED);
+    }
+    report_free(&run);
+}
+
+static int setup(void **state) {
+    (void)state;
+    snprintf(folder, sizeof folder, "%s", scratch_path("run"));
+    fake_run(folder, groups, 2);
+    return 0;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_drawn), cmocka_unit_test(test_heatmap_shows_the_scores),
+        cmocka_unit_test(test_without_gnuplot), cmocka_unit_test(test_full_disk)};
+    return cmocka_run_group_tests(tests, setup, scratch_remove);
+}
