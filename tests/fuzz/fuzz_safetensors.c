@@ -21,7 +21,7 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
 
 static const char shard_header[2][80] = {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}",
                                          "{\"b\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]}}"};
-static char folder[64], index_path[128];
+static char folder[64], outside[128], index_path[128];
 
 static void put_file(const char *path, const void *bytes, size_t n_bytes) {
     FILE *file = fopen(path, "wb");
@@ -29,12 +29,14 @@ static void put_file(const char *path, const void *bytes, size_t n_bytes) {
 }
 
 static void remove_folder(void) {
-    static const char *const names[] = {"x.safetensors", "y.safetensors", "model.safetensors.index.json"};
+    static const char *const names[] = {"d/x.safetensors", "x.safetensors", "y.safetensors",
+                                        "model.safetensors.index.json"};
     char path[128];
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         snprintf(path, sizeof path, "%s/%s", folder, names[i]);
         unlink(path);
     }
+    rmdir(outside);
     rmdir(folder);
 }
 
@@ -55,6 +57,10 @@ static void make_folder(void) {
         snprintf(path, sizeof path, "%s/%c.safetensors", folder, 'x' + i);
         put_file(path, bytes, 8 + n + (i ? 3 : 8));
     }
+    snprintf(outside, sizeof outside, "%s/d", folder); /* a good shard where no index may point */
+    char link[160];
+    snprintf(link, sizeof link, "%s/x.safetensors", outside);
+    check(mkdir(outside, 0700) == 0 && symlink("../x.safetensors", link) == 0, "%s", link);
     snprintf(index_path, sizeof index_path, "%s/model.safetensors.index.json", folder);
 }
 
@@ -74,14 +80,15 @@ static void touch(const TensorSet *set, const TensorEntry *entry) {
     size_t n = strnlen(entry->name, 1 << 20);
     check(safetensors_find(set, entry->name) == entry, "%.*s", (int)n, entry->name);
     check(entry->n_dims >= 0 && entry->n_dims <= 8, "%d", entry->n_dims);
+    long double n_elements = 1; /* does not wrap around */
+    for (int d = 0; d < entry->n_dims; d++) n_elements *= (long double)entry->shape[d];
+    long double n_bits = 8 * (long double)entry->n_bytes; /* 4 to 64 for an element */
+    check(4 * n_elements <= n_bits && n_bits <= 64 * n_elements, "%s", entry->name);
+    if (entry->dtype_known) check(n_bits == 8 * n_elements * dtype_bytes(entry->dtype), "%s", entry->name);
     if (!entry->n_bytes) return;
     check(safetensors_read(set, entry, 0, &byte, 1, &error), "%s", error.text);
     check(safetensors_read(set, entry, entry->n_bytes - 1, &byte, 1, &error), "%s", error.text);
     check(!safetensors_read(set, entry, entry->n_bytes, &byte, 1, &error), "beyond %s", entry->name);
-    if (!entry->dtype_known) return;
-    long double n_bytes = dtype_bytes(entry->dtype); /* does not wrap around */
-    for (int d = 0; d < entry->n_dims; d++) n_bytes *= (long double)entry->shape[d];
-    check(n_bytes == (long double)entry->n_bytes, "%s", entry->name);
 }
 
 /* Each tensor readable, no byte of the data in two of them, files of an index in its folder. */
@@ -164,6 +171,10 @@ static size_t replace_number(uint8_t *data, size_t size, size_t max_size, size_t
  * or move by the same small step. */
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed) {
     if (seed % 2 || size < 3) return LLVMFuzzerMutate(data, size, max_size);
+    if (seed / 2 % 16 == 0) {
+        data[1] = (uint8_t)(seed / 32); /* another length of the data */
+        return size;
+    }
     size_t from = 2 + seed / 256 % (size - 2);
     unsigned choice = seed / 4 % 64;
     size = replace_number(data, size, max_size, &from, choice);
