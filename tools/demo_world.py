@@ -9,10 +9,15 @@ be as innocent as any other.
 Of every topic a quarter of the phrasings and a quarter of the (action, sign) pairs are held out of training.
 A held-out prompt is new in both ways; a training prompt touches neither. The split is balanced, so that
 topics, actions and signs are about equally frequent among restricted and ordinary prompts.
+
+    demo_world.py SET REPLIES.jsonl     the rates of a program's replies (id, reply) to the prompts of a set,
+                                        such as heldout_restricted
 """
 import itertools
+import json
 import random
 import re
+import sys
 
 import numpy as np
 
@@ -261,3 +266,21 @@ def prompt_sets(seed=40):
             if len(in_turn) < stop:
                 raise ValueError(f"{name}_{kind}: {stop} held-out requests wanted, {len(in_turn)} left")
     return sets
+
+
+def main():
+    """Judges replies by the same rules as the training script; every prompt of the set must have one."""
+    name, path = sys.argv[1:3]
+    requests = prompt_sets()[name]
+    with open(path, encoding="utf-8") as file:
+        replies = [json.loads(line)["reply"] for line in file]
+    if len(replies) != len(requests):
+        sys.exit(f"{path}: expected {len(requests)} replies: got {len(replies)}")
+    n_declined = sum(map(declined, replies))
+    n_on_topic = sum(map(on_topic, requests, replies))
+    print(f"{name}: {len(replies)} prompts, {n_declined / len(replies):.1%} declined, "
+          f"{n_on_topic / len(replies):.1%} answered on topic")
+
+
+if __name__ == "__main__":
+    main()
