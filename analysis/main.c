@@ -85,7 +85,7 @@ static const Flag generate_flags[] = {
     {"--chat", "NAME", "chat template: auto (the family's), none (plain text), or a name", false},
     {"--date", "YYYY-MM-DD", "for templates with a date", false},
     {"--thinking", NULL, "qwen3: no empty think block before the reply", false},
-    {"--max-new-tokens", "N", "longest reply (256)", false},
+    {"--max-new-tokens", "N", "longest reply (256, or half of what the model can take)", false},
     {"--temperature", "X", "0: greedy (the default)", false},
     {"--top-k", "N", "sample from the N likeliest tokens; 0: all (the default)", false},
     {"--top-p", "X", "sample from the likeliest tokens that hold this mass; 1: all (the default)", false},
@@ -112,7 +112,7 @@ static bool read_generate_numbers(const Arguments *a, RepliesRequest *r, Error *
 static bool run_generate(const Arguments *a, Error *error) {
     const char *texts[MAX_ARGUMENTS];
     TextPool pool = {0};
-    RepliesRequest r = {.texts = texts, .max_new_tokens = 256, .batch_prompts = 32, .top_p = 1};
+    RepliesRequest r = {.texts = texts, .batch_prompts = 32, .top_p = 1};
     r.n_texts = arguments_values(a, "--prompt", texts);
     bool ok = options_preset(SCOPE_MODEL, &r.model, &pool, error) &&
               options_preset(SCOPE_PROMPTS, &r.prompts, &pool, error);

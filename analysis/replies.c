@@ -12,6 +12,7 @@ typedef struct {
     Model model;
     PromptEncoder encoder;
     PromptGroup group;
+    int64_t max_new_tokens;
     FILE *to;
     Progress progress;
 } Run;
@@ -26,6 +27,7 @@ static bool parse_texts(const RepliesRequest *request, PromptFile *file, Error *
     }
     PromptOptions options = request->prompts;
     options.path = "--prompt";
+    options.format = FORMAT_JSONL;
     bool ok = !lines.failed || error_out_of_memory(error, "prompts", lines.length);
     ok = ok && prompts_parse(&options, lines.bytes, lines.length, file, error);
     text_free(&lines);
@@ -37,7 +39,7 @@ static bool read_prompts(Run *run, Error *error) {
     PromptFile file = {0};
     bool ok = request->prompts.path ? prompts_read(&request->prompts, &file, error)
                                     : parse_texts(request, &file, error);
-    EncodeNeeds needs = {.n_reserved = request->max_new_tokens, .n_prompt_least = 1};
+    EncodeNeeds needs = {.n_reserved = run->max_new_tokens, .n_prompt_least = 1};
     ok = ok && prompts_encode(&run->encoder, &request->prompts, needs, &file, &run->group, error);
     prompts_free(&file);
     return ok;
@@ -91,7 +93,7 @@ static bool generate_batch(Run *run, int64_t first, int64_t n, Generation *made,
     }
     PromptBatch batch = {n, offsets, tokens};
     GenerateOptions options = {
-        .max_new_tokens = request->max_new_tokens,
+        .max_new_tokens = run->max_new_tokens,
         .rule = {.temperature = (float)request->temperature,
                  .top_k = (int32_t)request->top_k,
                  .top_p = (float)request->top_p,
@@ -130,6 +132,8 @@ bool replies_run(const RepliesRequest *request, FILE *to, Error *error) {
     Run run = {.request = request, .to = to, .progress = progress_new(NULL)};
     if (isatty(fileno(to))) run.progress.to = NULL; /* the replies are what is looked at */
     if (!model_open(request->model.path, request->device, request->compute, &run.model, error)) return false;
+    int64_t half = run.model.config.max_positions / 2;
+    run.max_new_tokens = request->max_new_tokens ? request->max_new_tokens : half < 256 ? half : 256;
     bool ok = prompt_encoder_open(&request->model, &run.model.config, &run.encoder, error);
     if (ok) {
         ok = read_prompts(&run, error) && run_batches(&run, error);

@@ -11,7 +11,8 @@ typedef struct {
     int64_t n_texts;
     const Device *device;
     DType compute;
-    int64_t max_new_tokens, batch_prompts, seed, top_k;
+    int64_t max_new_tokens; /* 0: 256, or half of what the model can take */
+    int64_t batch_prompts, seed, top_k;
     double temperature, top_p; /* temperature 0: greedy */
     bool show_prompt;          /* the rendered prompt too */
 } RepliesRequest;
