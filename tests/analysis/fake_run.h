@@ -1,4 +1,5 @@
-/* Tests of figures and report: a small run folder, made by formula, with group names of the caller's choice. */
+/* Tests of figures and report: a small run folder, made by formula, with group names of the caller's choice.
+ * */
 #ifndef GATETAPE_TEST_FAKE_RUN_H
 #define GATETAPE_TEST_FAKE_RUN_H
 #include "tests/engine/scratch.h"
