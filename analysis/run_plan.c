@@ -71,8 +71,8 @@ static bool plan_batch(const Planner *p, const Batch *batch, Work *work, Error *
         options.recompute = (Recompute)p->step->recompute;
     }
     PassResult result = {0};
-    bool ok =
-        model_plan(p->config, p->compute, p->weights, &view, &options, &result, &work->weights_bytes, error);
+    bool ok = model_plan(p->config, p->compute, p->weights, &view, &options, &result, error);
+    work->weights_bytes = result.weights_bytes;
     work->n_batches++;
     work->n_tokens += batch->n_tokens;
     work->flops += result.cost.flops;

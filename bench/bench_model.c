@@ -227,9 +227,8 @@ static void bench_pass(const Bench *b, const char *name, int64_t n_prompts, Pass
     options.loss_weights = gradient ? prompts.loss_weights : NULL;
     options.want_nll = true;
     PassResult plan = {0}, result = {0};
-    size_t weights_bytes;
     require(model_plan(&b->model.config, b->model.compute, b->model.weights.head.dtype, &prompts.batch,
-                       &options, &plan, &weights_bytes, &error));
+                       &options, &plan, &error));
     double seconds = time_pass(b, &prompts, &options, N_RUNS, &result);
     double tokens = (double)(n_prompts * PROMPT_TOKENS);
     print_row(b, name, seconds, tokens / seconds, "tokens/s", b->sgemm, plan.cost.flops / seconds / b->sgemm);

@@ -24,10 +24,9 @@ void model_close(Model *model) {
 }
 
 bool model_plan(const ModelConfig *config, DType compute, DType weights, const PromptBatch *shape,
-                const PassOptions *options, PassResult *plan, size_t *weights_bytes, Error *error) {
+                const PassOptions *options, PassResult *plan, Error *error) {
     Model model = {.config = *config, .device = &cost_device, .compute = compute};
     if (!weights_shapes(config, weights, &cost_device, &model.weights, error)) return false;
-    *weights_bytes = model.weights.n_bytes;
     PromptBatch batch = {shape->n_prompts, shape->offsets, NULL};
     bool ok = model_pass(&model, &batch, options, NULL, plan, error);
     weights_free(&model.weights);

@@ -102,7 +102,8 @@ typedef struct {
     bool recomputed;
     size_t activation_bytes; /* taken from the device for this pass */
     size_t saved_bytes;      /* of them, what was kept from the forward for the backward pass */
-    Cost cost;               /* filled on the cost device */
+    size_t weights_bytes;    /* of the model */
+    Cost cost;               /* as the cost device counts it */
 } PassResult;
 
 /* One forward pass, and backward when loss_weights is given. Numbers that are not finite are an error naming
@@ -114,6 +115,6 @@ void pass_result_free(PassResult *result);
 
 /* Memory and work of such a pass, from shapes alone (runs model_pass's program on the cost device). */
 bool model_plan(const ModelConfig *config, DType compute, DType weights, const PromptBatch *shape,
-                const PassOptions *options, PassResult *plan, size_t *weights_bytes, Error *error);
+                const PassOptions *options, PassResult *plan, Error *error);
 
 #endif

@@ -119,6 +119,7 @@ static bool measure(Pass *p, bool recompute, PassResult *result) {
         result->recomputed = recompute && p->loss_weights;
         result->activation_bytes = w.context.arena.peak;
         result->saved_bytes = p->saved_bytes;
+        result->weights_bytes = p->model->weights.n_bytes;
         result->cost = w.context.queue->cost;
     }
     workspace_close(&w);

@@ -389,6 +389,28 @@ static void test_cost_device_plans(void **state) {
     random_model_close(&model);
 }
 
+/* A plan from config.json alone against the pass on the checkpoint itself. */
+static void test_plan_of_a_checkpoint(void **state) {
+    (void)state;
+    Model model;
+    Error error = {0};
+    assert_true(model_open(SOURCE_DIR "/tests/golden/mixtral", cpu_device(), DTYPE_F32, &model, &error));
+    int32_t tokens[R_TOKENS];
+    random_tokens(tokens, 1);
+    PromptBatch batch = {R_PROMPTS, R_OFFSETS, tokens};
+    PassOptions options = {.loss_weights = loss_weights, .recompute = RECOMPUTE_ALWAYS};
+    PassResult plan, result;
+    assert_true(model_plan(&model.config, DTYPE_F32, DTYPE_F32, &batch, &options, &plan, &error));
+    assert_true(model_pass(&model, &batch, &options, NULL, &result, &error));
+    assert_int_equal(plan.activation_bytes, result.activation_bytes);
+    assert_int_equal(plan.saved_bytes, result.saved_bytes);
+    assert_int_equal(plan.weights_bytes, model.weights.n_bytes);
+    assert_true(plan.cost.flops == result.cost.flops && plan.cost.flops > 0);
+    pass_result_free(&plan);
+    pass_result_free(&result);
+    model_close(&model);
+}
+
 static void *no_memory(size_t n_bytes) {
     (void)n_bytes;
     return NULL;
@@ -534,6 +556,7 @@ int main(void) {
         cmocka_unit_test(test_bf16_is_near),
         cmocka_unit_test(test_recompute_fits_the_limit),
         cmocka_unit_test(test_cost_device_plans),
+        cmocka_unit_test(test_plan_of_a_checkpoint),
         cmocka_unit_test(test_device_without_memory),
         cmocka_unit_test(test_route_bias_switches_off),
         cmocka_unit_test(test_hook_ends_the_pass),
