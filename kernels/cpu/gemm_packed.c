@@ -125,15 +125,17 @@ static void tiles(int m, const float *rows, const float *panel, const Panel *p, 
 #undef CASE_OF
 }
 
-/* ---- the same straight from the weights, for so few rows that a packed copy does not pay ---- */
+/* ---- the same straight from the weights, for so few rows that a packed copy does not pay ----
+ * Reading the weights is what takes time here. No more than 16 of their rows are read side by side, from end to end:
+ * with twice as many, prefetching by the processor breaks down and the rate falls by half. */
 INLINE void skinny(int m, const float *rows, const Panel *p, float *sums, int64_t ld_sums, bool first,
                    DType t, bool pairs) {
     int step = (int)(4 * LANES / weight_bytes(t)), k = 0;
     int64_t ldw = p->ldw, size = weight_bytes(t);
-    Floats s[TILE_VECTORS][FEW_ROWS];
-    UNROLL for (int j = 0; j < TILE_VECTORS; j++) UNROLL for (int i = 0; i < m; i++) s[j][i] = splat(0);
+    Floats s[FEW_VECTORS][FEW_ROWS];
+    UNROLL for (int j = 0; j < FEW_VECTORS; j++) UNROLL for (int i = 0; i < m; i++) s[j][i] = splat(0);
     for (; k + step <= p->n_k; k += step)
-        for (int j = 0; j < TILE_VECTORS; j++) {
+        for (int j = 0; j < FEW_VECTORS; j++) {
             const float *from = rows + k;
             Floats x[LANES], z[FEW_ROWS];
             HIDE(from);
@@ -147,14 +149,14 @@ INLINE void skinny(int m, const float *rows, const Panel *p, float *sums, int64_
             UNROLL for (int i = 0; i < m; i++) s[j][i] = z[i];
         }
     for (; k < p->n_k; k++)
-        for (int j = 0; j < TILE_VECTORS; j++) {
+        for (int j = 0; j < FEW_VECTORS; j++) {
             Floats y = splat(0);
             for (int i = 0; i < LANES; i++) y[i] = load_weight(p->w, (j * LANES + i) * ldw + k, t);
             for (int i = 0; i < m; i++)
                 s[j][i] = step_floats(splat(rows[i * GEMM_BLOCK + k]), y, s[j][i], pairs);
         }
     for (int i = 0; i < m; i++)
-        for (int j = 0; j < TILE_VECTORS; j++) put(sums + i * ld_sums + j * LANES, s[j][i], first);
+        for (int j = 0; j < FEW_VECTORS; j++) put(sums + i * ld_sums + j * LANES, s[j][i], first);
 }
 
 static void skinnies(int m, const float *rows, const Panel *p, float *sums, int64_t ld_sums, bool first) {
@@ -181,10 +183,12 @@ typedef struct {
     float *panel, *rows, *sums;
 } Scratch;
 
+static bool few_rows(const Item *item, bool back) { return item->n_rows <= 2 * FEW_ROWS && !back; }
+
 /* All rows of an item against one panel. */
 static void panel_by_rows(const Item *item, const Panel *p, const Scratch *s, const float *rows, float *sums,
                           int64_t ld_sums, bool first) {
-    bool few = item->n_rows <= 2 * FEW_ROWS && p->n_j == TILE_COLUMNS && !p->back;
+    bool few = few_rows(item, p->back) && p->n_j == FEW_COLUMNS;
     int64_t most = few ? FEW_ROWS : TILE_ROWS;
     if (!few) pack(s->panel, p);
     for (int64_t r = 0, left = (item->n_rows + most - 1) / most, m; left > 0; r += m, left--) {
@@ -196,13 +200,25 @@ static void panel_by_rows(const Item *item, const Panel *p, const Scratch *s, co
     }
 }
 
+/* The item's rows of activations for the steps [begin, end), block after block of depth. */
+static void hold_rows(const Product *p, const Item *item, int64_t begin, int64_t end, float *rows) {
+    for (int64_t k = begin; k < end; k += GEMM_BLOCK)
+        for (int64_t r = 0; r < item->n_rows; r++) {
+            float *to = rows + (k - begin) * item->n_rows + r * GEMM_BLOCK;
+            if (product_pairs(p))
+                product_read_pairs(p, item->first + r, k, least(GEMM_BLOCK, end - k), to);
+            else
+                product_read_row(p, item->first + r, k, least(GEMM_BLOCK, end - k), to);
+        }
+}
+
 /* The sums of an item, [n_rows][ld_sums]. As many blocks of depth as fit beside each other are held at a
  * time. */
 static void sum_item(const Product *p, const Item *item, const Scratch *s, int64_t ld_sums) {
     bool pairs = product_pairs(p);
     DType dtype = pairs ? DTYPE_F32 : p->w.dtype;
     int64_t depth = tensor_columns(p->x) / (pairs ? 2 : 1), columns = tensor_columns(p->y),
-            size = weight_bytes(dtype);
+            size = weight_bytes(dtype), width = few_rows(item, p->back) ? FEW_COLUMNS : TILE_COLUMNS;
     int64_t ldw = p->back ? columns : depth, step_k = (p->back ? columns : 1) * size,
             step_j = (p->back ? 1 : depth) * size;
     const char *w = (const char *)p->w.data + item->group * depth * columns * size;
@@ -210,23 +226,15 @@ static void sum_item(const Product *p, const Item *item, const Scratch *s, int64
     if (depth == 0 && !p->onto) memset(s->sums, 0, (size_t)(item->n_rows * ld_sums) * sizeof *s->sums);
     for (int64_t begin = 0; begin < depth; begin += span) {
         int64_t end = least(begin + span, depth);
-        for (int64_t k = begin; k < end; k += GEMM_BLOCK)
-            for (int64_t r = 0; r < item->n_rows; r++) {
-                float *to = s->rows + (k - begin) * item->n_rows + r * GEMM_BLOCK;
-                int64_t n_k = least(GEMM_BLOCK, depth - k);
-                if (pairs)
-                    product_read_pairs(p, item->first + r, k, n_k, to);
-                else
-                    product_read_row(p, item->first + r, k, n_k, to);
-            }
-        for (int64_t j = 0; j < item->n_j; j += TILE_COLUMNS)
+        hold_rows(p, item, begin, end, s->rows);
+        for (int64_t j = 0; j < item->n_j; j += width)
             for (int64_t k = begin; k < end; k += GEMM_BLOCK) {
                 Panel panel = {.w = w + k * step_k + (item->j + j) * step_j,
                                .ahead = k + GEMM_BLOCK < end ? GEMM_BLOCK * step_k
-                                                             : TILE_COLUMNS * step_j - (k - begin) * step_k,
+                                                             : width * step_j - (k - begin) * step_k,
                                .ldw = ldw,
-                               .n_j = (int)least(TILE_COLUMNS, item->n_j - j),
-                               .n_k = (int)least(GEMM_BLOCK, depth - k),
+                               .n_j = (int)least(width, item->n_j - j),
+                               .n_k = (int)least(GEMM_BLOCK, end - k),
                                .dtype = dtype,
                                .back = p->back,
                                .pairs = pairs};
@@ -239,6 +247,7 @@ static void sum_item(const Product *p, const Item *item, const Scratch *s, int64
 static void run_item(const Product *p, const Item *item, float *scratch) {
     Scratch s = {scratch, scratch + N_PANEL, scratch + N_PANEL + N_ROWS};
     int64_t ld_sums = (item->n_j + TILE_COLUMNS - 1) / TILE_COLUMNS * TILE_COLUMNS;
+    if (few_rows(item, p->back)) ld_sums += TILE_COLUMNS; /* a last, packed panel begins anywhere */
 #if defined(__x86_64__)
     unsigned mode = _mm_getcsr();
     _mm_setcsr(product_pairs(p) ? 0x9fc0

@@ -11,13 +11,13 @@
 #endif
 
 #if defined(__AVX512F__)
-enum { LANES = 16, TILE_VECTORS = 2, TILE_ROWS = 14, FEW_ROWS = 8 };
+enum { LANES = 16, TILE_VECTORS = 2, TILE_ROWS = 14, FEW_ROWS = 8, FEW_VECTORS = 1 };
 #elif defined(__AVX2__)
-enum { LANES = 8, TILE_VECTORS = 2, TILE_ROWS = 6, FEW_ROWS = 8 };
+enum { LANES = 8, TILE_VECTORS = 2, TILE_ROWS = 6, FEW_ROWS = 8, FEW_VECTORS = 2 };
 #else
-enum { LANES = 4, TILE_VECTORS = 1, TILE_ROWS = 2, FEW_ROWS = 1 };
+enum { LANES = 4, TILE_VECTORS = 1, TILE_ROWS = 2, FEW_ROWS = 1, FEW_VECTORS = 1 };
 #endif
-enum { TILE_COLUMNS = TILE_VECTORS * LANES };
+enum { TILE_COLUMNS = TILE_VECTORS * LANES, FEW_COLUMNS = FEW_VECTORS * LANES };
 
 typedef float Floats __attribute__((vector_size(4 * LANES), may_alias));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES), may_alias));
