@@ -16,7 +16,7 @@ demo: all ## run the demo job on the small model that comes along; writes runs/d
 test: ## build and run every check: unit, golden, program, sanitizers, fuzz smoke, lint
 	@tools/install_deps.sh test
 	@$(MAKE) --no-print-directory all
-	@ctest --test-dir $(BUILD) --output-on-failure
+	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 
 bench: ## speed and memory beside this machine's limits and the peers that are installed
 	@tools/install_deps.sh bench

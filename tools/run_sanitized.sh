@@ -7,4 +7,4 @@ cmake -S . -B "$1" -DCMAKE_BUILD_TYPE=Debug -DGATETAPE_SANITIZE=ON >/dev/null
 cmake --build "$1" -j "$(nproc)" 2>&1 | grep -vE '^\[|^Scanning|^Consolidate' || true
 cmake --build "$1" >/dev/null
 export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
-ctest --test-dir "$1" --output-on-failure -LE tools
+ctest --test-dir "$1" --output-on-failure -j "$(nproc)"
