@@ -22,12 +22,16 @@ static void want_stop(int signal_number) {
 enum { N_SIGNALS = 3 };
 static const int signals[N_SIGNALS] = {SIGINT, SIGTERM, SIGUSR1};
 
-/* The first signal asks for the end; with SA_RESETHAND the second one is the system's. */
+/* The first signal asks for the end; with SA_RESETHAND the second one is the system's. What the caller
+ * ignores (a shell that starts us in the background: SIGINT) stays ignored. */
 static void catch_signals(struct sigaction before[N_SIGNALS]) {
     struct sigaction action = {.sa_handler = want_stop, .sa_flags = (int)SA_RESETHAND | SA_RESTART};
     sigemptyset(&action.sa_mask);
     stop_wanted = 0;
-    for (int i = 0; i < N_SIGNALS; i++) sigaction(signals[i], &action, &before[i]);
+    for (int i = 0; i < N_SIGNALS; i++) {
+        sigaction(signals[i], NULL, &before[i]);
+        if (before[i].sa_handler != SIG_IGN) sigaction(signals[i], &action, NULL);
+    }
 }
 
 static void restore_signals(const struct sigaction before[N_SIGNALS]) {
