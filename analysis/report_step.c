@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_TOP = 15, MAX_LAYERS_OPEN = 40 };
+enum { N_TOP = 15, MAX_LAYERS_OPEN = 40, MAX_EXPERTS_HALF = 32 }; /* wider heat maps get the whole page */
 
 void html_put(Text *to, const char *text) { text_put_html(to, text, strlen(text)); }
 
@@ -158,7 +158,8 @@ static void put_facts(const ReportStep *step, Text *to) {
 
 /* ---- figures ---- */
 static void put_figure(const ReportStep *step, const Figure *figure, Text *to) {
-    text_put_string(to, "<figure>");
+    bool full = figure->kind == FIGURE_HEATMAP && step->n_experts > MAX_EXPERTS_HALF;
+    text_put_string(to, full ? "<figure class=\"full\">" : "<figure>");
     text_put(to, figure->svg.bytes, figure->svg.length);
     text_put_string(to, "<figcaption>");
     if (figure->kind == FIGURE_HEATMAP) {
@@ -220,7 +221,7 @@ static void put_top_row(const StepTable *scores, int64_t row, const Top *top, Te
                 number_at(scores, row, "layer"), number_at(scores, row, "expert"));
     put_cell(to, scores, row, "score");
     text_format(to,
-                "<td>%.1f%%</td><td class=\"l\"><svg class=\"bar\" viewBox=\"0 0 100 10\" "
+                "<td>%.2g%%</td><td class=\"l\"><svg class=\"bar\" viewBox=\"0 0 100 10\" "
                 "preserveAspectRatio=\"none\"><rect width=\"%.1f\" height=\"10\"/></svg></td>",
                 top->total > 0 ? 100 * score / top->total : 0, largest > 0 ? 100 * score / largest : 0);
     for (int64_t c = 0; c < scores->table.n_columns; c++)
