@@ -163,7 +163,8 @@ static bool read_rules(const Source *s, ModelConfig *c, Error *error) {
     double eps;
     Json at = arch_setting(&s->arch, &s->root, "rms_norm_eps");
     if (!json_number(at, &eps, error)) return false;
-    if (!(eps > 0 && eps < 1)) return json_error(at, error, "expected a number between 0 and 1: got %g", eps);
+    if (!((float)eps > 0 && eps < 1))
+        return json_error(at, error, "expected a number between 0 and 1: got %g", eps);
     c->norm_eps = (float)eps;
     const char *norm = arch_string(&s->arch.root, "qk_norm");
     int kind = QK_NORM_NONE;

@@ -325,6 +325,7 @@ static void test_refusals(void **state) {
         {"head_dim", "7", "head_dim: expected an even head size of 2 to 4096: got 7"},
         {"num_experts", "1025", "num_experts: expected an integer from 1 to 1024: got 1025"},
         {"num_experts_per_tok", "129", "num_experts_per_tok: expected an integer from 1 to 128: got 129"},
+        {"rms_norm_eps", "1e-86", "rms_norm_eps: expected a number between 0 and 1: got 1e-86"},
         {"rms_norm_eps", "0", "rms_norm_eps: expected a number between 0 and 1: got 0"},
         {"norm_topk_prob", "1", "norm_topk_prob: expected true or false: got 1"},
         {"tie_word_embeddings", "\"no\"", "tie_word_embeddings: expected true or false: got \"no\""},

@@ -120,11 +120,11 @@ static const char *read_members(const char *p, const char *end, int depth, Text 
     for (;;) {
         Text key = {0};
         p = read_string(skip_space(p, end), end, &key);
-        /* keys as "\0key\0": none contains NUL */
+        /* between bytes that no UTF-8 contains */
         Text quoted = {0};
-        text_put(&quoted, "", 1);
+        text_put(&quoted, "\xfe", 1);
         text_put(&quoted, key.bytes ? key.bytes : "", key.length);
-        text_put(&quoted, "", 1);
+        text_put(&quoted, "\xff", 1);
         bool again = keys->length && memmem(keys->bytes, keys->length, quoted.bytes, quoted.length);
         text_put(keys, quoted.bytes, quoted.length);
         text_free(&key);
