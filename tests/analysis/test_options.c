@@ -90,6 +90,7 @@ static void values_are_checked(void **state) {
     assert_string_equal(r.step.groups.names[1], "b");
     read_value(groups, &r, &pool, "[\"a\", \"a\"]", "expected each name once: got \"a\" again");
     read_value(groups, &r, &pool, "\"a\"", "expected an array of names: got a string");
+    mem_free(r.step.groups.names);
     r = (Record){.model = {0}};
     read_value(find(SCOPE_MODEL, -1, "path"), &r, &pool, "\"\"", "expected a path: got an empty text");
     pool_free(&pool);
