@@ -24,16 +24,17 @@ INLINE int64_t weight_bytes(DType t) { return t == DTYPE_F32 ? 4 : 2; }
 /* ---- packing: panel[k][j] for n_k steps and n_j <= TILE_COLUMNS columns ---- */
 /* from w[j][k], rows `ldw` elements apart */
 INLINE void pack_forward(float *panel, const char *w, int64_t ahead, int64_t ldw, int n_j, int n_k, DType t) {
-    int step = (int)(4 * LANES / weight_bytes(t)), k = 0;
+    int step = (int)(4 * LANES / weight_bytes(t)), k;
     if (n_j < TILE_COLUMNS) memset(panel, 0, sizeof *panel * TILE_COLUMNS * (size_t)n_k);
-    for (; n_j == TILE_COLUMNS && k + step <= n_k; k += step)
-        for (int j = 0; j < TILE_COLUMNS; j += LANES) {
+    int whole = n_j == TILE_COLUMNS ? n_k / step * step : 0;
+    for (int j = 0; j < TILE_COLUMNS; j += LANES)
+        for (k = 0; k < whole; k += step) {
             Floats x[LANES];
             transpose_block(x, w + (j * ldw + k) * weight_bytes(t), ahead, ldw * weight_bytes(t));
             UNROLL for (int i = 0; i < step; i++) * (Floats *)(panel + (k + i) * TILE_COLUMNS + j) =
                 block_element(x, i, t);
         }
-    for (; k < n_k; k++)
+    for (k = whole; k < n_k; k++)
         for (int j = 0; j < n_j; j++) panel[k * TILE_COLUMNS + j] = load_weight(w, j * ldw + k, t);
 }
 
