@@ -138,9 +138,16 @@ static bool way_applies(const Shape *s, Way way) {
 }
 
 /* ---- one line ---- */
-static void print_line(const Bench *b, const Shape *s, const double seconds[N_WAYS]) {
+/* The part of the weights whose experts have rows. */
+static double share_used(const Shape *s) {
+    int n = 0;
+    for (int64_t e = 0; e < s->experts; e++) n += s->offsets[e + 1] > s->offsets[e];
+    return (double)n / (double)s->experts;
+}
+
+static void print_line(const Shape *s, const double seconds[N_WAYS]) {
     double flops = 2.0 * (double)rows_of(s) * (double)s->n * (double)s->k;
-    double bytes = 4.0 * (double)(s->experts * s->n * s->k);
+    double bytes = 4.0 * (double)(s->experts * s->n * s->k), used = share_used(s);
     printf("%-7s %5lld %6lld %6lld |",
            s->experts > 1 ? (s->back ? "exp bwd" : "experts")
            : s->back      ? "back"
@@ -154,11 +161,11 @@ static void print_line(const Bench *b, const Shape *s, const double seconds[N_WA
     if (seconds[STREAM] > 0) {
         printf(" | %6.1f", bytes / seconds[STREAM] / 1e9);
         for (Way way = F32; way < STREAM; way++)
-            printf(" %5.2f", seconds[way] > 0 ? seconds[STREAM] * (way == F32 ? 1 : 0.5) / seconds[way] : 0);
+            printf(" %5.2f",
+                   seconds[way] > 0 ? seconds[STREAM] * used * (way == F32 ? 1 : 0.5) / seconds[way] : 0);
     }
     putchar('\n');
     fflush(stdout);
-    (void)b;
 }
 
 static void bench_shape(Bench *b, const Shape *s) {
@@ -176,7 +183,7 @@ static void bench_shape(Bench *b, const Shape *s) {
         }
     for (Way way = SGEMM; way < N_WAYS; way++)
         if (way_applies(s, way)) seconds[way] = median(taken[way], b->rounds);
-    print_line(b, s, seconds);
+    print_line(s, seconds);
 }
 
 static void bench_dense(Bench *b, bool back, int64_t only_rows) {
