@@ -263,7 +263,8 @@ void options_document(Text *to) {
     text_put_string(
         to, "A job is a JSON object. Relative paths count from its file's folder; \"_comment\" keys are\n"
             "passed over. --set takes PATH=VALUE with the paths batch_tokens, models.NAME.path,\n"
-            "prompts.NAME.limit, steps.NAME.loss and so on.\n");
+            "prompts.NAME.limit, steps.NAME.loss and so on; texts need no quotes, lists are a,b,c, and\n"
+            "relative paths in it count from the current folder.\n");
     OptionScope scope = N_SCOPES;
     for (const Option *o = option_table; o < option_table + n_options; o++) {
         if (o->scope != scope) text_format(to, "\n%s\n", headings[scope = o->scope]);

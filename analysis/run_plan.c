@@ -12,25 +12,28 @@ static const double mib = 1 << 20;
 enum { SAMPLE_BYTES = 600 };
 
 /* ---- the rate ---- */
-/* Floating-point operations per second of a product [512,1024] x [1024,1024]^T, the best of three. */
-static double measure_rate(const Device *device, Error *error) {
-    enum { ROWS = 512, SIDE = 1024 };
-    size_t n_bytes = sizeof(float) * (2 * ROWS * SIDE + SIDE * SIDE);
+enum { RATE_ROWS = 512, RATE_MOST = 1024 };
+
+static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Floating-point operations per second of a product [RATE_ROWS,k] x [n,k]^T, the best of three. */
+static double measure_rate(const Device *device, int64_t n, int64_t k, Error *error) {
+    size_t n_floats = (size_t)(RATE_ROWS * (k + n) + n * k);
     Queue *q = device->queue_new();
-    float *block = device->alloc(n_bytes);
+    float *block = device->alloc(n_floats * sizeof *block);
     double best = 0;
-    if (!q || !block) error_out_of_memory(error, "a product to measure", n_bytes);
+    if (!q || !block) error_out_of_memory(error, "a product to measure", n_floats * sizeof *block);
     if (q && block) {
-        Tensor x = tensor_matrix(block, DTYPE_F32, ROWS, SIDE),
-               y = tensor_matrix(block + ROWS * SIDE, DTYPE_F32, ROWS, SIDE),
-               w = tensor_matrix(block + 2 * ROWS * SIDE, DTYPE_F32, SIDE, SIDE);
+        Tensor x = tensor_matrix(block, DTYPE_F32, RATE_ROWS, k),
+               w = tensor_matrix(block + RATE_ROWS * k, DTYPE_F32, n, k),
+               y = tensor_matrix(block + (RATE_ROWS + n) * k, DTYPE_F32, RATE_ROWS, n);
         device->zero(q, x);
         device->zero(q, w);
         for (int i = 0; i < 4; i++) {
             double begun = clock_seconds();
             device->ops->dense(q, y, x, w, (Tensor){0}, (Tensor){0});
             if (!device->sync(q)) error_set(error, ERROR_FAILED, "%s: %s", q->failed_op, q->failure);
-            double rate = 2.0 * ROWS * SIDE * SIDE / (clock_seconds() - begun);
+            double rate = 2.0 * RATE_ROWS * (double)n * (double)k / (clock_seconds() - begun);
             if (i && rate > best) best = rate;
         }
     }
@@ -45,7 +48,9 @@ typedef struct {
     const StepOptions *step;
     const ModelConfig *config;
     const PromptEncoder *encoder;
+    const Device *device;
     DType compute, weights;
+    int64_t rate_n, rate_k; /* of the product that the rate was measured with */
     double rate;
     const char *out;
     FILE *to;
@@ -180,9 +185,8 @@ static void print_work(const Planner *p, const Work *work) {
     fprintf(p->to, "  work: %.3g GFLOP", all / 1e9);
     if (work->reply_flops > 0)
         fprintf(p->to, " (%.3g of them for replies, at their longest)", work->reply_flops / 1e9);
-    fprintf(p->to,
-            "\n  time: about %.2g s at %.3g GFLOP/s, the rate of a 512 x 1024 x 1024 product measured now\n",
-            all / p->rate, p->rate / 1e9);
+    fprintf(p->to, "\n  time: about %.2g s at the %.3g GFLOP/s of a product %d x %lld x %lld, measured now\n",
+            all / p->rate, p->rate / 1e9, RATE_ROWS, (long long)p->rate_n, (long long)p->rate_k);
     fputs("  files: ", p->to);
     print_text(p->to, p->out, strlen(p->out));
     fprintf(
@@ -221,16 +225,21 @@ static bool plan_measuring(Planner *p, Work *work, Error *error) {
     p->config = &config;
     p->encoder = &encoder;
     p->weights = weights_dtype(&config);
-    ok = ok && plan_step(p, work, error);
+    if (ok) {
+        p->rate_n = at_most(2 * config.expert_size, RATE_MOST);
+        p->rate_k = at_most(config.hidden_size, RATE_MOST);
+        p->rate = measure_rate(p->device, p->rate_n, p->rate_k, error);
+    }
+    ok = ok && error->code == ERROR_NONE && plan_step(p, work, error);
     prompt_encoder_close(&encoder);
     model_config_free(&config);
     return ok;
 }
 
 bool run_plan(const Job *job, const char *out, const Device *device, DType compute, FILE *to, Error *error) {
-    double rate = measure_rate(device, error), seconds = 0, flops = 0;
+    double seconds = 0, flops = 0;
     size_t most = 0;
-    bool ok = error->code == ERROR_NONE && rate > 0;
+    bool ok = true;
     fprintf(to, "job %s on %s, compute %s, run folder ", job->name, device->name, dtype_name(compute));
     print_text(to, out, strlen(out));
     fputc('\n', to);
@@ -241,13 +250,14 @@ bool run_plan(const Job *job, const char *out, const Device *device, DType compu
             fprintf(to, "step %s: report\n", step->name);
             continue;
         }
-        Planner planner = {.job = job, .step = step, .compute = compute, .rate = rate, .out = out, .to = to};
+        Planner planner = {
+            .job = job, .step = step, .device = device, .compute = compute, .out = out, .to = to};
         ok = plan_measuring(&planner, &work, error);
         flops += work.flops + work.reply_flops;
+        if (ok) seconds += (work.flops + work.reply_flops) / planner.rate;
         if (work.weights_bytes + work.activation_bytes > most)
             most = work.weights_bytes + work.activation_bytes;
     }
-    seconds = flops / rate;
     if (!ok) return false;
     double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
     fprintf(to, "in all: %.3g GFLOP, about %.2g s, at most %.1f MiB of this machine's %.0f MiB\n",
