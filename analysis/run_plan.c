@@ -12,29 +12,41 @@ static const double mib = 1 << 20;
 enum { SAMPLE_BYTES = 600 };
 
 /* ---- the rate ---- */
-enum { RATE_ROWS = 512, RATE_MOST = 1024 };
+enum { RATE_ROWS = 512, RATE_MOST = 1024, RATE_FLOATS = 1 << 23 };
 
 static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Floating-point operations per second of a product [RATE_ROWS,k] x [n,k]^T, the best of three. */
-static double measure_rate(const Device *device, int64_t n, int64_t k, Error *error) {
-    size_t n_floats = (size_t)(RATE_ROWS * (k + n) + n * k);
+typedef struct {
+    double flops, bytes; /* per second */
+} Rates;
+
+/* Best of twelve: a product [RATE_ROWS,k] x [n,k]^T, and y += x over RATE_FLOATS floats. */
+static Rates measure_rates(const Device *device, int64_t n, int64_t k, Error *error) {
+    int64_t n_product = RATE_ROWS * (k + n) + n * k;
+    size_t n_bytes = sizeof(float) * (size_t)(n_product > 2 * RATE_FLOATS ? n_product : 2 * RATE_FLOATS);
     Queue *q = device->queue_new();
-    float *block = device->alloc(n_floats * sizeof *block);
-    double best = 0;
-    if (!q || !block) error_out_of_memory(error, "a product to measure", n_floats * sizeof *block);
+    float *block = device->alloc(n_bytes);
+    Rates best = {0};
+    if (!q || !block) error_out_of_memory(error, "a product to measure", n_bytes);
     if (q && block) {
         Tensor x = tensor_matrix(block, DTYPE_F32, RATE_ROWS, k),
                w = tensor_matrix(block + RATE_ROWS * k, DTYPE_F32, n, k),
-               y = tensor_matrix(block + (RATE_ROWS + n) * k, DTYPE_F32, RATE_ROWS, n);
-        device->zero(q, x);
-        device->zero(q, w);
-        for (int i = 0; i < 4; i++) {
+               y = tensor_matrix(block + (RATE_ROWS + n) * k, DTYPE_F32, RATE_ROWS, n),
+               from = tensor_vector(block, DTYPE_F32, RATE_FLOATS),
+               to = tensor_vector(block + RATE_FLOATS, DTYPE_F32, RATE_FLOATS);
+        device->zero(q, tensor_vector(block, DTYPE_F32, (int64_t)(n_bytes / sizeof(float))));
+        for (int i = 0; i <= 12; i++) {
+            device->sync(q);
             double begun = clock_seconds();
             device->ops->dense(q, y, x, w, (Tensor){0}, (Tensor){0});
+            device->sync(q);
+            double middle = clock_seconds();
+            device->ops->accumulate(q, to, from);
             if (!device->sync(q)) error_set(error, ERROR_FAILED, "%s: %s", q->failed_op, q->failure);
-            double rate = 2.0 * RATE_ROWS * (double)n * (double)k / (clock_seconds() - begun);
-            if (i && rate > best) best = rate;
+            double flops = 2.0 * RATE_ROWS * (double)n * (double)k / (middle - begun),
+                   bytes = 3.0 * sizeof(float) * RATE_FLOATS / (clock_seconds() - middle);
+            if (i && flops > best.flops) best.flops = flops;
+            if (i && bytes > best.bytes) best.bytes = bytes;
         }
     }
     if (block) device->free(block);
@@ -51,7 +63,7 @@ typedef struct {
     const Device *device;
     DType compute, weights;
     int64_t rate_n, rate_k; /* of the product that the rate was measured with */
-    double rate;
+    Rates rates;
     const char *out;
     FILE *to;
 } Planner;
@@ -60,7 +72,7 @@ typedef struct {
     int64_t n_batches, n_tokens, n_longest;
     size_t weights_bytes, activation_bytes; /* the largest batch */
     bool recomputed;
-    double flops, reply_flops;
+    double flops, bytes, reply_flops;
 } Work;
 
 static DType weights_dtype(const ModelConfig *config) {
@@ -81,6 +93,7 @@ static bool plan_batch(const Planner *p, const Batch *batch, Work *work, Error *
     work->n_batches++;
     work->n_tokens += batch->n_tokens;
     work->flops += result.cost.flops;
+    work->bytes += result.cost.bytes;
     work->recomputed = work->recomputed || result.recomputed;
     if (result.activation_bytes > work->activation_bytes) work->activation_bytes = result.activation_bytes;
     pass_result_free(&result);
@@ -171,6 +184,11 @@ static bool print_sample(const Planner *p, const PromptGroup *group, Error *erro
     return ok;
 }
 
+/* Products at one rate, then what goes through memory at the other: they hardly overlap on a CPU. */
+static double predict_seconds(const Planner *p, const Work *work) {
+    return (work->flops + work->reply_flops) / p->rates.flops + work->bytes / p->rates.bytes;
+}
+
 static void print_work(const Planner *p, const Work *work) {
     bool gradient = p->step->kind == STEP_GRADIENT;
     double all = work->flops + work->reply_flops;
@@ -185,8 +203,11 @@ static void print_work(const Planner *p, const Work *work) {
     fprintf(p->to, "  work: %.3g GFLOP", all / 1e9);
     if (work->reply_flops > 0)
         fprintf(p->to, " (%.3g of them for replies, at their longest)", work->reply_flops / 1e9);
-    fprintf(p->to, "\n  time: about %.2g s at the %.3g GFLOP/s of a product %d x %lld x %lld, measured now\n",
-            all / p->rate, p->rate / 1e9, RATE_ROWS, (long long)p->rate_n, (long long)p->rate_k);
+    fprintf(
+        p->to,
+        "\n  time: about %.2g s at %.3g GFLOP/s (a product %d x %lld x %lld) and %.3g GB/s, measured now\n",
+        predict_seconds(p, work), p->rates.flops / 1e9, RATE_ROWS, (long long)p->rate_n, (long long)p->rate_k,
+        p->rates.bytes / 1e9);
     fputs("  files: ", p->to);
     print_text(p->to, p->out, strlen(p->out));
     fprintf(
@@ -228,7 +249,7 @@ static bool plan_measuring(Planner *p, Work *work, Error *error) {
     if (ok) {
         p->rate_n = at_most(2 * config.expert_size, RATE_MOST);
         p->rate_k = at_most(config.hidden_size, RATE_MOST);
-        p->rate = measure_rate(p->device, p->rate_n, p->rate_k, error);
+        p->rates = measure_rates(p->device, p->rate_n, p->rate_k, error);
     }
     ok = ok && error->code == ERROR_NONE && plan_step(p, work, error);
     prompt_encoder_close(&encoder);
@@ -254,7 +275,7 @@ bool run_plan(const Job *job, const char *out, const Device *device, DType compu
             .job = job, .step = step, .device = device, .compute = compute, .out = out, .to = to};
         ok = plan_measuring(&planner, &work, error);
         flops += work.flops + work.reply_flops;
-        if (ok) seconds += (work.flops + work.reply_flops) / planner.rate;
+        if (ok) seconds += predict_seconds(&planner, &work);
         if (work.weights_bytes + work.activation_bytes > most)
             most = work.weights_bytes + work.activation_bytes;
     }
