@@ -127,8 +127,8 @@ static void tiles(int m, const float *rows, const float *panel, const Panel *p, 
 }
 
 /* ---- the same straight from the weights, for so few rows that a packed copy does not pay ----
- * Reading the weights is what takes time here. No more than 16 of their rows are read side by side, from end to end:
- * with twice as many, prefetching by the processor breaks down and the rate falls by half. */
+ * Reading the weights is what takes time here. No more than 16 of their rows are read side by side, from end
+ * to end: with twice as many, prefetching by the processor breaks down and the rate falls by half. */
 INLINE void skinny(int m, const float *rows, const Panel *p, float *sums, int64_t ld_sums, bool first,
                    DType t, bool pairs) {
     int step = (int)(4 * LANES / weight_bytes(t)), k = 0;

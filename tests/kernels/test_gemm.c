@@ -125,7 +125,7 @@ static void check_experts(const Device *device, DType type) {
     device->queue_free(q);
 }
 
-/* dx of gate and up: rows of a token summed in order of its choices, then added; da of down: dout gathered. */
+/* dx of gate and up: a token's rows summed in order of its choices, then added. da of down: dout gathered. */
 static void check_experts_back(const Device *device, DType type) {
     Queue *q = device->queue_new();
     Routing r;
