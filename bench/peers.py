@@ -16,7 +16,7 @@ import tempfile
 import time
 
 HEADER = "case,backend,threads,dtype,seconds_median,rate,unit,ceiling,share,peer,peer_rate,ratio".split(",")
-N_PROMPTS, PROMPT_TOKENS, VOCABULARY, DECODE_TOKENS, RUNS = 16, 128, 8192, 24, 5
+N_PROMPTS, PROMPT_TOKENS, VOCABULARY, DECODE_TOKENS, RUNS = 16, 128, 8192, 24, 3
 
 
 def prompts(n):
