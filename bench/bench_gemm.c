@@ -243,6 +243,9 @@ int main(int argc, char **argv) {
     memset(b.y, 0, (size_t)count * 4);
     for (int32_t i = 0; i < MOST_ROWS; i++) b.pairs[i] = i;
     printf("table %s, %d threads, median of %d\n", device->name, omp_get_max_threads(), b.rounds);
+#ifdef HAVE_OPENBLAS
+    printf("OpenBLAS with its kernels for %s (OPENBLAS_CORETYPE chooses others)\n", openblas_get_corename());
+#endif
     printf("         rows  depth columns | GFLOP/s: sgemm f32 bf16 f16 both-bf16 | over sgemm: f32 bf16 f16 "
            "both "
            "| read GB/s; share of it\n");
