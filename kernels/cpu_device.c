@@ -26,7 +26,7 @@ typedef struct {
     int n_threads;
 } Scratch;
 
-enum { LEAST_THREADS = 64 };
+enum { LEAST_THREADS = 8 };
 
 static Queue *queue_new(void) {
     Queue *q = calloc(1, sizeof *q);
