@@ -18,6 +18,9 @@ test: ## build and run every check: unit, golden, program, sanitizers, fuzz smok
 	@$(MAKE) --no-print-directory all
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 
+package: all ## a folder that runs on a GPU node without root: build/package
+	tools/package.sh $(BUILD) $(BUILD)/package
+
 bench: ## speed and memory beside this machine's limits and the peers that are installed
 	@tools/install_deps.sh bench
 	@$(MAKE) --no-print-directory all
@@ -39,4 +42,4 @@ clean: ## remove what was built
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-.PHONY: all deps demo test bench lint sanitize fuzz-smoke clean help
+.PHONY: all deps demo test package bench lint sanitize fuzz-smoke clean help

@@ -7,17 +7,19 @@
 #include <math.h>
 #include <string.h>
 
-/* Largest |a-b|/max|b| of values and of gradients, and the distance below which a choice may fall either way.
- * f32: the reference in f32 differs from itself in f64 by 1e-6. bf16 keeps 8 bits: what the reference differs
- * by when its own activations are rounded at every op. */
+/* Largest |a-b|/max|b| of values and of gradients, least cosine of gradients, and the distance below which a
+ * choice may fall either way. f32: the reference in f32 differs from itself in f64 by 1e-6; a GPU sums in
+ * another order. bf16 keeps 8 bits: what the reference differs by when its own activations are rounded at
+ * every op. */
 typedef struct {
-    double value, gradient;
+    double value, gradient, cosine;
     float route_margin, token_margin;
 } Bounds;
 
-static Bounds bounds_of(DType compute) {
-    if (compute == DTYPE_BF16) return (Bounds){0.03, 0.05, 0.2f, 0.2f};
-    return (Bounds){5e-6, 1e-5, 1e-4f, 1e-4f};
+static Bounds bounds_of(const ConformOptions *options) {
+    if (options->compute == DTYPE_BF16) return (Bounds){0.03, 0.05, 0.999, 0.2f, 0.2f};
+    if (options->device->each_kernel) return (Bounds){1e-5, 2e-5, 0.999999, 1e-4f, 1e-4f};
+    return (Bounds){5e-6, 1e-5, 0.999999, 1e-4f, 1e-4f};
 }
 
 /* Where logits are large, both sides of a choice may be off by the bound of values: a choice is only sure
@@ -71,8 +73,10 @@ static bool check_values(Run *run, const ConformReach *reach, ConformName name, 
     if (!conform_compare(&run->c, reach, name, run->values.tensors[name], &d, error)) return false;
     fprintf(run->to, "%-18s %10.2e %8.0e  %lld of %lld rows", info->name, d.error, bound,
             (long long)d.n_compared, (long long)d.n_rows);
+    bool parallel = info->kind != CONFORM_GRADIENT || d.cosine >= run->bounds.cosine;
+    if (info->kind == CONFORM_GRADIENT) fprintf(run->to, ", cosine %.7f", d.cosine);
     if (d.error > bound) print_place(run->to, run->values.tensors[name], d.where);
-    verdict(run, d.error <= bound);
+    verdict(run, d.error <= bound && parallel);
     return true;
 }
 
@@ -243,7 +247,12 @@ static void print_head(const Run *run) {
             (long long)run->c.n_tokens, run->model.device->name, dtype_name(run->model.compute));
 }
 
+static void print_kernel(void *to, const char *kernel, int64_t n_launches) {
+    fprintf(to, "launched: %s %lld times\n", kernel, (long long)n_launches);
+}
+
 static bool run_checks(Run *run, Error *error) {
+    const Device *device = run->options->device;
     print_head(run);
     int64_t n = run->c.n_prompts;
     bool ok = conform_case_fits(&run->c, &run->model.config, error) &&
@@ -254,6 +263,7 @@ static bool run_checks(Run *run, Error *error) {
               check_bits(run, "with all activations kept", 1, RECOMPUTE_NEVER, error) &&
               list_unchecked(run, error);
     if (!ok) return false;
+    if (device->each_kernel) device->each_kernel(print_kernel, run->to);
     if (run->n_failed)
         fprintf(run->to, "%d of %d checks failed\n", run->n_failed, run->n_checked);
     else
@@ -262,7 +272,7 @@ static bool run_checks(Run *run, Error *error) {
 }
 
 bool conform_run(const ConformOptions *options, FILE *to, bool *agrees, Error *error) {
-    Run run = {.options = options, .to = to, .bounds = bounds_of(options->compute)};
+    Run run = {.options = options, .to = to, .bounds = bounds_of(options)};
     *agrees = false;
     if (!conform_case_read(options->folder, &run.c, error)) return false;
     const char *folder = options->model ? options->model : options->folder;

@@ -198,7 +198,7 @@ bool conform_compare(const ConformCase *c, const ConformReach *reach, ConformNam
     const float *a = actual.data, *b = expected.data;
     int64_t n = tensor_count(actual);
     int64_t n_rows = info->rows == ROWS_PROMPT ? actual.shape[0] : tensor_rows(actual), columns = n / n_rows;
-    double scale = 0, worst = 0;
+    double scale = 0, worst = 0, ab = 0, aa = 0, bb = 0;
     difference->n_rows = n_rows;
     for (int64_t i = 0; i < n; i++) scale = fmax(scale, fabs((double)b[i]));
     for (int64_t r = 0; r < n_rows; r++) {
@@ -208,9 +208,13 @@ bool conform_compare(const ConformCase *c, const ConformReach *reach, ConformNam
             double e = fabs((double)a[i] - (double)b[i]);
             if (!isfinite(a[i]) || !isfinite(b[i])) e = INFINITY;
             if (e > worst) worst = e, difference->where = i;
+            ab += (double)a[i] * (double)b[i];
+            aa += (double)a[i] * (double)a[i];
+            bb += (double)b[i] * (double)b[i];
         }
     }
     difference->error = worst > 0 ? worst / scale : 0;
+    difference->cosine = aa == 0 && bb == 0 ? 1 : ab / sqrt(aa * bb);
     mem_free(expected.data);
     return true;
 }

@@ -103,6 +103,7 @@ void conform_reach_free(ConformReach *reach);
 
 typedef struct {
     double error;  /* max |a-b| / max |b|; infinity for what is not finite */
+    double cosine; /* of the two seen as vectors; 1 where both are 0 */
     int64_t where; /* element with the largest error */
     int64_t n_rows, n_compared;
 } ConformDifference;

@@ -11,17 +11,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char version[] = "0.1.0";
+static const char version[] = GATETAPE_VERSION;
 
 /* ---- what several verbs take ---- */
 static bool find_device(const char *name, const Device **device, Error *error) {
     bool automatic = !strcmp(name, "auto");
     if (!automatic && strcmp(name, "cpu") != 0 && strcmp(name, "cuda") != 0)
         return error_set(error, ERROR_BAD_INPUT, "--device: expected auto, cpu or cuda: got \"%s\"", name);
-    *device = strcmp(name, "cpu") != 0 ? cuda_device() : NULL;
-    if (!*device && !strcmp(name, "cuda"))
-        return error_set(error, ERROR_UNAVAILABLE,
-                         "--device: expected a GPU: this program was built without CUDA");
+    const char *why;
+    *device = strcmp(name, "cpu") != 0 ? cuda_device(&why) : NULL;
+    if (!*device && !strcmp(name, "cuda")) return error_set(error, ERROR_UNAVAILABLE, "--device: %s", why);
     if (!*device) *device = cpu_device();
     if (!*device)
         return error_set(error, ERROR_UNAVAILABLE,
@@ -37,7 +36,7 @@ static bool find_compute(const char *name, const Device *device, DType *compute,
     else if (!strcmp(name, "bf16"))
         *compute = DTYPE_BF16;
     else if (!strcmp(name, "auto"))
-        *compute = device == cuda_device() ? DTYPE_BF16 : DTYPE_F32;
+        *compute = device == cuda_device(NULL) ? DTYPE_BF16 : DTYPE_F32;
     else
         return error_set(error, ERROR_BAD_INPUT, "--compute: expected auto, f32 or bf16: got \"%s\"", name);
     return true;

@@ -40,10 +40,10 @@ static void restore_signals(const struct sigaction before[N_SIGNALS]) {
 
 /* ---- device ---- */
 static bool pick_device(int choice, const Device **device, Error *error) {
-    *device = choice == DEVICE_CPU ? NULL : cuda_device();
+    const char *why;
+    *device = choice == DEVICE_CPU ? NULL : cuda_device(&why);
     if (*device) return true;
-    if (choice == DEVICE_CUDA)
-        return error_set(error, ERROR_UNAVAILABLE, "device: expected a CUDA device: got none in this build");
+    if (choice == DEVICE_CUDA) return error_set(error, ERROR_UNAVAILABLE, "device: %s", why);
     *device = cpu_device();
     return *device ||
            error_set(error, ERROR_UNAVAILABLE,
@@ -51,7 +51,7 @@ static bool pick_device(int choice, const Device **device, Error *error) {
 }
 
 static DType pick_compute(int choice, const Device *device) {
-    if (choice == COMPUTE_AUTO) return device == cuda_device() ? DTYPE_BF16 : DTYPE_F32;
+    if (choice == COMPUTE_AUTO) return device == cuda_device(NULL) ? DTYPE_BF16 : DTYPE_F32;
     return choice == COMPUTE_F32 ? DTYPE_F32 : DTYPE_BF16;
 }
 
@@ -184,7 +184,7 @@ static bool run_in_folder(const char *path, const Job *job, const Inputs *inputs
     RunFacts facts = {.job = job,
                       .inputs = inputs,
                       .version = version ? version : "unknown",
-                      .device = device == cuda_device() ? "cuda" : "cpu",
+                      .device = device == cuda_device(NULL) ? "cuda" : "cpu",
                       .isa = device->name,
                       .compute = dtype_name(compute),
                       .n_threads = omp_get_max_threads()};

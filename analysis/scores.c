@@ -188,9 +188,9 @@ const char *scores_definition(const StepOptions *step) {
                                              "mean router probability of the expert",
                                              "mean combine weight of the expert, 0 where it was not chosen"};
     static const char *const gradient[] = {
-        "L2 norm of the gradient of the prompt's loss with respect to the expert's router row",
-        "L1 norm of the gradient of the prompt's loss with respect to the expert's router row",
-        "mean magnitude of the gradient of the prompt's loss with respect to the expert's router row",
-        "sum over tokens of the magnitude of the prompt's loss gradient at the expert's logit"};
+        "L2 norm of the gradient of a prompt's loss with respect to the expert's router row",
+        "L1 norm of the gradient of a prompt's loss with respect to the expert's router row",
+        "mean magnitude of the gradient of a prompt's loss with respect to the expert's router row",
+        "sum over tokens of the magnitude of the gradient of a prompt's loss at the expert's logit"};
     return step->kind == STEP_GRADIENT ? gradient[step->gradient_score] : activation[step->activation_score];
 }

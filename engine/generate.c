@@ -25,13 +25,15 @@ typedef struct {
     int64_t *first_rows; /* [P]: where a prompt's rows of the cache begin */
     int64_t *running;    /* [P]: the prompts of the step's rows, ascending */
     int64_t n_running;
-    int64_t *keys;      /* [P,2] of the random numbers: prompt, position */
-    int32_t *last_rows; /* [P]: in the prefill, each prompt's last row */
-    int32_t *drawn;     /* [P] */
-    int32_t *made;      /* [P,max_new_tokens] */
-    int64_t *n_made;    /* [P] */
-    bool *stopped;      /* [P] */
-    bool failed;        /* by a hook */
+    int64_t *keys;                    /* [P,2] of the random numbers: prompt, position */
+    int32_t *last_rows;               /* [P]: in the prefill, each prompt's last row */
+    int32_t *drawn;                   /* [P] */
+    int32_t *made;                    /* [P,max_new_tokens] */
+    int64_t *n_made;                  /* [P] */
+    bool *stopped;                    /* [P] */
+    bool failed;                      /* by a hook */
+    Graph *graph;                     /* a recorded step, where the device can; NULL: none yet */
+    int64_t graph_rows, last_running; /* rows of it; of the step before */
 } Generator;
 
 static int64_t prompt_length(const Generator *g, int64_t p) {
@@ -138,12 +140,37 @@ static void run_program(Generator *g, Context *c) {
     g->failed = d.failed;
 }
 
+/* A decoding step with as many rows as the one before is the same work on the same memory, so a device that
+ * can record it does, and only replays it from then on. Hooks look at single steps: with them nothing is
+ * recorded. */
+static void run_recorded(Generator *g, Context *c) {
+    const Device *device = c->device;
+    if (!g->graph || g->graph_rows != g->n_running) {
+        if (g->graph) device->graph_free(g->graph);
+        device->graph_begin(c->queue);
+        run_program(g, c);
+        g->graph = device->graph_end(c->queue);
+        g->graph_rows = g->n_running;
+    }
+    if (g->graph) device->graph_launch(c->queue, g->graph);
+}
+
+static bool can_record(const Generator *g, const Device *device) {
+    const Hooks none = {0};
+    return device->graph_begin && !memcmp(g->hooks, &none, sizeof none) && g->rows.n_rows == g->n_running &&
+           g->last_running == g->n_running;
+}
+
 static bool compute_step(Generator *g) {
     Context *c = &g->workspace.context;
     c->arena.used = 0;
     c->n_vars = 0;
     fill_keys(g);
-    run_program(g, c);
+    if (can_record(g, c->device))
+        run_recorded(g, c);
+    else
+        run_program(g, c);
+    g->last_running = g->rows.n_rows == g->n_running ? g->n_running : 0;
     return workspace_sync(&g->workspace, g->error) && !g->failed &&
            decoder_checks_read(&g->model->config, g->findings, place_in_step, g, g->error);
 }
@@ -246,6 +273,7 @@ static void generator_close(Generator *g) {
     void *blocks[] = {g->runs,  g->findings, g->first_rows, g->running, g->keys,      g->last_rows,
                       g->drawn, g->made,     g->n_made,     g->stopped, g->owned_bias};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
+    if (g->graph) g->model->device->graph_free(g->graph);
     rows_close(&g->rows);
     workspace_close(&g->workspace);
     kv_cache_close(&g->cache);

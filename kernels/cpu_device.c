@@ -76,8 +76,9 @@ static bool cpu_sync(Queue *q) { return q->failed_op == NULL; }
 
 #define DEVICE(table)                                                                                        \
     {                                                                                                        \
-#table, &table##_ops, true, queue_new, queue_free, cpu_alloc, cpu_free, cpu_zero, copy_in, copy_out, \
-            cpu_sync                                                                                         \
+        .name = #table, .ops = &table##_ops, .computes = true, .queue_new = queue_new,                       \
+        .queue_free = queue_free, .alloc = cpu_alloc, .free = cpu_free, .zero = cpu_zero,                    \
+        .copy_in = copy_in, .copy_out = copy_out, .sync = cpu_sync                                           \
     }
 static const Device generic_device = DEVICE(generic), f64_device = DEVICE(f64);
 #if defined(__x86_64__)

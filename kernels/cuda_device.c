@@ -2,4 +2,7 @@
  * A build with nvcc puts kernels/cuda/ in its place. */
 #include "device.h"
 
-const Device *cuda_device(void) { return NULL; }
+const Device *cuda_device(const char **why) {
+    if (why) *why = "expected a GPU: this program was built without CUDA";
+    return NULL;
+}

@@ -28,6 +28,9 @@ struct Queue {
     void *stream; /* the backend's own */
 };
 
+typedef struct Graph Graph; /* a recorded piece of work, the backend's own */
+typedef void kernel_look(void *context, const char *kernel, int64_t n_launches);
+
 typedef struct Device Device;
 struct Device {
     const char *name; /* "generic", "avx2", "avx512", "avx512bf16", "f64", "cost", "cuda" */
@@ -41,6 +44,15 @@ struct Device {
     void (*copy_in)(Queue *q, Tensor to, const void *from); /* host -> device, tensor_bytes(to) bytes */
     void (*copy_out)(Queue *q, void *to, Tensor from);      /* device -> host; valid after sync */
     bool (*sync)(Queue *q); /* waits; false when an op has failed (q->failure says which) */
+    /* Work between begin and end is recorded, not done; each launch does it, reading and writing the same
+     * host and device memory again. NULL: this backend records nothing. end returns NULL when an op has
+     * failed. */
+    void (*graph_begin)(Queue *q);
+    Graph *(*graph_end)(Queue *q);
+    void (*graph_launch)(Queue *q, Graph *graph);
+    void (*graph_free)(Graph *graph);
+    /* Tells how often each kernel has been launched by this process; NULL: the backend has no kernels. */
+    void (*each_kernel)(kernel_look *look, void *context);
 };
 
 extern const Device cost_device;
@@ -52,8 +64,8 @@ const Device *cpu_device(void);
 /* By name, for tests: generic, avx2, avx512, avx512bf16; NULL when the processor lacks it. "f64" is the table
  * in double. */
 const Device *cpu_device_named(const char *isa);
-/* The GPU backend; NULL when this build has none. */
-const Device *cuda_device(void);
+/* The GPU backend. NULL when there is none; *why (if not NULL) then says what was expected and what came. */
+const Device *cuda_device(const char **why);
 
 /* Remember the first failure of a queue. */
 void queue_fail(Queue *q, const char *op, const char *format, ...) __attribute__((format(printf, 3, 4)));

@@ -11,32 +11,39 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline uint32_t f32_bits(float x) {
+/* Kernels of the GPU call these too. */
+#ifdef __CUDACC__
+#define MATH static inline __host__ __device__
+#else
+#define MATH static inline
+#endif
+
+MATH uint32_t f32_bits(float x) {
     uint32_t u;
     memcpy(&u, &x, sizeof u);
     return u;
 }
 
-static inline float f32_from_bits(uint32_t u) {
+MATH float f32_from_bits(uint32_t u) {
     float x;
     memcpy(&x, &u, sizeof x);
     return x;
 }
 
-static inline uint64_t f64_bits(double x) {
+MATH uint64_t f64_bits(double x) {
     uint64_t u;
     memcpy(&u, &x, sizeof u);
     return u;
 }
 
-static inline double f64_from_bits(uint64_t u) {
+MATH double f64_from_bits(uint64_t u) {
     double x;
     memcpy(&x, &u, sizeof x);
     return x;
 }
 
 /* ---- exp: x = n ln 2 + r, |r| <= ln 2 / 2; exp(r) by a polynomial, times 2^n in two steps ---- */
-static inline float exp_f32(float x) {
+MATH float exp_f32(float x) {
     const float magic = 0x1.8p23f; /* adding it rounds to an integer, which then stands in the low bits */
     x = x < -104.0f ? -104.0f : x;
     x = x > 89.0f ? 89.0f : x;
@@ -56,7 +63,7 @@ static inline float exp_f32(float x) {
     return p * scale_a * scale_b;
 }
 
-static inline double exp_f64(double x) {
+MATH double exp_f64(double x) {
     const double magic = 0x1.8p52;
     x = x < -746.0 ? -746.0 : x;
     x = x > 710.0 ? 710.0 : x;
@@ -84,7 +91,7 @@ static inline double exp_f64(double x) {
 
 /* ---- log: x = 2^k m, m in [sqrt(1/2), sqrt(2)); log(m) in s = (m-1)/(m+1), FreeBSD msun's coefficients ----
  * Zero gives -infinity, negative numbers and NaN give NaN. */
-static inline float log_f32(float x) {
+MATH float log_f32(float x) {
     float big = x < 0x1p-126f ? x * 0x1p25f : x; /* subnormals become ordinary */
     uint32_t u = f32_bits(big) + (0x3f800000u - 0x3f3504f3u);
     float k = (float)((int32_t)(u >> 23) - 127 - (x < 0x1p-126f ? 25 : 0));
@@ -99,7 +106,7 @@ static inline float log_f32(float x) {
     return x < 0.0f || x != x ? (float)NAN : y;
 }
 
-static inline double log_f64(double x) {
+MATH double log_f64(double x) {
     double big = x < 0x1p-1022 ? x * 0x1p54 : x;
     uint64_t u = f64_bits(big) + (0x3ff0000000000000u - 0x3fe6a09e667f3bcdu);
     double k = (double)((int64_t)(u >> 52) - 1023 - (x < 0x1p-1022 ? 54 : 0));
@@ -120,11 +127,11 @@ static inline double log_f64(double x) {
 }
 
 /* 1 / (1 + exp(-x)) */
-static inline float sigmoid_f32(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
-static inline double sigmoid_f64(double x) { return 1.0 / (1.0 + exp_f64(-x)); }
+MATH float sigmoid_f32(float x) { return 1.0f / (1.0f + exp_f32(-x)); }
+MATH double sigmoid_f64(double x) { return 1.0 / (1.0 + exp_f64(-x)); }
 
 /* ---- sine and cosine together: x = n pi/2 + r, |r| <= pi/4, pi/2 in three parts; msun's polynomials ---- */
-static inline void sincos_f64(double x, double *sine, double *cosine) {
+MATH void sincos_f64(double x, double *sine, double *cosine) {
     const double magic = 0x1.8p52;
     double t = fma(x, 0x1.45f306dc9c883p-1, magic), n = t - magic;
     double r = fma(n, -0x1.921fb54442d18p0, x);
@@ -152,13 +159,13 @@ static inline void sincos_f64(double x, double *sine, double *cosine) {
 
 /* In the precision of the table that includes this. */
 #ifdef CPU_DOUBLE
-static inline double exp_real(double x) { return exp_f64(x); }
-static inline double log_real(double x) { return log_f64(x); }
-static inline double sigmoid_real(double x) { return sigmoid_f64(x); }
+MATH double exp_real(double x) { return exp_f64(x); }
+MATH double log_real(double x) { return log_f64(x); }
+MATH double sigmoid_real(double x) { return sigmoid_f64(x); }
 #else
-static inline float exp_real(float x) { return exp_f32(x); }
-static inline float log_real(float x) { return log_f32(x); }
-static inline float sigmoid_real(float x) { return sigmoid_f32(x); }
+MATH float exp_real(float x) { return exp_f32(x); }
+MATH float log_real(float x) { return log_f32(x); }
+MATH float sigmoid_real(float x) { return sigmoid_f32(x); }
 #endif
 
 #endif

@@ -5,11 +5,17 @@
 #define GATETAPE_RANDOM_H
 #include <stdint.h>
 
+#ifdef __CUDACC__ /* kernels of the GPU draw too */
+#define RANDOM static inline __host__ __device__
+#else
+#define RANDOM static inline
+#endif
+
 /* What a number is for: equal ids and positions give unrelated numbers for two purposes. */
 typedef enum { RANDOM_SAMPLE = 0, RANDOM_WEIGHTS = 1, RANDOM_SPLIT = 2, RANDOM_TEST = 3 } RandomPurpose;
 
 /* counter becomes four random words; ten rounds. */
-static inline void philox4x32(uint32_t counter[4], const uint32_t key[2]) {
+RANDOM void philox4x32(uint32_t counter[4], const uint32_t key[2]) {
     uint32_t k0 = key[0], k1 = key[1];
     for (int round = 0; round < 10; round++) {
         uint64_t a = (uint64_t)0xd2511f53u * counter[0], b = (uint64_t)0xcd9e8d57u * counter[2];
@@ -24,7 +30,7 @@ static inline void philox4x32(uint32_t counter[4], const uint32_t key[2]) {
 }
 
 /* 64 random bits. Positions differ in their low 32 bits. */
-static inline uint64_t random_bits(uint64_t seed, RandomPurpose purpose, int64_t id, int64_t position) {
+RANDOM uint64_t random_bits(uint64_t seed, RandomPurpose purpose, int64_t id, int64_t position) {
     uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
     uint32_t counter[4] = {(uint32_t)position, (uint32_t)purpose, (uint32_t)id,
                            (uint32_t)((uint64_t)id >> 32)};
@@ -33,7 +39,7 @@ static inline uint64_t random_bits(uint64_t seed, RandomPurpose purpose, int64_t
 }
 
 /* Uniform in [0, 1), a multiple of 2^-53. */
-static inline double random_uniform(uint64_t seed, RandomPurpose purpose, int64_t id, int64_t position) {
+RANDOM double random_uniform(uint64_t seed, RandomPurpose purpose, int64_t id, int64_t position) {
     return (double)(random_bits(seed, purpose, id, position) >> 11) * 0x1p-53;
 }
 

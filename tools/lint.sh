@@ -8,7 +8,7 @@ fail() {
     printf '%s\n' "$1"
     status=1
 }
-sources=$(git ls-files '*.c' '*.h')
+sources=$(git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cpp')
 
 format=$(command -v clang-format-14 || command -v clang-format)
 for file in $sources; do
@@ -19,6 +19,7 @@ for file in $sources; do
     lines=400 parameters=7 length=60
     case "$file" in
     kernels/cpu/gemm*) lines=500 parameters=16 ;;
+    kernels/cuda/*) lines=500 parameters=16 length=150 ;;
     kernels/*|autograd/nn*|tests/kernels/*) parameters=16 ;;
     esac
     case "$file" in tests/*|bench/*) lines=800 length=120 ;; esac
@@ -61,6 +62,6 @@ found=$(git grep -nIE '(^|[^A-Za-z0-9_.$])/(work|root|home)/' -- . ':!*.json')
 paths of one machine"
 
 for folder in kernels autograd engine analysis tests bench tools; do
-    printf '%-10s %6d lines\n' "$folder" "$(git ls-files "$folder/*.c" "$folder/*.h" "$folder/*.py" "$folder/*.sh" | xargs -r cat | wc -l)"
+    printf '%-10s %6d lines\n' "$folder" "$(git ls-files "$folder/*.c" "$folder/*.h" "$folder/*.cu" "$folder/*.cuh" "$folder/*.cpp" "$folder/*.py" "$folder/*.sh" | xargs -r cat | wc -l)"
 done
 exit $status

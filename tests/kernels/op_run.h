@@ -60,8 +60,9 @@ typedef struct {
 } Setting;
 
 typedef struct {
-    Tensor t[MOST_ARGS];
+    Tensor t[MOST_ARGS];              /* on the host */
     unsigned char *memory[MOST_ARGS]; /* with the guards */
+    Tensor on_device[MOST_ARGS];      /* what the op is given: t itself on the CPU */
     Queue *queue;
     const Device *device;
 } Run;
@@ -190,9 +191,28 @@ static inline void arg_fill(Tensor t, const Arg *x, const Setting *s) {
         element_set(t, k, !poisoned ? arg_value(x, k, s) : is_float(t) ? (double)NAN : -77777);
 }
 
+static inline bool is_on_host(const Device *device) { return strcmp(device->name, "cuda") != 0; }
+
+/* A tensor's bytes to the device, or back. Nothing stands around them there: the emulator knows the bounds
+ * of each allocation. */
+static inline Tensor arg_send(const Run *r, Tensor t) {
+    if (!t.data || is_on_host(r->device)) return t;
+    Tensor sent = t;
+    sent.data = r->device->alloc(tensor_bytes(t));
+    check(sent.data, "out of device memory");
+    r->device->copy_in(r->queue, sent, t.data);
+    return sent;
+}
+
+static inline void run_fetch(const Run *r) {
+    for (int i = 0; i < MOST_ARGS && !is_on_host(r->device); i++)
+        if (r->t[i].data) r->device->copy_out(r->queue, r->t[i].data, r->on_device[i]);
+    check(r->device->sync(r->queue), "%s", r->queue->failure);
+}
+
 /* Buffers for a setting, not yet called. Freed by run_free. */
 static inline Run run_new(const Problem *p, const Setting *s) {
-    Run r = {.device = cpu_device_named(s->isa)};
+    Run r = {.device = strcmp(s->isa, "cuda") ? cpu_device_named(s->isa) : cuda_device(NULL)};
     check(r.device, "no table %s", s->isa);
     r.queue = r.device->queue_new();
     check(r.queue, "out of memory");
@@ -208,20 +228,24 @@ static inline Run run_new(const Problem *p, const Setting *s) {
         arg_fill(t, x, s);
         if (x->absent) t = (Tensor){0};
         r.t[i] = t;
+        r.on_device[i] = arg_send(&r, t);
     }
     return r;
 }
 
 static inline void run_free(Run *r, const Problem *p) {
-    for (int i = 0; i < p->n_args; i++) free(r->memory[i]);
+    for (int i = 0; i < p->n_args; i++) {
+        if (r->on_device[i].data != r->t[i].data) r->device->free(r->on_device[i].data);
+        free(r->memory[i]);
+    }
     r->device->queue_free(r->queue);
 }
 
 static inline Run run_case(const Case *c, const Problem *p, const Setting *s) {
     Run r = run_new(p, s);
     omp_set_num_threads(s->threads);
-    c->call(r.device->ops, r.queue, r.t, p);
-    check(r.device->sync(r.queue), "%s", r.queue->failure);
+    c->call(r.device->ops, r.queue, r.on_device, p);
+    run_fetch(&r);
     return r;
 }
 

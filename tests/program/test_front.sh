@@ -35,7 +35,7 @@ expect 0 --help
 silent err
 for verb in run report inspect generate tokenize conform options; do says out "  $verb"; done
 expect 0 --version
-grep -qE '^gatetape [0-9]+\.[0-9]+\.[0-9]+$' out || fail "--version: got $(cat out)"
+grep -qE '^gatetape [0-9]+\.[0-9]+\.[0-9]+( \([0-9a-f]{12}\))?$' out || fail "--version: got $(cat out)"
 for verb in run report inspect generate tokenize conform options; do
     expect 0 "$verb" --help
     silent err

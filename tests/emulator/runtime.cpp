@@ -1,0 +1,256 @@
+/* The emulated device's memory, streams, events and graphs. See cuda_runtime.h. */
+#include "cuda_runtime.h"
+#include <map>
+#include <memory>
+
+typedef std::vector<std::function<void()>> Work;
+
+struct EmulatedStream {
+    Work pending;
+    bool capturing = false;
+    Work captured;
+};
+struct EmulatedEvent {
+    cudaStream_t stream = nullptr; /* recorded there and not yet reached */
+};
+struct EmulatedGraph {
+    std::shared_ptr<Work> work;
+};
+
+enum { DEVICE_ALIGNMENT = 256 };
+static const size_t DEVICE_BYTES = (size_t)16 << 30;
+
+static std::map<uintptr_t, size_t> allocations; /* changed by the host between grids alone */
+static unsigned generation;
+static size_t n_allocated;
+static cudaError_t last_error;
+
+static cudaError_t remember(cudaError_t error) {
+    if (error) last_error = error;
+    return error;
+}
+
+/* Whether this call of a kind is the one that GATETAPE_EMULATOR_FAIL names. */
+static bool told_to_fail(const char *kind, unsigned *n_calls) {
+    const char *value = getenv("GATETAPE_EMULATOR_FAIL");
+    size_t length = strlen(kind);
+    if (!value || strncmp(value, kind, length) || value[length] != ':') return false;
+    return ++*n_calls == strtoul(value + length + 1, nullptr, 10);
+}
+
+bool emulator::is_allocated(uintptr_t address, size_t n_bytes) {
+    static thread_local uintptr_t begin, end;
+    static thread_local unsigned seen;
+    if (seen == generation && address >= begin && address + n_bytes <= end) return true;
+    auto next = allocations.upper_bound(address);
+    if (next == allocations.begin()) return false;
+    --next;
+    seen = generation, begin = next->first, end = next->first + next->second;
+    return address + n_bytes <= end;
+}
+
+static void finish_work(cudaStream_t stream) {
+    Work now;
+    now.swap(stream->pending);
+    for (auto &w : now) w();
+}
+
+static cudaError_t put(cudaStream_t stream, std::function<void()> work) {
+    (stream->capturing ? stream->captured : stream->pending).push_back(std::move(work));
+    return cudaSuccess;
+}
+
+/* All streams: freeing memory waits for the whole device. */
+static std::vector<cudaStream_t> streams;
+
+const char *cudaGetErrorString(cudaError_t error) {
+    switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
+    case cudaErrorLaunchFailure: return "unspecified launch failure";
+    default: return "unknown error";
+    }
+}
+
+cudaError_t cudaGetLastError() {
+    cudaError_t error = last_error;
+    last_error = cudaSuccess;
+    return error;
+}
+
+cudaError_t cudaGetDeviceCount(int *n) {
+    *n = getenv("GATETAPE_EMULATOR_NO_DEVICE") ? 0 : 1;
+    return *n ? cudaSuccess : remember(cudaErrorNoDevice);
+}
+
+cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
+    *p = {};
+    snprintf(p->name, sizeof p->name, "emulated device");
+    p->major = 8, p->multiProcessorCount = 4, p->totalGlobalMem = DEVICE_BYTES;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
+    *value = attribute == cudaDevAttrMultiProcessorCount      ? 4
+             : attribute == cudaDevAttrComputeCapabilityMajor ? 8
+                                                              : 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t *n_free, size_t *n_total) {
+    *n_free = DEVICE_BYTES - n_allocated, *n_total = DEVICE_BYTES;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **p, size_t n_bytes) {
+    static unsigned n_calls;
+    *p = nullptr;
+    if (told_to_fail("alloc", &n_calls) || n_bytes > DEVICE_BYTES - n_allocated)
+        return remember(cudaErrorMemoryAllocation);
+    *p = aligned_alloc(DEVICE_ALIGNMENT, (n_bytes / DEVICE_ALIGNMENT + 1) * DEVICE_ALIGNMENT);
+    if (!*p) return remember(cudaErrorMemoryAllocation);
+    memset(*p, 0xff, n_bytes); /* NaN */
+    allocations[(uintptr_t)*p] = n_bytes;
+    n_allocated += n_bytes;
+    generation++;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *p) {
+    for (cudaStream_t s : streams) finish_work(s);
+    auto found = allocations.find((uintptr_t)p);
+    if (!p) return cudaSuccess;
+    if (found == allocations.end()) return remember(cudaErrorInvalidValue);
+    n_allocated -= found->second;
+    allocations.erase(found);
+    generation++;
+    free(p);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMallocHost(void **p, size_t n_bytes) {
+    *p = aligned_alloc(DEVICE_ALIGNMENT, (n_bytes / DEVICE_ALIGNMENT + 1) * DEVICE_ALIGNMENT);
+    return *p ? cudaSuccess : remember(cudaErrorMemoryAllocation);
+}
+
+cudaError_t cudaFreeHost(void *p) {
+    free(p);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
+    *stream = new EmulatedStream;
+    streams.push_back(*stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    finish_work(stream);
+    for (size_t i = 0; i < streams.size(); i++)
+        if (streams[i] == stream) streams.erase(streams.begin() + (long)i);
+    delete stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (stream->capturing) return remember(cudaErrorInvalidValue);
+    finish_work(stream);
+    return cudaGetLastError();
+}
+
+static bool is_device_memory(const void *p, size_t n_bytes) {
+    return emulator::is_allocated((uintptr_t)p, n_bytes ? n_bytes : 1);
+}
+
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n_bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+    static unsigned n_calls;
+    if (told_to_fail("copy", &n_calls)) return remember(cudaErrorUnknown);
+    if (!n_bytes) return cudaSuccess;
+    if ((kind != cudaMemcpyDeviceToHost) != is_device_memory(to, n_bytes))
+        return remember(cudaErrorInvalidValue);
+    if ((kind != cudaMemcpyHostToDevice) != is_device_memory(from, n_bytes))
+        return remember(cudaErrorInvalidValue);
+    return put(stream, [=] { memcpy(to, from, n_bytes); });
+}
+
+cudaError_t cudaMemsetAsync(void *to, int value, size_t n_bytes, cudaStream_t stream) {
+    if (!n_bytes) return cudaSuccess;
+    if (!is_device_memory(to, n_bytes)) return remember(cudaErrorInvalidValue);
+    return put(stream, [=] { memset(to, value, n_bytes); });
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
+    *event = new EmulatedEvent;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    delete event;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    event->stream = stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    if (event->stream) finish_work(event->stream);
+    event->stream = nullptr;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    cudaStream_t other = event->stream;
+    return other && other != stream ? put(stream, [other] { finish_work(other); }) : cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    if (stream->capturing) return remember(cudaErrorInvalidValue);
+    stream->capturing = true;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    if (!stream->capturing) return remember(cudaErrorInvalidValue);
+    stream->capturing = false;
+    *graph = new EmulatedGraph{std::make_shared<Work>(std::move(stream->captured))};
+    stream->captured.clear();
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph, unsigned long long) {
+    *executable = new EmulatedGraph(*graph);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+    auto work = executable->work;
+    return put(stream, [work] {
+        for (auto &w : *work) w();
+    });
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) { return cudaGraphDestroy(executable); }
+
+cudaError_t emulator::enqueue(cudaStream_t stream, const LaunchShape &shape, std::function<void()> body) {
+    static unsigned n_calls;
+    const uint64_t n_threads = (uint64_t)shape.size.x * shape.size.y * shape.size.z;
+    if (told_to_fail("launch", &n_calls)) return remember(cudaErrorLaunchFailure);
+    if (!n_threads || n_threads > MAX_THREADS || n_threads % LANES || shape.shared_bytes > SHARED_LIMIT ||
+        !shape.grid.x || shape.grid.y > 65535 || shape.grid.z > 65535)
+        return remember(cudaErrorInvalidConfiguration);
+    return put(stream, [shape, body] { run_grid(shape, body); });
+}

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# The whole program on the emulated device: golden cases in f32 and bf16, the tensor-core kernels really launched, the demo
+# job beside the CPU's, and what the n-th failing allocation, copy or launch leads to.   test_emulated.sh PROGRAM SOURCE
+set -u
+program=$1 source=$2
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+failures=0
+fail() {
+    printf 'FAILED: %s\n' "$1"
+    failures=$((failures + 1))
+}
+
+# ---- golden cases: f32 beside the reference, bf16 beside the CPU's bf16 ----
+for case in "$source"/tests/golden/*/; do
+    [ -f "$case/expected.safetensors" ] || continue
+    name=$(basename "$case")
+    "$program" conform "$case" --device cuda --compute f32 >"$scratch/said" 2>&1 || {
+        fail "conform $name in f32"
+        cat "$scratch/said"
+    }
+    echo "$name f32: $(tail -n 1 "$scratch/said")"
+    mkdir -p "$scratch/$name"
+    "$program" conform "$case" --device cpu --compute bf16 --out "$scratch/$name" >/dev/null 2>&1
+    mv "$scratch/$name/actual.safetensors" "$scratch/$name/expected.safetensors"
+    "$program" conform "$scratch/$name" --model "$case" --device cuda --compute bf16 >"$scratch/said" 2>&1 || {
+        fail "conform $name in bf16"
+        cat "$scratch/said"
+    }
+    echo "$name bf16: $(tail -n 1 "$scratch/said")"
+    grep '^launched: ' "$scratch/said" >>"$scratch/launched"
+done
+for kernel in gemm_mma gemm_skinny attention_mma attention_bwd_queries_mma attention_bwd_keys_mma; do
+    grep -q "^launched: $kernel " "$scratch/launched" || fail "$kernel was not launched by any bf16 case"
+done
+
+# ---- the demo job on eight prompts ----
+job() {
+    "$program" run "$source/configs/jobs/demo.json" --out "$scratch/$1" --set "device=$1" --set compute=bf16 \
+        --set prompts.ordinary.limit=4 --set prompts.restricted.limit=4 >"$scratch/said" 2>&1 || {
+        fail "the demo job on $1"
+        cat "$scratch/said"
+    }
+}
+job cpu
+job cuda
+for step in activation gradient gradient_reply; do
+    awk -F, -v step="$step" '
+        FNR == 1 { file++; next }
+        { cell = $1 " layer " $2 " expert " $3 }
+        file == 1 { cpu[cell] = $4; if ($5 <= 20) top[cell] = 1; if ($4 > most[$1]) most[$1] = $4; next }
+        { off = ($4 - cpu[cell]) / most[$1]; if (off < 0) off = -off; if (off > worst) worst = off; n++ }
+        $5 <= 20 && !(cell in top) { print "not among the first 20 of the CPU: " cell; bad = 1 }
+        END { printf "%s: %d cells, largest difference %.1e of the largest score\n", step, n, worst
+              exit bad || n == 0 || worst > 0.05 }' \
+        "$scratch/cpu/$step/scores.csv" "$scratch/cuda/$step/scores.csv" || fail "the demo job, step $step"
+done
+
+# ---- faults: one line, exit code 3, nothing half written ----
+for fault in alloc:1 alloc:3 copy:2 launch:1 launch:40; do
+    GATETAPE_EMULATOR_FAIL=$fault "$program" conform "$source/tests/golden/mixtral_window" --device cuda \
+        >"$scratch/out" 2>"$scratch/err"
+    code=$?
+    [ "$code" = 3 ] || fail "$fault: expected exit code 3: got $code"
+    [ "$(wc -l <"$scratch/err")" = 1 ] || fail "$fault: expected one line: got $(cat "$scratch/err")"
+done
+GATETAPE_EMULATOR_NO_DEVICE=1 "$program" conform "$source/tests/golden/mixtral_window" --device cuda >/dev/null 2>"$scratch/err"
+[ $? = 3 ] || fail "no device: expected exit code 3"
+grep -q 'expected a GPU' "$scratch/err" || fail "no device: got $(cat "$scratch/err")"
+
+[ "$failures" = 0 ] || exit 1
+echo "the emulated device agrees with the reference and with the CPU"
