@@ -12,7 +12,7 @@
 /* How operand b of wgmma lies in shared memory: rows of k (a weight [n,k]) or rows of n (a weight [k,n]). */
 enum { K_MAJOR = 0, N_MAJOR = 1 };
 /* 128 bytes, 64 elements of bf16, is a row of a tile; tiles begin at multiples of 1024 bytes. */
-enum { TILE_ROW_BYTES = 128, TILE_ROW = 64, TILE_ALIGNMENT = 1024 };
+constexpr int TILE_ROW_BYTES = 128, TILE_ROW = 64;
 
 /* Where TMA and wgmma keep what would stand at this address of a tile without the swizzle. */
 DEVICE uint32_t swizzled(uint32_t address) { return address ^ (address >> 3 & 0x70); }
@@ -31,17 +31,17 @@ DEVICE uint64_t wgmma_operand(uint32_t address, uint32_t leading_bytes, uint32_t
 
 typedef CUtensorMap TensorMap;
 
-/* A kernel takes it as const __grid_constant__ TensorMap. The map of a row-major bf16 matrix, and the box of
- * it that one copy moves, at most 256 rows by 64 columns. Base a multiple of 16 bytes, columns of 8. */
+/* The map of a row-major bf16 matrix, and the box of it that one copy moves: up to 256 rows of 64 columns.
+ * Base a multiple of 16 bytes, columns of 8. A kernel takes it as const __grid_constant__ TensorMap. */
 static inline cudaError_t tensor_map_new(TensorMap *map, const void *base, int64_t rows, int64_t columns,
-                                         unsigned box_rows, unsigned box_columns) {
+                                         unsigned box_rows) {
     void *entry = nullptr;
     cudaDriverEntryPointQueryResult found;
     cudaError_t error =
         cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
     if (error || found != cudaDriverEntryPointSuccess) return error ? error : cudaErrorNotSupported;
     const cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, pitch[1] = {(cuuint64_t)columns * 2};
-    const cuuint32_t box[2] = {box_columns, box_rows}, step[2] = {1, 1};
+    const cuuint32_t box[2] = {TILE_ROW, box_rows}, step[2] = {1, 1};
     CUresult result = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry)(
         map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void *>(base), size, pitch, box, step,
         CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
@@ -60,7 +60,8 @@ static inline cudaError_t tensor_map_new(TensorMap *map, const void *base, int64
 DEVICE void named_barrier(unsigned id, unsigned n_threads, Site = {}) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
 }
-/* Registers a thread from now on, by all warps of a warpgroup; what some give up others may take. */
+/* Registers a thread from now on, by all warps of a warpgroup; what some give up others may take. Needs
+ * __launch_bounds__(threads, 1), or ptxas leaves it out. */
 template <int N> DEVICE void registers_raise() { HOPPER_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> DEVICE void registers_lower() { HOPPER_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 

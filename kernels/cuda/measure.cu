@@ -1,14 +1,11 @@
 /* What the analysis measures: expert counts, largest outputs, gate-row gradients, norms and sums of rows,
  * and the search for numbers that are none. Every sum has the order of kernels/cpu/measure.c and so its bits.
  *
- *   sums over tokens      a thread an expert or column, a group a block: tokens are never shared out, loads
- * are
- *                         in flight eight at a time. Bound by latency when one group has all tokens
- *   sums over a row       sixteen lanes a row, element i in lane i % 16 (kernels/cpu/lanes.h); bound by
- * memory
- *   gate_grad             a product: a thread has 8 experts x 4 columns, dlogits in shared memory, x from
- * memory
- *                         once for up to 32 experts; bound by fma, 2 T E D of them */
+ *   sums over tokens   a thread an expert or column, a group a block: tokens are never shared out, loads are
+ *                      in flight eight at a time; bound by latency when one group has all tokens
+ *   sums over a row    sixteen lanes a row, element i in lane i % 16 (kernels/cpu/lanes.h); bound by memory
+ *   gate_grad          a product: a thread has 8 experts x 4 columns, dlogits in shared memory, x from memory
+ *                      once for up to 32 experts; bound by fma, T E D of them */
 #include "device.cuh"
 
 enum { THREADS = 256, LANES = 16, ROWS = THREADS / LANES };
@@ -164,12 +161,9 @@ extern "C" void cuda_expert_peaks(Queue *q, Tensor largest, Tensor norm, Tensor 
 }
 
 /* ---- gate_grad ---- */
-enum {
-    GRAD_EXPERTS = 8,
-    GRAD_COLUMNS = 4,
-    MOST_SLABS = 4
-};                                                  /* a thread's part; a slab: 8 experts of a block */
+constexpr int GRAD_EXPERTS = 8, GRAD_COLUMNS = 4;   /* a thread's part; a slab: 8 experts of a block */
 constexpr int STAGED_TOKENS = 64, SUM_TOKENS = 256; /* in shared memory; of a sum (ops.h) */
+constexpr int MOST_SLABS = 4;
 
 struct GradShape {
     int64_t columns, column_blocks;

@@ -3,10 +3,10 @@
  * A token is sixteen lanes, expert e is in lane e % 16: sums have the order of kernels/cpu/lanes.h and
  * results its bits. Experts stand as ranks (32-bit, larger is better) in registers up to 256 of them, in the
  * token's row of probs beyond. A choice is a maximum over the lanes, then the lowest expert that has it,
- * which leaves. Logits are read from memory once and twice more from L1, probs written once: about as long
- * as a copy at 128 experts and 8 choices. Experts that the bias switches off rank last: when fewer than K
- * are left, which the CPU refuses, they are chosen with weight 0, so that ids are distinct and valid
- * whatever the logits hold.
+ * which leaves. Logits are read from memory once and twice more from L1, probs written once; beyond a few
+ * choices instructions are the limit. Experts that the bias switches off rank last: when fewer than K are
+ * left, which the CPU refuses, they are chosen with weight 0, so that ids are distinct and valid whatever the
+ * logits hold.
  *
  * The plan is a counting sort in three launches: tiles of pairs are counted, the counts of each expert summed
  * over the tiles, and one warp a tile places its pairs in order. */

@@ -60,7 +60,6 @@ void wake(const Thread &t) { block->warps[t.warp].runnable |= 1u << t.lane; }
 
 static void fibre_main() {
     (*block->body)();
-    copies_wait(0);
     if (block->hopper) hopper_leave();
     Warp &w = own_warp();
     w.runnable &= ~(1u << thread->lane);

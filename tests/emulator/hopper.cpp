@@ -9,8 +9,8 @@
 
 namespace emulator {
 
-constexpr unsigned WARPGROUP = 128, WGMMA_M = 64, WGMMA_K = 16, MOST_N = 256, TILE_ALIGNMENT = 1024,
-                   BF16_BYTES = 2;
+constexpr unsigned WARPGROUP = 128, WGMMA_M = 64, WGMMA_K = 16, MOST_N = 256, BOX_COLUMNS = 64,
+                   TILE_ALIGNMENT = 1024, BF16_BYTES = 2;
 
 struct Mbarrier {
     unsigned expected, pending; /* arrivals */
@@ -132,16 +132,15 @@ void mbarrier_wait(uint32_t barrier, uint32_t parity, Site at) {
 }
 
 /* ---- TMA ---- */
-static unsigned box_bytes(const TensorMap &map) { return map.box_rows * map.box_columns * BF16_BYTES; }
+static unsigned box_bytes(const TensorMap &map) { return map.box_rows * BOX_COLUMNS * BF16_BYTES; }
 
-/* Calls f(element in shared memory, element in global memory or NULL outside the matrix). A box is as wide as
- * the swizzle in shared memory, whatever its columns. */
+/* Calls f(element in shared memory, element in global memory or NULL outside the matrix). */
 template <class F> static void each_element(const TensorMap &map, uint32_t shared, int column, int row, F f) {
     for (unsigned r = 0; r < map.box_rows; r++)
-        for (unsigned c = 0; c < map.box_columns; c++) {
+        for (unsigned c = 0; c < BOX_COLUMNS; c++) {
             const int64_t y = (int64_t)row + r, x = (int64_t)column + c;
             const bool inside = y >= 0 && y < map.rows && x >= 0 && x < map.columns;
-            f(swizzled_element(shared + (r * map.box_columns + c) * BF16_BYTES),
+            f(swizzled_element(shared + (r * BOX_COLUMNS + c) * BF16_BYTES),
               inside ? (uint16_t *)map.base + y * map.columns + x : nullptr);
         }
 }
@@ -152,7 +151,7 @@ static void check_and_count(const TensorMap &map, uint32_t shared, int column, i
     if (shared % TILE_ALIGNMENT) fault(at, "%s: tile at %u", what, shared - SHARED_BASE);
     check_fenced(shared, box_bytes(map), what, at);
     const int64_t left = std::max<int64_t>(column, 0),
-                  right = std::min<int64_t>((int64_t)column + map.box_columns, map.columns),
+                  right = std::min<int64_t>((int64_t)column + BOX_COLUMNS, map.columns),
                   bottom = std::min<int64_t>((int64_t)row + map.box_rows, map.rows);
     for (int64_t y = std::max<int64_t>(row, 0); y < bottom && left < right; y++) {
         const uint16_t *p = (const uint16_t *)map.base + y * map.columns + left;

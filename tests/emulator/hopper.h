@@ -8,11 +8,11 @@
 #define GATETAPE_EMULATED_HOPPER_H
 #include "ptx.h"
 
-/* A row-major matrix of bf16 in global memory and the box of it that one copy moves. */
+/* A row-major matrix of bf16 in global memory, and the rows of the box of 64 columns that one copy moves. */
 struct TensorMap {
     unsigned char *base;
     int64_t rows, columns;
-    unsigned box_rows, box_columns;
+    unsigned box_rows;
 };
 
 namespace emulator {
@@ -41,11 +41,10 @@ void product_wait(unsigned n_left, Site at);
 } /* namespace emulator */
 
 static inline cudaError_t tensor_map_new(TensorMap *map, const void *base, int64_t rows, int64_t columns,
-                                         unsigned box_rows, unsigned box_columns) {
-    if (rows < 1 || columns < 1 || columns % 8 || (uintptr_t)base % 16 || box_rows < 1 || box_rows > 256 ||
-        box_columns < 8 || box_columns > 64 || box_columns % 8)
+                                         unsigned box_rows) {
+    if (rows < 1 || columns < 1 || columns % 8 || (uintptr_t)base % 16 || box_rows < 1 || box_rows > 256)
         return cudaErrorInvalidValue;
-    *map = {(unsigned char *)base, rows, columns, box_rows, box_columns};
+    *map = {(unsigned char *)base, rows, columns, box_rows};
     return cudaSuccess;
 }
 

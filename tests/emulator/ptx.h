@@ -130,9 +130,9 @@ struct KernelShape {
 template <class... P, class... A>
 static cudaError_t start_kernel(cudaStream_t stream, const KernelShape &s, void (*kernel)(P...),
                                 A... arguments) {
-    cudaError_t error = emulator::enqueue(stream, {s.name, s.grid, dim3(s.threads), s.shared_bytes},
-                                          [=] { kernel(P(arguments)...); });
-    return error ? error : cudaGetLastError();
+    emulator::enqueue(stream, {s.name, s.grid, dim3(s.threads), s.shared_bytes},
+                      [=] { kernel(P(arguments)...); });
+    return cudaGetLastError();
 }
 
 #endif

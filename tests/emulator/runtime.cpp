@@ -9,6 +9,7 @@ struct EmulatedStream {
     Work pending;
     bool capturing = false;
     Work captured;
+    std::vector<std::pair<uintptr_t, size_t>> host_sources; /* of pending copies */
 };
 struct EmulatedEvent {
     cudaStream_t stream = nullptr; /* recorded there and not yet reached */
@@ -52,6 +53,7 @@ bool emulator::is_allocated(uintptr_t address, size_t n_bytes) {
 static void finish_work(cudaStream_t stream) {
     Work now;
     now.swap(stream->pending);
+    stream->host_sources.clear();
     for (auto &w : now) w();
 }
 
@@ -168,6 +170,14 @@ static bool is_device_memory(const void *p, size_t n_bytes) {
     return emulator::is_allocated((uintptr_t)p, n_bytes ? n_bytes : 1);
 }
 
+/* Whether a pending copy still reads there. Elsewhere a copy to the host leaves NaN until the wait. */
+static bool is_host_source(uintptr_t begin, size_t n_bytes) {
+    for (const EmulatedStream *s : streams)
+        for (const auto &source : s->host_sources)
+            if (begin < source.first + source.second && source.first < begin + n_bytes) return true;
+    return false;
+}
+
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n_bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
     static unsigned n_calls;
@@ -177,6 +187,9 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n_bytes, cudaMemc
         return remember(cudaErrorInvalidValue);
     if ((kind != cudaMemcpyHostToDevice) != is_device_memory(from, n_bytes))
         return remember(cudaErrorInvalidValue);
+    if (kind == cudaMemcpyHostToDevice) stream->host_sources.emplace_back((uintptr_t)from, n_bytes);
+    if (kind == cudaMemcpyDeviceToHost && !stream->capturing && !is_host_source((uintptr_t)to, n_bytes))
+        memset(to, 0xff, n_bytes);
     return put(stream, [=] { memcpy(to, from, n_bytes); });
 }
 
