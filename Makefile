@@ -18,6 +18,10 @@ test: ## build and run every check: unit, golden, program, sanitizers, fuzz smok
 	@$(MAKE) --no-print-directory all
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 
+emulated: deps ## build build/emulated/gatetape: the GPU's kernels on an emulated device
+	@cmake -S . -B $(BUILD) >/dev/null
+	@cmake --build $(BUILD) -j $(JOBS) --target gatetape_on_emulator
+
 package: all ## a folder that runs on a GPU node without root: build/package
 	tools/package.sh $(BUILD) $(BUILD)/package
 
@@ -25,6 +29,10 @@ bench: ## speed and memory beside this machine's limits and the peers that are i
 	@tools/install_deps.sh bench
 	@$(MAKE) --no-print-directory all
 	bench/run.sh $(BUILD)
+
+mutation: ## plant bugs in the GPU's kernels and see which tests catch them (an hour)
+	@$(MAKE) --no-print-directory all
+	tools/mutation.py --build $(BUILD) --out bench/results/mutation.csv
 
 lint: ## house rules that a machine can check
 	@tools/install_deps.sh test
@@ -42,4 +50,4 @@ clean: ## remove what was built
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-.PHONY: all deps demo test package bench lint sanitize fuzz-smoke clean help
+.PHONY: all deps demo test emulated package mutation bench lint sanitize fuzz-smoke clean help

@@ -71,7 +71,7 @@ typedef struct {
 
 static bool site_sync(HookSite *site) {
     if (site->device->sync(site->queue)) return true;
-    return error_set(site->error, ERROR_FAILED, "%s: %s", site->queue->failed_op, site->queue->failure);
+    return error_set(site->error, ERROR_UNAVAILABLE, "%s: %s", site->queue->failed_op, site->queue->failure);
 }
 
 /* Copies act rows (f32 or bf16) out as f32. */

@@ -37,7 +37,8 @@ static bool on_route(void *context, HookSite *site, const RouteView *view) {
     site->device->copy_out(site->queue, again->logits, view->logits);
     site->device->copy_out(site->queue, again->ids, view->ids);
     if (!site->device->sync(site->queue))
-        return error_set(site->error, ERROR_FAILED, "%s: %s", site->queue->failed_op, site->queue->failure);
+        return error_set(site->error, ERROR_UNAVAILABLE, "%s: %s", site->queue->failed_op,
+                         site->queue->failure);
     for (int64_t p = 0; p < again->c->n_prompts; p++) {
         int64_t begin = again->offsets[p];
         for (int64_t t = begin; t < again->offsets[p + 1] && t - begin < again->nearest[p]; t++)

@@ -42,7 +42,7 @@ static Rates measure_rates(const Device *device, int64_t n, int64_t k, Error *er
             device->sync(q);
             double middle = clock_seconds();
             device->ops->accumulate(q, to, from);
-            if (!device->sync(q)) error_set(error, ERROR_FAILED, "%s: %s", q->failed_op, q->failure);
+            if (!device->sync(q)) error_set(error, ERROR_UNAVAILABLE, "%s: %s", q->failed_op, q->failure);
             double flops = 2.0 * RATE_ROWS * (double)n * (double)k / (middle - begun),
                    bytes = 3.0 * sizeof(float) * RATE_FLOATS / (clock_seconds() - middle);
             if (i && flops > best.flops) best.flops = flops;

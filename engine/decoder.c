@@ -185,7 +185,7 @@ bool workspace_reserve(Workspace *w, size_t n_bytes, Error *error) {
 bool workspace_sync(Workspace *w, Error *error) {
     Queue *q = w->context.queue;
     if (w->context.device->sync(q)) return true;
-    return error_set(error, ERROR_FAILED, "%s: %s", q->failed_op ? q->failed_op : "device", q->failure);
+    return error_set(error, ERROR_UNAVAILABLE, "%s: %s", q->failed_op ? q->failed_op : "device", q->failure);
 }
 
 void workspace_close(Workspace *w) {

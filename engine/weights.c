@@ -191,7 +191,8 @@ static bool read_wanted(const Loader *l, const WantedTensor *w, Queue *queue, vo
         if (bad >= 0) return complain_nonfinite(l, w, at + bad);
         Tensor to = tensor_vector((char *)w->whole->data + (size_t)(w->first + at) * item, dtype, n);
         device->copy_in(queue, to, part);
-        if (!device->sync(queue)) return error_set(l->error, ERROR_FAILED, "%s: %s", w->name, queue->failure);
+        if (!device->sync(queue))
+            return error_set(l->error, ERROR_UNAVAILABLE, "%s: %s", w->name, queue->failure);
     }
     return true;
 }

@@ -134,7 +134,7 @@ class Bench:
             if done is None or done.returncode:
                 sys.exit(f"{source}: does not compile unchanged:\n{done.stderr if done else 'timeout'}")
             self.objects[source.name] = to
-        for test in ["test_parity.c", "test_attention_cuda.c"]:
+        for test in ["test_parity.c", "test_attention_cores.c"]:
             source = ROOT / "tests" / "emulator" / test
             if source.exists():
                 subprocess.run(["gcc", "-std=gnu11", "-O1", "-D_GNU_SOURCE", "-fopenmp", "-I", str(ROOT), "-c",
@@ -174,12 +174,12 @@ class Bench:
                 return f"test_parity {op} (hangs)"
             if done.returncode:
                 return f"test_parity {op}"
-        if path.stem.startswith("attention") and (self.folder / "test_attention_cuda.c.o").exists():
-            if not self.link("test_attention_cuda.c", replaced, work / "test_attention"):
+        if path.stem.startswith("attention") and (self.folder / "test_attention_cores.c.o").exists():
+            if not self.link("test_attention_cores.c", replaced, work / "test_attention"):
                 return None
             done = run(["nice", str(work / "test_attention")], env={"OMP_WAIT_POLICY": "passive"})
             if done is None or done.returncode:
-                return "test_attention_cuda"
+                return "test_attention_cores"
         return ""
 
 

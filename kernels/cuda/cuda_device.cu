@@ -97,8 +97,7 @@ void *device_alloc(size_t n_bytes) {
 void device_free(void *p) { cudaFree(p); }
 
 void note(Queue *q, const char *what, size_t n_bytes, cudaError_t error) {
-    if (error)
-        queue_fail(q, what, "device cuda: %s of %zu bytes: %s", what, n_bytes, cudaGetErrorString(error));
+    if (error) queue_fail(q, what, "device cuda: %zu bytes: %s", n_bytes, cudaGetErrorString(error));
 }
 
 void device_zero(Queue *q, Tensor t) {
@@ -236,7 +235,7 @@ void launch_finish(const Call &call, const char *kernel, cudaError_t error) {
     if (!error) return;
     char operands[160];
     describe(call, operands, sizeof operands);
-    queue_fail(q, call.op, "device cuda: %s:%s: %s", call.op, operands, cudaGetErrorString(error));
+    queue_fail(q, call.op, "device cuda:%s: %s", operands, cudaGetErrorString(error));
 }
 
 /* Of the first device: the oldest kernels need OLDEST_MAJOR, and the driver must know this program's CUDA. */

@@ -104,46 +104,87 @@ DEVICE int source_row(const Product &p, int m, int end) {
     return pair < 0 ? -1 : pair / p.per_token;
 }
 
-/* ---- four neighbouring elements, of which n are in the row ---- */
-template <class T> DEVICE void read_four(float (&to)[4], const Tensor &t, int64_t index, int n, bool packed) {
-    const T *p = static_cast<const T *>(t.data) + index;
-    if (packed) return load_pack<T, 4>(to, p);
-#pragma unroll
-    for (int i = 0; i < 4; i++) to[i] = i < n ? to_f32(load(&p[i])) : 0;
+/* ---- from sums to y ---- */
+DEVICE float read_one(const Tensor &t, int64_t index) {
+    if (t.dtype == DTYPE_F32) return load(static_cast<const float *>(t.data) + index);
+    if (t.dtype == DTYPE_BF16) return to_f32(load(static_cast<const bf16 *>(t.data) + index));
+    return to_f32(load(static_cast<const f16 *>(t.data) + index));
 }
-DEVICE void read_four(float (&to)[4], const Tensor &t, int64_t index, int n, bool packed) {
-    if (t.dtype == DTYPE_F32) return read_four<float>(to, t, index, n, packed);
-    if (t.dtype == DTYPE_BF16) return read_four<bf16>(to, t, index, n, packed);
-    read_four<f16>(to, t, index, n, packed);
-}
-template <class T>
-DEVICE void write_four(const Tensor &t, int64_t index, const float (&from)[4], int n, bool packed) {
-    T *p = static_cast<T *>(t.data) + index;
-    if (packed) return store_pack<T, 4>(p, from);
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        if (i < n) store(&p[i], from_f32<T>(from[i]));
+DEVICE void read_four(float (&to)[4], const Tensor &t, int64_t index) {
+    if (t.dtype == DTYPE_F32) return load_pack<float, 4>(to, static_cast<const float *>(t.data) + index);
+    if (t.dtype == DTYPE_BF16) return load_pack<bf16, 4>(to, static_cast<const bf16 *>(t.data) + index);
+    load_pack<f16, 4>(to, static_cast<const f16 *>(t.data) + index);
 }
 
-/* Four sums of a row from `column` on become elements of y. */
-DEVICE void finish_four(const Product &p, int group, int row, int column, float (&sum)[4]) {
-    const int n = p.columns - column;
-    const int64_t index = (int64_t)row * p.columns + column;
-    float other[4];
-    if (p.bias.data) {
-        read_four(other, p.bias, (int64_t)group * p.columns + column, n, p.packed);
+/* N rows, `stride` elements apart, of which n are there. */
+template <class T, int N>
+DEVICE void add_rows(float (&sum)[N][4], const Tensor &t, int64_t index, int64_t stride, int n) {
+    const T *p = static_cast<const T *>(t.data) + index;
+    float other[N][4] = {};
 #pragma unroll
-        for (int i = 0; i < 4; i++) sum[i] += other[i];
+    for (int i = 0; i < N; i++)
+        if (i < n) load_pack<T, 4>(other[i], &p[i * stride]);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) sum[i][j] = other[i][j] + sum[i][j];
+}
+template <class T, int N>
+DEVICE void write_rows(const Tensor &t, int64_t index, int64_t stride, int n, const float (&sum)[N][4]) {
+    T *p = static_cast<T *>(t.data) + index;
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        if (i < n) store_pack<T, 4>(&p[i * stride], sum[i]);
+}
+
+DEVICE void finish_one(const Product &p, int group, int row, int column, float sum) {
+    const int64_t index = (int64_t)row * p.columns + column;
+    if (p.bias.data) sum += read_one(p.bias, (int64_t)group * p.columns + column);
+    if (p.residual.data && !p.onto) sum = read_one(p.residual, index) + sum;
+    if (p.y.dtype == DTYPE_F32)
+        store(static_cast<float *>(p.y.data) + index, sum);
+    else
+        store(static_cast<bf16 *>(p.y.data) + index, from_f32<bf16>(sum));
+}
+
+/* ROWS x COLUMNS sums in shared memory, rows LENGTH apart, become elements of y from (row, column) on, as
+ * far as row `end` and the width of y go. THREADS threads share them; each has four columns of several rows.
+ * */
+template <int ROWS, int COLUMNS, int LENGTH, int THREADS>
+DEVICE void finish_sums(const Product &p, int group, int row, int end, int column, const float *sums,
+                        int thread) {
+    enum { LANES = COLUMNS / 4, AT_ONCE = THREADS / LANES, N = ROWS / AT_ONCE };
+    if (!p.packed) {
+#pragma unroll 1
+        for (int i = thread; i < ROWS * COLUMNS; i += THREADS)
+            if (row + i / COLUMNS < end && column + i % COLUMNS < p.columns)
+                finish_one(p, group, row + i / COLUMNS, column + i % COLUMNS,
+                           load(&sums[i / COLUMNS * LENGTH + i % COLUMNS]));
+        return;
+    }
+    const int r = thread / LANES, c = thread % LANES * 4;
+    if (column + c >= p.columns) return;
+    const int n = (end - row - r + AT_ONCE - 1) / AT_ONCE;
+    const int64_t index = (int64_t)(row + r) * p.columns + (column + c),
+                  stride = (int64_t)AT_ONCE * p.columns;
+    float sum[N][4], bias[4] = {};
+    if (p.bias.data) read_four(bias, p.bias, (int64_t)group * p.columns + (column + c));
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        load_pack<float, 4>(sum[i], &sums[(r + i * AT_ONCE) * LENGTH + c]);
+#pragma unroll
+        for (int j = 0; j < 4; j++) sum[i][j] = p.bias.data ? sum[i][j] + bias[j] : sum[i][j];
     }
     if (p.residual.data && !p.onto) {
-        read_four(other, p.residual, index, n, p.packed);
-#pragma unroll
-        for (int i = 0; i < 4; i++) sum[i] = other[i] + sum[i];
+        if (p.residual.dtype == DTYPE_F32)
+            add_rows<float>(sum, p.residual, index, stride, n);
+        else
+            add_rows<bf16>(sum, p.residual, index, stride, n);
     }
     if (p.y.dtype == DTYPE_F32)
-        write_four<float>(p.y, index, sum, n, p.packed);
+        write_rows<float>(p.y, index, stride, n, sum);
     else
-        write_four<bf16>(p.y, index, sum, n, p.packed);
+        write_rows<bf16>(p.y, index, stride, n, sum);
 }
 
 #endif

@@ -13,7 +13,9 @@
 
 enum { ROWS = 64, COLUMNS = 64, STEP = 16, BLOCK_STEPS = 256 / STEP, THREADS = 128, N_M = 8, N_N = 4 };
 enum { N_PACKS = ROWS * STEP / 4 / THREADS }; /* of x and of w that a thread moves every step */
-static_assert(ROWS == COLUMNS, "one layout for both operands");
+enum { BUFFER = STEP * ROWS };
+static_assert(ROWS == COLUMNS && 4 * BUFFER == ROWS * COLUMNS,
+              "one layout for both operands, room for the sums");
 
 /* Four elements as they are; those from n on are zero. */
 template <class T> DEVICE Pack<T, 4> fetch_four(const T *p, int n, bool packed) {
@@ -124,38 +126,41 @@ DEVICE void add_block(float (&sum)[N_M][N_N], float (&part)[N_M][N_N], bool firs
 template <class X, class W, bool BACK>
 static __global__ void __launch_bounds__(THREADS, 3)
     multiply_f32(const Product p, bool x_packed, bool w_packed) {
-    SHARED(float, x_buffers, 2 * STEP * ROWS);
-    SHARED(float, w_buffers, 2 * STEP * COLUMNS);
+    SHARED(float, buffers, 4 * BUFFER); /* x, w, and once more */
     TilePlace at;
     if (!place_tile<ROWS, COLUMNS>(p, at)) return;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int m = (warp / 2 * 4 + lane / 8) * N_M, n = (warp % 2 * 8 + lane % 8) * N_N;
-    const int n_rows = at.end - at.first - m, column = at.column + n;
+    const int row = at.first + m, column = at.column + n;
     float sum[N_M][N_N] = {}, part[N_M][N_N] = {};
-    if (p.onto && column < p.columns)
+    if (p.onto)
 #pragma unroll
         for (int i = 0; i < N_M; i++)
-            if (i < n_rows)
-                read_four(sum[i], p.residual, (int64_t)(at.first + m + i) * p.columns + column,
-                          p.columns - column, p.packed);
+#pragma unroll
+            for (int j = 0; j < N_N; j++)
+                if (row + i < at.end && column + j < p.columns)
+                    sum[i][j] = read_one(p.residual, (int64_t)(row + i) * p.columns + (column + j));
 
     Stream<X, W, BACK> stream(p, at, x_packed, w_packed);
     const int n_steps = (p.depth + STEP - 1) / STEP;
     stream.fetch(0);
-    stream.put(x_buffers, w_buffers);
+    stream.put(buffers, &buffers[BUFFER]);
     __syncthreads();
     for (int s = 0; s < n_steps; s++) {
-        const int now = s % 2 * STEP * ROWS, next = (s + 1) % 2 * STEP * ROWS;
+        const float *now = &buffers[s % 2 * 2 * BUFFER];
+        float *next = &buffers[(s + 1) % 2 * 2 * BUFFER];
         const bool more = s + 1 < n_steps;
         if (more) stream.fetch((s + 1) * STEP);
-        multiply_step(part, &x_buffers[now], &w_buffers[now], m, n);
+        multiply_step(part, now, &now[BUFFER], m, n);
         if ((s + 1) % BLOCK_STEPS == 0 || !more) add_block(sum, part, s < BLOCK_STEPS && !p.onto);
-        if (more) stream.put(&x_buffers[next], &w_buffers[next]);
+        if (more) stream.put(next, &next[BUFFER]);
         __syncthreads();
     }
 #pragma unroll
-    for (int i = 0; i < N_M; i++)
-        if (i < n_rows && column < p.columns) finish_four(p, at.group, at.first + m + i, column, sum[i]);
+    for (int i = 0; i < N_M; i++) store_pack<float, 4>(&buffers[(m + i) * COLUMNS + n], sum[i]);
+    __syncthreads();
+    finish_sums<ROWS, COLUMNS, COLUMNS, THREADS>(p, at.group, at.first, at.end, at.column, buffers,
+                                                 (int)threadIdx.x);
 }
 
 template <class X, class W> static void launch(const Call &call, const Product &p) {

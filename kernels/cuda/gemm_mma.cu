@@ -7,7 +7,7 @@
  * Weights stay as they lie: x w^T reads them by ldmatrix, x w by its transposing form. Fragments are read
  * one mma step ahead. Sums go through shared memory, so that y and residual are accessed in whole lines.
  *
- * Large is bound by the tensor cores (128 x 256: 85 multiply-adds a byte from L2), Skinny, for few rows a
+ * Large is bound by the tensor cores (128 x 256: 43 multiply-adds a byte from L2), Skinny, for few rows a
  * group, by the weights' way from memory: 60 KiB of them and x under way a block, three blocks an SM. Medium
  * is between. All make the same chain of mma, so a row does not show in which it was computed.
  *
@@ -38,64 +38,66 @@ typedef Shape<1, 4, 4, 4, 3, 3> Medium; /* 64 x 128 */
 typedef Shape<1, 4, 2, 2, 6, 3> Skinny; /* 32 x 64 */
 
 /* Where chunk c (16 bytes) of a row stands in a tile of 128-byte rows. */
-DEVICE uint32_t swizzled(int row, int c) { return (uint32_t)(row * ROW_BYTES + ((c ^ (row & 7)) << 4)); }
+DEVICE uint32_t swizzled(unsigned row, unsigned c) { return row * ROW_BYTES + ((c ^ row % 8) << 4); }
 
 /* The same for weights that are read back: a row is one k, every 64 columns are a tile of STEP rows. */
-DEVICE uint32_t swizzled_back(int k, int c) {
-    return (uint32_t)(c / 8 * STEP * ROW_BYTES) + swizzled(k, c % 8);
+DEVICE uint32_t swizzled_back(unsigned k, unsigned c) {
+    return c / 8 * STEP * ROW_BYTES + swizzled(k, c % 8);
 }
 
-/* What a thread copies of every step. */
+/* What a thread copies of every step: a chunk of every X_ROWS-th row of x and of every W_ROWS-th row of w.
+ * Rows of w are columns of y, or back, k. */
 template <class S, bool BACK> struct Fetch {
     enum {
         CHUNKS = BACK ? S::COLUMNS / 8 : STEP / 8, /* of a row of w */
-        W_ROWS = S::THREADS / CHUNKS,              /* that the block copies at a time */
-        N_W = (BACK ? (int)STEP : (int)S::COLUMNS) / W_ROWS,
         X_ROWS = S::THREADS / 8,
-        N_X = S::ROWS / X_ROWS
+        W_ROWS = S::THREADS / CHUNKS,
+        N_X = S::ROWS / X_ROWS,
+        N_W = (BACK ? (int)STEP : (int)S::COLUMNS) / W_ROWS
     };
-    const bf16 *x, *w;
-    int source[N_X];
-    int k, depth, columns, column, halves;
+    const char *x, *w;             /* the thread's chunk in row 0 of x, in its first row of w */
+    int source[N_X];               /* its rows of x; negative: none */
+    int x_stride, w_stride;        /* bytes to the next row of x, to the thread's next row of w */
+    int64_t w_step;                /* bytes of w to the next step */
+    int k_left, w_rows, w_columns; /* what there is from the thread's first on: of x; rows, columns of w */
 
-    __device__ __forceinline__ Fetch(const Product &p, const TilePlace &at)
-        : k(0), depth(p.depth), columns(p.columns), column(at.column), halves(p.halves) {
-        const int64_t group_size = (int64_t)(p.depth >> halves) * p.columns;
-        x = static_cast<const bf16 *>(p.x.data);
-        w = static_cast<const bf16 *>(p.w.data) + at.group * group_size;
+    __device__ __forceinline__ Fetch(const Product &p, const TilePlace &at) {
+        const int row = threadIdx.x / 8, chunk = threadIdx.x % 8 * 8;
+        const int w_row = threadIdx.x / CHUNKS, w_chunk = threadIdx.x % CHUNKS * 8;
+        const int row_bytes = (BACK ? p.columns : p.depth) * 2, w_depth = p.depth >> p.halves;
+        x = static_cast<const char *>(p.x.data) + chunk * 2;
+        w = static_cast<const char *>(p.w.data) + (int64_t)at.group * w_depth * p.columns * 2;
+        w += BACK ? (int64_t)(w_row >> p.halves) * row_bytes + (at.column + w_chunk) * 2
+                  : (int64_t)(at.column + w_row) * row_bytes + w_chunk * 2;
+        x_stride = p.depth * 2;
+        w_stride = (W_ROWS >> p.halves) * row_bytes;
+        w_step = BACK ? (int64_t)(STEP >> p.halves) * row_bytes : STEP * 2;
+        k_left = p.depth - chunk;
+        w_rows = BACK ? p.depth - w_row : p.columns - at.column - w_row;
+        w_columns = BACK ? p.columns - at.column - w_chunk : k_left;
+#pragma unroll
+        for (int i = 0; i < N_X; i++) source[i] = source_row(p, at.first + i * X_ROWS + row, at.end);
+    }
+
+    /* The next step, to the stage at shared address `to`; beyond the last one, zeros. */
+    __device__ __forceinline__ void next(uint32_t to) {
+        const unsigned row = threadIdx.x / 8, w_row = threadIdx.x / CHUNKS, w_chunk = threadIdx.x % CHUNKS;
 #pragma unroll
         for (int i = 0; i < N_X; i++)
-            source[i] = source_row(p, at.first + i * X_ROWS + (int)threadIdx.x / 8, at.end);
-    }
-
-    /* The next step, to the stage at shared address `to`; nothing beyond the last. */
-    __device__ __forceinline__ void next(uint32_t to) {
-        if (k < depth) {
-            const int row = (int)threadIdx.x / 8, chunk = (int)threadIdx.x % 8;
+            cp_async16(to + swizzled(i * X_ROWS + row, threadIdx.x % 8), x + (int64_t)source[i] * x_stride,
+                       source[i] >= 0 && k_left > 0);
+        to += S::X_BYTES;
 #pragma unroll
-            for (int i = 0; i < N_X; i++)
-                cp_async16(to + swizzled(i * X_ROWS + row, chunk),
-                           x + (int64_t)source[i] * depth + (k + chunk * 8),
-                           source[i] >= 0 && k + chunk * 8 < depth);
-            fetch_weights(to + S::X_BYTES);
-        }
-        k += STEP;
+        for (int i = 0; i < N_W; i++)
+            cp_async16(to + (BACK ? swizzled_back(i * W_ROWS + w_row, w_chunk)
+                                  : swizzled(i * W_ROWS + w_row, w_chunk)),
+                       w + (int64_t)i * w_stride, w_rows > i * W_ROWS && w_columns > 0);
         cp_async_commit();
-    }
-
-    __device__ __forceinline__ void fetch_weights(uint32_t to) {
-        const int first = (int)threadIdx.x / CHUNKS, chunk = (int)threadIdx.x % CHUNKS;
-#pragma unroll
-        for (int i = 0; i < N_W; i++) {
-            const int r = i * W_ROWS + first;
-            if (BACK)
-                cp_async16(to + swizzled_back(r, chunk),
-                           w + (int64_t)((k + r) >> halves) * columns + (column + chunk * 8),
-                           k + r < depth && column + chunk * 8 < columns);
-            else
-                cp_async16(to + swizzled(r, chunk), w + (int64_t)(column + r) * depth + (k + chunk * 8),
-                           column + r < columns && k + chunk * 8 < depth);
-        }
+        x += STEP * 2, w += w_step, k_left -= STEP;
+        if (BACK)
+            w_rows -= STEP;
+        else
+            w_columns -= STEP;
     }
 };
 
@@ -103,8 +105,9 @@ template <class S, bool BACK> struct Fetch {
 template <class S> struct Fragments { uint32_t x[S::TILES_M][4], w[S::TILES_N / 2][4]; };
 
 template <class S, bool BACK>
-DEVICE void read_fragments(Fragments<S> &f, uint32_t stage, int k16, int warp_row, int warp_column) {
-    const int lane = threadIdx.x % 32, low = lane % 16, high = lane / 16;
+DEVICE void read_fragments(Fragments<S> &f, uint32_t stage, unsigned k16, unsigned warp_row,
+                           unsigned warp_column) {
+    const unsigned lane = threadIdx.x % 32, low = lane % 16, high = lane / 16;
 #pragma unroll
     for (int i = 0; i < S::TILES_M; i++)
         ldmatrix_x4(f.x[i], stage + swizzled(warp_row + i * 16 + low, k16 * 2 + high));
@@ -122,8 +125,8 @@ DEVICE void read_fragments(Fragments<S> &f, uint32_t stage, int k16, int warp_ro
 template <class S>
 DEVICE void finish_warp(const Product &p, const TilePlace &at, float (&sum)[S::TILES_M][S::TILES_N][4],
                         float *own, int warp_row, int warp_column) {
-    enum { LENGTH = S::WARP_COLUMNS + 8, LANES = S::WARP_COLUMNS / 4, AT_ONCE = 32 / LANES };
-    const int lane = threadIdx.x % 32, column = at.column + warp_column + lane % LANES * 4;
+    enum { LENGTH = S::WARP_COLUMNS + 8 };
+    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < S::TILES_M; i++) {
 #pragma unroll
@@ -133,13 +136,8 @@ DEVICE void finish_warp(const Product &p, const TilePlace &at, float (&sum)[S::T
                 store(reinterpret_cast<float2 *>(&own[(h * 8 + lane / 4) * LENGTH + j * 8 + lane % 4 * 2]),
                       float2{sum[i][j][h * 2], sum[i][j][h * 2 + 1]});
         __syncwarp();
-#pragma unroll
-        for (int r = lane / LANES; r < 16; r += AT_ONCE) {
-            const int row = at.first + warp_row + i * 16 + r;
-            float four[4];
-            load_pack<float, 4>(four, &own[r * LENGTH + lane % LANES * 4]);
-            if (row < at.end && column < p.columns) finish_four(p, at.group, row, column, four);
-        }
+        finish_sums<16, S::WARP_COLUMNS, LENGTH, 32>(p, at.group, at.first + warp_row + i * 16, at.end,
+                                                     at.column + warp_column, own, lane);
         __syncwarp();
     }
 }
@@ -149,8 +147,9 @@ static __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) multiply_bf16(co
     DYNAMIC_SHARED(shared);
     TilePlace at;
     if (!place_tile<S::ROWS, S::COLUMNS>(p, at)) return;
-    const int warp = threadIdx.x / 32;
-    const int warp_row = warp / S::WARPS_N * S::WARP_ROWS, warp_column = warp % S::WARPS_N * S::WARP_COLUMNS;
+    const unsigned warp = threadIdx.x / 32;
+    const unsigned warp_row = warp / S::WARPS_N * S::WARP_ROWS,
+                   warp_column = warp % S::WARPS_N * S::WARP_COLUMNS;
     const uint32_t ring = shared_address(shared), ring_end = ring + S::SHARED_BYTES;
     float sum[S::TILES_M][S::TILES_N][4];
 #pragma unroll
@@ -184,7 +183,8 @@ static __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) multiply_bf16(co
         free_stage = stage;
         stage = stage + S::STAGE_BYTES == ring_end ? ring : stage + S::STAGE_BYTES;
     }
-    __syncthreads(); /* the ring has been read: its memory serves the sums */
+    cp_async_wait<0>();
+    __syncthreads(); /* the ring has been read, nothing comes any more: its memory serves the sums */
     float *own = reinterpret_cast<float *>(shared) + warp * 16 * (S::WARP_COLUMNS + 8);
     finish_warp<S>(p, at, sum, own, warp_row, warp_column);
 }
@@ -199,22 +199,24 @@ static int n_multiprocessors() {
     return n;
 }
 
-template <class S> static unsigned tiles(Product &p) {
+template <class S> static void launch(const Call &call, Product p) {
     p.row_tiles = row_tiles_at_most(p, S::ROWS);
-    return blocks_of_tiles(p, S::COLUMNS);
+    const unsigned blocks = blocks_of_tiles(p, S::COLUMNS);
+    if (p.back)
+        LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, true>), p);
+    else
+        LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, false>), p);
 }
-
-#define LAUNCH_SHAPE(S)                                                                                      \
-    p.back ? LAUNCH(call, tiles<S>(p), S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, true>), p)             \
-           : LAUNCH(call, tiles<S>(p), S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, false>), p)
 
 void product_mma(const Call &call, Product p) {
     const int rows_each = p.rows / p.groups;
+    const int64_t large_tiles =
+        (int64_t)row_tiles_at_most(p, Large::ROWS) * ((p.columns + Large::COLUMNS - 1) / Large::COLUMNS);
     p.onto = false; /* a chain of mma cannot be cut into blocks: residual is added to the whole */
     if (rows_each <= Skinny::ROWS)
-        LAUNCH_SHAPE(Skinny);
-    else if (rows_each < Medium::ROWS * 3 / 2 || tiles<Large>(p) < (unsigned)n_multiprocessors())
-        LAUNCH_SHAPE(Medium);
+        launch<Skinny>(call, p);
+    else if (rows_each < Medium::ROWS * 3 / 2 || large_tiles < n_multiprocessors())
+        launch<Medium>(call, p);
     else
-        LAUNCH_SHAPE(Large);
+        launch<Large>(call, p);
 }

@@ -10,15 +10,18 @@ bool product_fits_mma(const Product &p) {
            rows_are_packed(8, tensor_columns(p.x), p.x) && rows_are_packed(8, tensor_columns(p.w), p.w);
 }
 
-static int whole_int(int64_t n) {
-    check(n <= INT32_MAX, "a product of extent %lld", (long long)n);
+/* The kernels count rows, columns and k, and the bytes of 32 rows of weights, in 32 bits. */
+static int extent(int64_t n, int64_t most) {
+    check(n <= most, "a product of extent %lld", (long long)n);
     return (int)n;
 }
 
 void product(const Call &call, Product p) {
-    p.groups = p.offsets ? whole_int(p.w.shape[0]) : 1;
-    p.rows = whole_int(tensor_rows(p.y)), p.columns = whole_int(tensor_columns(p.y));
-    p.depth = whole_int(tensor_columns(p.x));
+    enum { MOST_ROWS = 1 << 30, MOST_COLUMNS = 1 << 24 };
+    p.groups = p.offsets ? extent(p.w.shape[0], MOST_COLUMNS) : 1;
+    p.rows = extent(tensor_rows(p.y), MOST_ROWS);
+    p.columns = extent(tensor_columns(p.y), MOST_COLUMNS),
+    p.depth = extent(tensor_columns(p.x), MOST_COLUMNS);
     const int64_t depth = p.halves ? p.depth / 2 : p.depth;
     check(tensor_count(p.w) == p.groups * depth * p.columns,
           "%d groups of %d columns, x [.,%d], %lld weights", p.groups, p.columns, p.depth,

@@ -30,7 +30,7 @@ for case in "$source"/tests/golden/*/; do
     echo "$name bf16: $(tail -n 1 "$scratch/said")"
     grep '^launched: ' "$scratch/said" >>"$scratch/launched"
 done
-for kernel in gemm_mma gemm_skinny attention_mma attention_bwd_queries_mma attention_bwd_keys_mma; do
+for kernel in multiply_bf16 attend_mma decode gradient_mma; do
     grep -q "^launched: $kernel " "$scratch/launched" || fail "$kernel was not launched by any bf16 case"
 done
 
@@ -64,6 +64,9 @@ for fault in alloc:1 alloc:3 copy:2 launch:1 launch:40; do
     [ "$code" = 3 ] || fail "$fault: expected exit code 3: got $code"
     [ "$(wc -l <"$scratch/err")" = 1 ] || fail "$fault: expected one line: got $(cat "$scratch/err")"
 done
+GATETAPE_SYNC=1 GATETAPE_EMULATOR_FAIL=launch:40 "$program" conform "$source/tests/golden/mixtral_window" --device cuda \
+    >/dev/null 2>"$scratch/err"
+grep -qE 'error: [a-z_]+: device cuda: (f32|bf16)\[' "$scratch/err" || fail "a failed launch names op and shapes: got $(cat "$scratch/err")"
 GATETAPE_EMULATOR_NO_DEVICE=1 "$program" conform "$source/tests/golden/mixtral_window" --device cuda >/dev/null 2>"$scratch/err"
 [ $? = 3 ] || fail "no device: expected exit code 3"
 grep -q 'expected a GPU' "$scratch/err" || fail "no device: got $(cat "$scratch/err")"

@@ -128,7 +128,8 @@ BUILD(attention) {
     whole_arg(p, IN, ACT, keys, N_KV_HEADS, p->width);
     whole_arg(p, IN, ACT, keys, N_KV_HEADS, width);
     leave_out(whole_arg(p, IN, WEIGHT, N_HEADS, NONE, NONE), p->variant != 3);
-    p->reduction = (double)(p->width + p->rows);
+    p->reduction = (double)(p->width + keys);
+    p->scale = p->variant == 1 ? 0.25 : 0; /* the values of many keys cancel */
 }
 CALL(attention) {
     Spans s = {t[0], t[1], t[2]};

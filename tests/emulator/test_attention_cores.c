@@ -1,0 +1,161 @@
+/* Attention on the tensor cores: the cases of cases.h have odd heads, which the general variant takes; here
+ * heads are 64 and 128 wide, of the same width in keys and values. Near the table f64, the same bits on a
+ * second run, and a token decoded alone over a cache has the bits that it has in its packed prompt. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include "tests/kernels/cases.h"
+
+enum { MOST_PROMPTS = 6 };
+
+typedef struct {
+    const char *name;
+    int64_t width, heads, kv_heads, window, before; /* before: keys of a prompt ahead of its rows */
+    bool has_sinks;
+    int64_t lengths[MOST_PROMPTS]; /* rows of each prompt */
+} Shape;
+
+static const Shape SHAPES[] = {
+    {"head 64, GQA 4", 64, 4, 1, 0, 0, false, {0, 1, 63, 64, 65, 3}},
+    {"head 64, window", 64, 2, 2, 20, 0, false, {70, 1, 0, 130, 0, 5}},
+    {"head 64, cache, sinks", 64, 2, 1, 0, 100, true, {2, 1, 33, 0, 1, 40}},
+    {"head 128, GQA 8", 128, 8, 1, 0, 0, false, {17, 0, 64, 1, 2, 9}},
+    {"head 128, cache, window", 128, 2, 1, 70, 90, false, {1, 5, 0, 66, 1, 1}},
+    {"head 64, decoding", 64, 4, 2, 0, 150, true, {1, 1, 1, 1, 1, 1}},
+    {"head 128, decoding, window", 128, 4, 1, 33, 300, false, {1, 1, 1, 1, 1, 1}},
+};
+static const Shape *shape; /* of the case that is built */
+
+static int64_t add_prompts(Problem *p) {
+    Arg *offsets = whole_arg(p, IN, I32, MOST_PROMPTS + 1, NONE, NONE);
+    Arg *begin = whole_arg(p, IN, I32, MOST_PROMPTS, NONE, NONE),
+        *length = whole_arg(p, IN, I32, MOST_PROMPTS, NONE, NONE);
+    int64_t keys = 3, rows = 0;
+    for (int i = 0; i < MOST_PROMPTS; i++) {
+        int64_t n = shape->lengths[i] + shape->before;
+        offsets->values[i + 1] = (double)(rows += shape->lengths[i]);
+        begin->values[i] = (double)keys;
+        length->values[i] = (double)n;
+        keys += n + 1;
+    }
+    return keys;
+}
+
+static int64_t rows_of(const Shape *s) {
+    int64_t rows = 0;
+    for (int i = 0; i < MOST_PROMPTS; i++) rows += s->lengths[i];
+    return rows;
+}
+
+static void build_forward(Problem *p) {
+    int64_t keys = add_prompts(p);
+    row_arg(p, OUT, ACT, shape->heads, shape->width);
+    row_arg(p, OUT, REAL, shape->heads, NONE);
+    row_arg(p, IN, ACT, shape->heads, shape->width);
+    whole_arg(p, IN, ACT, keys, shape->kv_heads, shape->width);
+    whole_arg(p, IN, ACT, keys, shape->kv_heads, shape->width);
+    leave_out(whole_arg(p, IN, WEIGHT, shape->heads, NONE, NONE), !shape->has_sinks);
+    p->reduction = (double)(shape->width + keys);
+    p->rounds_inside = true; /* weights are rounded before they meet the values */
+}
+static void call_forward(const Ops *o, Queue *q, const Tensor *t, const Problem *p) {
+    (void)p;
+    o->attention(q, t[3], t[4], t[5], t[6], t[7], (Spans){t[0], t[1], t[2]}, t[8], 0.25f, shape->window);
+}
+
+static void build_backward(Problem *p) {
+    int64_t keys = add_prompts(p);
+    row_arg(p, SUM, ACT, shape->heads, shape->width);
+    whole_arg(p, SUM, ACT, keys, shape->kv_heads, shape->width);
+    whole_arg(p, SUM, ACT, keys, shape->kv_heads, shape->width);
+    row_arg(p, IN, ACT, shape->heads, shape->width);
+    row_arg(p, IN, ACT, shape->heads, shape->width);
+    Arg *lse = row_arg(p, IN, REAL, shape->heads, NONE);
+    lse->low = 5, lse->high = 6;
+    row_arg(p, IN, ACT, shape->heads, shape->width);
+    whole_arg(p, IN, ACT, keys, shape->kv_heads, shape->width);
+    whole_arg(p, IN, ACT, keys, shape->kv_heads, shape->width);
+    p->reduction = 4 * (double)(shape->width + 2 * keys);
+    p->n_stores = 4; /* p and ds are rounded too */
+}
+static void call_backward(const Ops *o, Queue *q, const Tensor *t, const Problem *p) {
+    (void)p;
+    o->attention_bwd(q, t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], t[11], (Spans){t[0], t[1], t[2]},
+                     0.25f, shape->window);
+}
+
+static const Case FORWARD = {"attention", build_forward, call_forward, 1, false},
+                  BACKWARD = {"attention_bwd", build_backward, call_backward, 1, false};
+
+static void check_case(const Case *c, const Shape *s) {
+    shape = s;
+    Problem p = problem_new(c, rows_of(s), s->width, 0);
+    Setting gpu = {"cuda", DTYPE_BF16, DTYPE_BF16, 1}, exact = gpu;
+    exact.isa = "f64";
+    Finding why;
+    Run first = run_case(c, &p, &gpu), reference = run_case(c, &p, &exact);
+    if (!run_is_clean(&first, &p, &gpu, &why)) fail_msg("%s: %s: not clean: %s", c->op, s->name, why.text);
+    if (!run_is_near(&first, &reference, &p, &gpu, &why))
+        fail_msg("%s: %s: far from f64: %s", c->op, s->name, why.text);
+    setenv("GATETAPE_EMULATOR_WHEN", "1", 1);
+    Run again = run_case(c, &p, &gpu);
+    unsetenv("GATETAPE_EMULATOR_WHEN");
+    if (!runs_equal(&first, &again, &p, &why)) fail_msg("%s: %s: a second run: %s", c->op, s->name, why.text);
+    run_free(&first, &p), run_free(&again, &p), run_free(&reference, &p);
+    problem_free(&p);
+}
+
+static void test_forward(void **state) {
+    if (!cuda_device(NULL)) skip();
+    check_case(&FORWARD, *state);
+}
+static void test_backward(void **state) {
+    if (!cuda_device(NULL)) skip();
+    check_case(&BACKWARD, *state);
+}
+
+/* The last row of every prompt again, one row a prompt over the same keys. */
+static void test_decoding_has_the_bits_of_prefill(void **state) {
+    (void)state;
+    if (!cuda_device(NULL)) skip();
+    for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++) {
+        shape = &SHAPES[i];
+        Problem p = problem_new(&FORWARD, rows_of(shape), shape->width, 0);
+        Setting gpu = {"cuda", DTYPE_BF16, DTYPE_BF16, 1};
+        Run whole = run_case(&FORWARD, &p, &gpu), one = run_new(&p, &gpu);
+        for (int prompt = 0; prompt < MOST_PROMPTS; prompt++) {
+            int64_t last = (int64_t)p.arg[0].values[prompt + 1] - 1;
+            if (shape->lengths[prompt] == 0) continue;
+            int32_t ends[2] = {0, 1};
+            Tensor offsets = {
+                .data = one.device->alloc(sizeof ends), .dtype = DTYPE_I32, .n_dims = 1, .shape = {2}};
+            one.device->copy_in(one.queue, offsets, ends);
+            Tensor cut[MOST_ARGS];
+            memcpy(cut, one.on_device, sizeof cut);
+            cut[0] = offsets;
+            for (int a = 1; a <= 2; a++) cut[a] = tensor_slice(cut[a], prompt, 1);
+            for (int a = 3; a <= 5; a++) cut[a] = tensor_slice(cut[a], last, 1);
+            FORWARD.call(one.device->ops, one.queue, cut, &p);
+            run_fetch(&one);
+            one.device->free(offsets.data);
+            Tensor want = tensor_slice(whole.t[3], last, 1), got = tensor_slice(one.t[3], last, 1);
+            if (memcmp(got.data, want.data, tensor_bytes(want)))
+                fail_msg("%s: prompt %d: its last row differs when decoded alone", shape->name, prompt);
+        }
+        run_free(&whole, &p), run_free(&one, &p);
+        problem_free(&p);
+    }
+}
+
+int main(void) {
+    enum { N_SHAPES = sizeof SHAPES / sizeof *SHAPES };
+    struct CMUnitTest tests[2 * N_SHAPES + 1];
+    for (int i = 0; i < N_SHAPES; i++) {
+        tests[2 * i] = (struct CMUnitTest){SHAPES[i].name, test_forward, NULL, NULL, (void *)&SHAPES[i]};
+        tests[2 * i + 1] = (struct CMUnitTest){SHAPES[i].name, test_backward, NULL, NULL, (void *)&SHAPES[i]};
+    }
+    tests[2 * N_SHAPES] = (struct CMUnitTest)cmocka_unit_test(test_decoding_has_the_bits_of_prefill);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
