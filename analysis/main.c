@@ -24,7 +24,7 @@ static bool find_device(const char *name, const Device **device, Error *error) {
     if (!*device) *device = cpu_device();
     if (!*device)
         return error_set(error, ERROR_UNAVAILABLE,
-                         "GATETAPE_ISA: expected generic, avx2 or avx512, as this processor "
+                         "GATETAPE_ISA: expected generic, avx2, avx512, avx512bf16 or amx, as this processor "
                          "has it: got \"%s\"",
                          getenv("GATETAPE_ISA"));
     return true;

@@ -45,9 +45,9 @@ static bool pick_device(int choice, const Device **device, Error *error) {
     if (*device) return true;
     if (choice == DEVICE_CUDA) return error_set(error, ERROR_UNAVAILABLE, "device: %s", why);
     *device = cpu_device();
-    return *device ||
-           error_set(error, ERROR_UNAVAILABLE,
-                     "GATETAPE_ISA: expected generic, avx2 or avx512, as this processor has it: got another");
+    return *device || error_set(error, ERROR_UNAVAILABLE,
+                                "GATETAPE_ISA: expected generic, avx2, avx512, avx512bf16 or amx, as this "
+                                "processor has it: got another");
 }
 
 static DType pick_compute(int choice, const Device *device) {

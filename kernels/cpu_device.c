@@ -5,10 +5,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 extern const Ops generic_ops, f64_ops;
 #if defined(__x86_64__)
-extern const Ops avx2_ops, avx512_ops, avx512bf16_ops;
+extern const Ops avx2_ops, avx512_ops, avx512bf16_ops, amx_ops;
 #endif
 
 void queue_fail(Queue *q, const char *op, const char *format, ...) {
@@ -83,7 +88,18 @@ static bool cpu_sync(Queue *q) { return q->failed_op == NULL; }
 static const Device generic_device = DEVICE(generic), f64_device = DEVICE(f64);
 #if defined(__x86_64__)
 static const Device avx2_device = DEVICE(avx2), avx512_device = DEVICE(avx512),
-                    avx512bf16_device = DEVICE(avx512bf16);
+                    avx512bf16_device = DEVICE(avx512bf16), amx_device = DEVICE(amx);
+#endif
+
+#if defined(__x86_64__)
+/* Whether the processor has AMX for bf16 and the kernel lets this process use its registers, which must be
+ * asked for once. */
+static bool may_use_amx(void) {
+    enum { ASK_FOR_STATE = 0x1023, TILE_DATA = 18, LEAF = 7, BF16 = 1 << 22, TILES = 1 << 24 };
+    unsigned a, b, c, d = 0;
+    return __get_cpuid_count(LEAF, 0, &a, &b, &c, &d) && (d & BF16) && (d & TILES) &&
+           syscall(SYS_arch_prctl, ASK_FOR_STATE, TILE_DATA) == 0;
+}
 #endif
 
 /* Whether this processor runs a table. */
@@ -95,6 +111,7 @@ static bool processor_has(const Device *device) {
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (device == &avx2_device) return avx2;
     if (device == &avx512_device) return avx512;
+    if (device == &amx_device) return avx512 && __builtin_cpu_supports("avx512bf16") && may_use_amx();
     if (device == &avx512bf16_device) return avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
     return device != NULL;
@@ -102,7 +119,7 @@ static bool processor_has(const Device *device) {
 
 static const Device *const devices[] = {
 #if defined(__x86_64__)
-    &avx512bf16_device, &avx512_device, &avx2_device,
+    &amx_device,     &avx512bf16_device, &avx512_device, &avx2_device,
 #endif
     &generic_device, &f64_device}; /* the best first */
 

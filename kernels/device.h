@@ -33,7 +33,7 @@ typedef void kernel_look(void *context, const char *kernel, int64_t n_launches);
 
 typedef struct Device Device;
 struct Device {
-    const char *name; /* "generic", "avx2", "avx512", "avx512bf16", "f64", "cost", "cuda" */
+    const char *name; /* "generic", "avx2", "avx512", "avx512bf16", "amx", "f64", "cost", "cuda" */
     const Ops *ops;
     bool computes;             /* false: memory must not be read (cost) */
     Queue *(*queue_new)(void); /* NULL when out of memory */
@@ -58,11 +58,11 @@ struct Device {
 extern const Device cost_device;
 
 /* The CPU with the best instruction set this processor has, or the one that the environment variable
- * GATETAPE_ISA names (generic, avx2, avx512, avx512bf16). NULL when it names an unknown or missing one. All
- * give the same bits. */
+ * GATETAPE_ISA names (generic, avx2, avx512, avx512bf16, amx). NULL when it names an unknown or missing one.
+ * All give the same bits, but for products of bf16 by bf16 on amx, which has bits of its own. */
 const Device *cpu_device(void);
-/* By name, for tests: generic, avx2, avx512, avx512bf16; NULL when the processor lacks it. "f64" is the table
- * in double. */
+/* By name, for tests: generic, avx2, avx512, avx512bf16, amx; NULL when the processor lacks it. "f64" is the
+ * table in double. */
 const Device *cpu_device_named(const char *isa);
 /* The GPU backend. NULL when there is none; *why (if not NULL) then says what was expected and what came. */
 const Device *cuda_device(const char **why);

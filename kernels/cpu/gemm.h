@@ -11,8 +11,8 @@
  *
  * Where activations and weights are both bf16 and the weights are not read back (product_pairs), a step is
  * a pair of neighbours, the odd one first, and denormals count as zero: what the vdpbf16ps instruction of
- * AVX-512 BF16 does, at twice the rate of f32. The other tables make the same two fma, so the bits are the
- * same there too. */
+ * AVX-512 BF16 does. The other tables make the same two fma, so the bits are the same there too. The table
+ * amx alone has other sums for pairs (gemm_amx.h), and pairs weights that are read back too. */
 #ifndef GATETAPE_GEMM_H
 #define GATETAPE_GEMM_H
 #include "cpu.h"
@@ -35,8 +35,14 @@ typedef struct {
 
 void CPU_OP(product)(Queue *q, const Product *p);
 
+#if defined(__AMX_BF16__)
+#define HAVE_AMX 1
+#else
+#define HAVE_AMX 0
+#endif
 static inline bool product_pairs(const Product *p) {
-    return p->x.dtype == DTYPE_BF16 && p->w.dtype == DTYPE_BF16 && !p->back && tensor_columns(p->x) % 2 == 0;
+    return p->x.dtype == DTYPE_BF16 && p->w.dtype == DTYPE_BF16 && (!p->back || HAVE_AMX) &&
+           tensor_columns(p->x) % 2 == 0;
 }
 
 /* Group g's rows [first, first + n). */

@@ -8,7 +8,7 @@
  * so the bits do not tell which one ran. */
 #include "gemm.h"
 #ifndef CPU_DOUBLE
-#include "gemm_vector.h"
+#include "gemm_amx.h"
 #include <omp.h>
 
 enum { BLOCK_ROWS = 384, STRIP_COLUMNS = 512 };
@@ -54,6 +54,21 @@ INLINE void pack_back(float *panel, const char *w, int64_t ahead, int64_t ldw, i
         }
 }
 
+/* pairs of steps from w[k][j], a pair in the place of a float; ldw halves from row to row */
+INLINE void pack_back_pairs(float *panel, const char *w, int64_t ahead, int64_t ldw, int n_j, int n_k) {
+    for (int k = 0; k < n_k; k++, panel += TILE_COLUMNS, w += 4 * ldw) {
+        const uint16_t *even = (const uint16_t *)w, *odd = even + ldw;
+        uint32_t words[TILE_COLUMNS] = {0};
+        __builtin_prefetch(w + ahead, 0, 2);
+        __builtin_prefetch(w + ahead + 2 * ldw, 0, 2);
+        if (n_j == TILE_COLUMNS)
+            for (int j = 0; j < TILE_COLUMNS; j++) words[j] = even[j] | (uint32_t)odd[j] << 16;
+        else
+            for (int j = 0; j < n_j; j++) words[j] = even[j] | (uint32_t)odd[j] << 16;
+        memcpy(panel, words, sizeof words);
+    }
+}
+
 /* One panel's place in the weights. */
 typedef struct {
     const char *w;
@@ -64,6 +79,10 @@ typedef struct {
 } Panel;
 
 static void pack(float *panel, const Panel *p) {
+    if (p->pairs && p->back) {
+        pack_back_pairs(panel, p->w, p->ahead, p->ldw, p->n_j, p->n_k);
+        return;
+    }
     switch (p->dtype) {
     case DTYPE_F32:
         if (p->back)
@@ -186,9 +205,28 @@ typedef struct {
 
 static bool few_rows(const Item *item, bool back) { return item->n_rows <= 2 * FEW_ROWS && !back; }
 
+/* The same on AMX tiles; few rows lie as [step][16]. */
+static void panel_by_tiles(const Item *item, const Panel *p, const Scratch *s, const float *rows, float *sums,
+                           int64_t ld_sums, bool first) {
+    if (few_rows(item, p->back)) {
+        amx_few(item->n_rows, rows, p->w, p->ldw, p->n_j, p->n_k, sums, ld_sums, first);
+        return;
+    }
+    int n_words = (p->n_k + AMX_SIDE - 1) / AMX_SIDE * AMX_SIDE;
+    pack(s->panel, p);
+    memset(s->panel + p->n_k * TILE_COLUMNS, 0, sizeof(float) * TILE_COLUMNS * (size_t)(n_words - p->n_k));
+    for (int64_t r = 0; r < item->n_rows; r += 2 * AMX_SIDE)
+        amx_tile((int)least(2 * AMX_SIDE, item->n_rows - r), rows + r * GEMM_BLOCK, s->panel, n_words,
+                 sums + r * ld_sums, ld_sums, first);
+}
+
 /* All rows of an item against one panel. */
 static void panel_by_rows(const Item *item, const Panel *p, const Scratch *s, const float *rows, float *sums,
                           int64_t ld_sums, bool first) {
+    if (HAVE_AMX && p->pairs) {
+        panel_by_tiles(item, p, s, rows, sums, ld_sums, first);
+        return;
+    }
     bool few = few_rows(item, p->back) && p->n_j == FEW_COLUMNS;
     int64_t most = few ? FEW_ROWS : TILE_ROWS;
     if (!few) pack(s->panel, p);
@@ -201,11 +239,36 @@ static void panel_by_rows(const Item *item, const Panel *p, const Scratch *s, co
     }
 }
 
-/* The item's rows of activations for the steps [begin, end), block after block of depth. */
-static void hold_rows(const Product *p, const Item *item, int64_t begin, int64_t end, float *rows) {
+/* Steps [k, k + n) of the item's pairs for AMX: few rows as [step][16], more as they are, zeros up to a whole
+ * tile. */
+static void hold_pairs(const Product *p, const Item *item, int64_t k, int64_t n, float *to) {
+    float row[GEMM_BLOCK];
+    int64_t whole = (n + AMX_SIDE - 1) / AMX_SIDE * AMX_SIDE;
+    if (!few_rows(item, p->back)) {
+        for (int64_t r = 0; r < item->n_rows; r++, to += GEMM_BLOCK) {
+            product_read_pairs(p, item->first + r, k, n, to);
+            memset(to + n, 0, (size_t)(whole - n) * sizeof *to);
+        }
+        return;
+    }
+    memset(to, 0, (size_t)(whole * AMX_SIDE) * sizeof *to);
+    for (int64_t r = 0; r < item->n_rows; r++) {
+        product_read_pairs(p, item->first + r, k, n, row);
+        for (int64_t i = 0; i < n; i++) to[i * AMX_SIDE + r] = row[i];
+    }
+}
+
+/* The item's rows of activations for the steps [begin, end), block after block of depth, height rows each. */
+static void hold_rows(const Product *p, const Item *item, int64_t begin, int64_t end, int64_t height,
+                      float *rows) {
+    if (HAVE_AMX && product_pairs(p)) {
+        for (int64_t k = begin; k < end; k += GEMM_BLOCK)
+            hold_pairs(p, item, k, least(GEMM_BLOCK, end - k), rows + (k - begin) * height);
+        return;
+    }
     for (int64_t k = begin; k < end; k += GEMM_BLOCK)
         for (int64_t r = 0; r < item->n_rows; r++) {
-            float *to = rows + (k - begin) * item->n_rows + r * GEMM_BLOCK;
+            float *to = rows + (k - begin) * height + r * GEMM_BLOCK;
             if (product_pairs(p))
                 product_read_pairs(p, item->first + r, k, least(GEMM_BLOCK, end - k), to);
             else
@@ -216,30 +279,32 @@ static void hold_rows(const Product *p, const Item *item, int64_t begin, int64_t
 /* The sums of an item, [n_rows][ld_sums]. As many blocks of depth as fit beside each other are held at a
  * time. */
 static void sum_item(const Product *p, const Item *item, const Scratch *s, int64_t ld_sums) {
-    bool pairs = product_pairs(p);
+    bool pairs = product_pairs(p), few = few_rows(item, p->back);
     DType dtype = pairs ? DTYPE_F32 : p->w.dtype;
-    int64_t depth = tensor_columns(p->x) / (pairs ? 2 : 1), columns = tensor_columns(p->y),
-            size = weight_bytes(dtype), width = few_rows(item, p->back) ? FEW_COLUMNS : TILE_COLUMNS;
-    int64_t ldw = p->back ? columns : depth, step_k = (p->back ? columns : 1) * size,
-            step_j = (p->back ? 1 : depth) * size;
-    const char *w = (const char *)p->w.data + item->group * depth * columns * size;
-    int64_t span = BLOCK_ROWS / item->n_rows * GEMM_BLOCK;
+    int64_t depth = tensor_columns(p->x), columns = tensor_columns(p->y), size = weight_bytes(p->w.dtype);
+    const size_t group_bytes = (size_t)(depth * columns * size);
+    int64_t ldw = p->back ? columns : depth, step_k = p->back ? columns * size : size,
+            step_j = p->back ? size : depth * size, width = few ? FEW_COLUMNS : TILE_COLUMNS;
+    if (pairs) depth /= 2, step_k *= 2, ldw /= p->back ? 1 : 2; /* a step is a pair */
+    const char *w = (const char *)p->w.data + (size_t)item->group * group_bytes;
+    int64_t height = HAVE_AMX && pairs && few ? AMX_SIDE : item->n_rows;
+    int64_t span = BLOCK_ROWS / height * GEMM_BLOCK, block = HAVE_AMX && pairs && few ? span : GEMM_BLOCK;
     if (depth == 0 && !p->onto) memset(s->sums, 0, (size_t)(item->n_rows * ld_sums) * sizeof *s->sums);
     for (int64_t begin = 0; begin < depth; begin += span) {
         int64_t end = least(begin + span, depth);
-        hold_rows(p, item, begin, end, s->rows);
+        hold_rows(p, item, begin, end, height, s->rows);
         for (int64_t j = 0; j < item->n_j; j += width)
-            for (int64_t k = begin; k < end; k += GEMM_BLOCK) {
+            for (int64_t k = begin; k < end; k += block) {
                 Panel panel = {.w = w + k * step_k + (item->j + j) * step_j,
-                               .ahead = k + GEMM_BLOCK < end ? GEMM_BLOCK * step_k
-                                                             : width * step_j - (k - begin) * step_k,
+                               .ahead =
+                                   k + block < end ? block * step_k : width * step_j - (k - begin) * step_k,
                                .ldw = ldw,
                                .n_j = (int)least(width, item->n_j - j),
-                               .n_k = (int)least(GEMM_BLOCK, end - k),
+                               .n_k = (int)least(block, end - k),
                                .dtype = dtype,
                                .back = p->back,
                                .pairs = pairs};
-                panel_by_rows(item, &panel, s, s->rows + (k - begin) * item->n_rows, s->sums + j, ld_sums,
+                panel_by_rows(item, &panel, s, s->rows + (k - begin) * height, s->sums + j, ld_sums,
                               k == 0 && !p->onto);
             }
     }
@@ -257,6 +322,7 @@ static void run_item(const Product *p, const Item *item, float *scratch) {
     for (int64_t r = 0; r < item->n_rows && p->onto; r++)
         read_piece(s.sums + r * ld_sums, p->y, (item->first + r) * tensor_columns(p->y) + item->j, item->n_j);
     sum_item(p, item, &s, ld_sums);
+    if (HAVE_AMX && product_pairs(p)) amx_end();
 #if defined(__x86_64__)
     _mm_setcsr(0x1f80);
 #endif

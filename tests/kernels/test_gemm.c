@@ -13,7 +13,8 @@
 #include <xmmintrin.h>
 #endif
 
-static const char *const tables[] = {"generic", "avx2", "avx512", "avx512bf16"};
+static const char *const tables[] = {"generic", "avx2", "avx512", "avx512bf16", "amx"};
+enum { N_TABLES = sizeof tables / sizeof *tables };
 static const DType weight_types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F16};
 
 /* Values of many magnitudes, some of them denormal in f16. */
@@ -80,7 +81,7 @@ static void test_dense_keeps_its_contract(void **state) {
     static const int64_t shapes[][3] = {{1, 1, 1},     {1, 70, 300},  {3, 33, 257}, {8, 64, 512},
                                         {9, 32, 255},  {17, 40, 600}, {5, 37, 16},  {31, 100, 129},
                                         {400, 35, 70}, {16, 31, 1000}};
-    for (size_t table = 0; table < 4; table++) {
+    for (size_t table = 0; table < N_TABLES; table++) {
         const Device *device = cpu_device_named(tables[table]);
         for (size_t type = 0; device && type < 3; type++)
             for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
@@ -156,7 +157,7 @@ static void check_experts_back(const Device *device, DType type) {
 
 static void test_experts_keep_the_contract(void **state) {
     (void)state;
-    for (size_t table = 0; table < 4; table++) {
+    for (size_t table = 0; table < N_TABLES; table++) {
         const Device *device = cpu_device_named(tables[table]);
         for (size_t type = 0; device && type < 3; type++) {
             check_experts(device, weight_types[type]);
@@ -183,6 +184,22 @@ static float contract_of_pairs(Tensor x, int64_t row, Tensor w, int64_t j) {
     return sum;
 }
 
+/* The same in the table amx: of each 32 steps the even and the odd ones are two chains, whose sum is added;
+ * w[j][k] or, going back, w[k][j]. */
+static float contract_of_tiles(Tensor x, int64_t row, Tensor w, int64_t j, bool back) {
+    int64_t depth = tensor_columns(x), columns = tensor_columns(w);
+    float sum = 0;
+    for (int64_t k = 0; k < depth; k += 32) {
+        float part[2] = {0, 0};
+        for (int64_t i = k; i < depth && i < k + 32; i++) {
+            float weight = flushed(element(w, back ? i * columns + j : j * depth + i));
+            part[i % 2] = flushed(fmaf(flushed(element(x, row * depth + i)), weight, part[i % 2]));
+        }
+        sum = flushed(sum + flushed(part[0] + part[1]));
+    }
+    return sum;
+}
+
 /* Scales every third element by 2^-66: products of two such are denormal, some operands of theirs too. */
 static void make_small(Tensor t, bool all) {
     uint16_t *bits = t.data;
@@ -201,7 +218,8 @@ static void check_pairs(const Device *device, int64_t m, int64_t n, int64_t k, i
     Tensor y = random_tensor(DTYPE_F32, m, n, 5);
     device->ops->dense(q, y, x, w, (Tensor){0}, (Tensor){0});
     for (int64_t i = 0; i < m * n; i++) {
-        float want = contract_of_pairs(x, i / n, w, i % n);
+        float want = strcmp(device->name, "amx") ? contract_of_pairs(x, i / n, w, i % n)
+                                                 : contract_of_tiles(x, i / n, w, i % n, false);
         assert_memory_equal(&want, (float *)y.data + i, 4);
     }
     free(x.data);
@@ -210,11 +228,33 @@ static void check_pairs(const Device *device, int64_t m, int64_t n, int64_t k, i
     device->queue_free(q);
 }
 
+/* Back through weights in pairs, which the table amx alone does. */
+static void test_pairs_back_keep_the_contract_of_tiles(void **state) {
+    (void)state;
+    enum { OUTPUTS = 90, INPUTS = 70 };
+    const Device *device = cpu_device_named("amx");
+    if (!device) skip();
+    for (int64_t m = 1; m < 80; m += 13) {
+        Queue *q = device->queue_new();
+        Tensor dy = random_tensor(DTYPE_BF16, m, OUTPUTS, 1),
+               w = random_tensor(DTYPE_BF16, OUTPUTS, INPUTS, 2),
+               dx = random_tensor(DTYPE_BF16, m, INPUTS, 3), before = random_tensor(DTYPE_BF16, m, INPUTS, 3);
+        device->ops->dense_bwd(q, dx, dy, w);
+        for (int64_t i = 0; i < m * INPUTS; i++) {
+            float sum = contract_of_tiles(dy, i / INPUTS, w, i % INPUTS, true);
+            assert_int_equal(f32_to_bf16(element(before, i) + sum), ((uint16_t *)dx.data)[i]);
+        }
+        Tensor all[] = {dy, w, dx, before};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i].data);
+        device->queue_free(q);
+    }
+}
+
 static void test_pairs_keep_their_contract(void **state) {
     (void)state;
     static const int64_t shapes[][3] = {
         {1, 64, 300}, {3, 33, 1026}, {16, 40, 512}, {17, 31, 514}, {100, 70, 96}};
-    for (size_t table = 0; table < 4; table++) {
+    for (size_t table = 0; table < N_TABLES; table++) {
         const Device *device = cpu_device_named(tables[table]);
         for (size_t s = 0; device && s < sizeof shapes / sizeof *shapes; s++)
             for (int small = 0; small < 3; small++)
@@ -241,7 +281,7 @@ static void check_narrow(const Device *device, DType type, int64_t m) {
 
 static void test_narrow_activations(void **state) {
     (void)state;
-    for (size_t table = 0; table < 4; table++) {
+    for (size_t table = 0; table < N_TABLES; table++) {
         const Device *device = cpu_device_named(tables[table]);
         for (int64_t m = 1; device && m < 40; m += 19) {
             check_narrow(device, DTYPE_F32, m);
@@ -311,6 +351,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_dense_keeps_its_contract),
         cmocka_unit_test(test_pairs_keep_their_contract),
+        cmocka_unit_test(test_pairs_back_keep_the_contract_of_tiles),
         cmocka_unit_test(test_experts_keep_the_contract),
         cmocka_unit_test(test_narrow_activations),
 #if defined(__x86_64__)

@@ -106,6 +106,11 @@ static void check_same_bits(const Trial *t, const Run *first, const char *isa, i
     run_free(&again, t->p);
 }
 
+/* Products of bf16 on AMX; everybody else agrees with everybody. */
+static bool has_own_bits(const Setting *s) {
+    return !strcmp(s->isa, "amx") && s->act == DTYPE_BF16 && s->weight == DTYPE_BF16;
+}
+
 static void check_trial(const Trial *t) {
     Setting exact = t->s;
     Finding why = {""};
@@ -115,9 +120,11 @@ static void check_trial(const Trial *t) {
     if (!run_is_clean(&reference, t->p, &exact, &why)) refuse(t, "f64 not clean", &why);
     if (!run_is_near(&first, &reference, t->p, &t->s, &why)) refuse(t, "far from f64", &why);
     check_same_bits(t, &first, t->s.isa, 3);
-    check_same_bits(t, &first, "generic", 2);
-    check_same_bits(t, &first, "avx2", 2);
-    check_same_bits(t, &first, "avx512", 2);
+    if (!has_own_bits(&t->s)) {
+        check_same_bits(t, &first, "generic", 2);
+        check_same_bits(t, &first, "avx2", 2);
+        check_same_bits(t, &first, "avx512", 2);
+    }
     for (int64_t r = 0; t->c->rowwise && r < t->p->rows; r += 1 + t->p->rows / 4)
         check_row_alone(t, &first, r);
     run_free(&first, t->p), run_free(&reference, t->p);
@@ -130,7 +137,9 @@ static void test_case(void **state) {
         for (int n = 0; n < N_SIZES; n++)
             for (size_t d = 0; d < sizeof DTYPES / sizeof *DTYPES; d++) {
                 Problem p = problem_new(c, SIZES[n][0], SIZES[n][1], variant);
-                check_trial(&(Trial){c, &p, {best_isa(), DTYPES[d][0], DTYPES[d][1], 1}});
+                Trial trial = {c, &p, {best_isa(), DTYPES[d][0], DTYPES[d][1], 1}};
+                check_trial(&trial);
+                if (has_own_bits(&trial.s)) trial.s.isa = "avx512bf16", check_trial(&trial);
                 problem_free(&p);
             }
 }
