@@ -1,325 +1,187 @@
-/* Speed and memory of the decoder on the CPU, beside this machine's own limits.
+/* Speed and memory of the whole decoder on a checkpoint: `gatetape bench model`.
  *
- *   bench_model make FOLDER f32|bf16     writes a random Mixtral: hidden 1024, expert 3584, 4 layers, 8
- * experts,
- *                                        16/4 heads, vocabulary 8192
- *   bench_model run FOLDER [f32|bf16]    prints rows of bench/results/cpu.csv; the last argument is the
- * compute mode
- *
- * A row gives the median of several runs, the limit measured in the same process (OpenBLAS sgemm for passes,
- * memory copy for decoding) and the share of it. Work is what the cost table counts for the pass;
+ * A row gives the median of several runs, the limit measured in the same process (a large matrix product for
+ * passes, a memory copy for decoding) and the share of it. Work is what the cost table counts for the pass;
  * recomputation is part of the work. What decoding must read per step is the weights of the attention, of the
  * experts that were chosen, and of the head. */
-#include "engine/alloc.h"
-#include "engine/clock.h"
-#include "engine/generate.h"
-#include "engine/safetensors.h"
-#include "engine/text.h"
-#include "kernels/check.h"
-#include "kernels/random.h"
+#include "bench.h"
+#include "../engine/alloc.h"
+#include "../engine/clock.h"
+#include "../engine/generate.h"
 #include <omp.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <unistd.h>
-#ifdef HAVE_OPENBLAS
-#include <cblas.h>
-#endif
 
-enum {
-    HIDDEN = 1024,
-    EXPERT = 3584,
-    LAYERS = 4,
-    EXPERTS = 8,
-    HEADS = 16,
-    KV_HEADS = 4,
-    HEAD = 64,
-    VOCABULARY = 8192
-};
-enum { N_PROMPTS = 16, PROMPT_TOKENS = 128, N_RUNS = 5, DECODE_TOKENS = 24 };
+enum { RUNS = 5, MOST_EXPERTS = 256 };
 
-static Error error;
-
-static void require(bool fine) {
-    if (fine) return;
-    text_print_error(&error);
-    exit(1);
-}
-
-/* ---- the checkpoint ---- */
 typedef struct {
-    NamedTensor *tensors;
-    int64_t n;
-    DType dtype;
-} Checkpoint;
-
-static void add_random(Checkpoint *to, const char *name, int64_t rows, int64_t columns, bool ones) {
-    Tensor t = rows ? tensor_matrix(NULL, to->dtype, rows, columns) : tensor_vector(NULL, to->dtype, columns);
-    t.data = mem_alloc(tensor_bytes(t));
-    check(t.data, "%zu bytes", tensor_bytes(t));
-    uint64_t state = 0x9e3779b97f4a7c15u * (uint64_t)(to->n + 1);
-    for (int64_t i = 0; i < tensor_count(t); i++) {
-        state = state * 6364136223846793005u + 1442695040888963407u;
-        float value = ones ? 1.0f : ((float)(uint32_t)(state >> 40) / 16777216.0f - 0.5f) * 0.08f;
-        uint32_t bits;
-        memcpy(&bits, &value, 4);
-        if (to->dtype == DTYPE_F32)
-            ((float *)t.data)[i] = value;
-        else
-            ((uint16_t *)t.data)[i] = (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
-    }
-    to->tensors[to->n++] = (NamedTensor){mem_copy_text(name, strlen(name)), t};
-}
-
-static void add_layer(Checkpoint *to, int layer) {
-    static const struct {
-        const char *name;
-        int64_t rows, columns;
-    } parts[] = {{"input_layernorm", 0, HIDDEN},
-                 {"post_attention_layernorm", 0, HIDDEN},
-                 {"self_attn.q_proj", HEADS * HEAD, HIDDEN},
-                 {"self_attn.k_proj", KV_HEADS * HEAD, HIDDEN},
-                 {"self_attn.v_proj", KV_HEADS * HEAD, HIDDEN},
-                 {"self_attn.o_proj", HIDDEN, HEADS * HEAD},
-                 {"block_sparse_moe.gate", EXPERTS, HIDDEN}};
-    char name[128];
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, parts[i].name);
-        add_random(to, name, parts[i].rows, parts[i].columns, parts[i].rows == 0);
-    }
-    for (int e = 0; e < EXPERTS; e++)
-        for (int w = 1; w <= 3; w++) {
-            snprintf(name, sizeof name, "model.layers.%d.block_sparse_moe.experts.%d.w%d.weight", layer, e,
-                     w);
-            add_random(to, name, w == 2 ? HIDDEN : EXPERT, w == 2 ? EXPERT : HIDDEN, false);
-        }
-}
-
-static void make_checkpoint(const char *folder, const char *dtype) {
-    Checkpoint all = {mem_zeroed(1024, sizeof(NamedTensor)), 0,
-                      strcmp(dtype, "f32") ? DTYPE_BF16 : DTYPE_F32};
-    check(all.tensors, "out of memory");
-    add_random(&all, "model.embed_tokens.weight", VOCABULARY, HIDDEN, false);
-    add_random(&all, "model.norm.weight", 0, HIDDEN, true);
-    add_random(&all, "lm_head.weight", VOCABULARY, HIDDEN, false);
-    for (int layer = 0; layer < LAYERS; layer++) add_layer(&all, layer);
-    require(io_make_folders(folder, &error));
-    char *path = io_join(folder, "model.safetensors");
-    require(safetensors_write(path, all.tensors, all.n, NULL, 0, &error));
-    Text config = {0};
-    text_format(
-        &config,
-        "{\"architectures\": [\"MixtralForCausalLM\"], \"model_type\": \"mixtral\", \"vocab_size\": %d, "
-        "\"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d, "
-        "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"num_local_experts\": %d, "
-        "\"num_experts_per_tok\": 2, \"rope_theta\": 1000000.0, \"rms_norm_eps\": 1e-05, "
-        "\"max_position_embeddings\": 4096, \"sliding_window\": null, \"hidden_act\": \"silu\", "
-        "\"tie_word_embeddings\": false, \"bos_token_id\": 1, \"eos_token_id\": 2, \"torch_dtype\": "
-        "\"%s\"}\n",
-        VOCABULARY, HIDDEN, EXPERT, LAYERS, HEADS, KV_HEADS, EXPERTS,
-        all.dtype == DTYPE_F32 ? "float32" : "bfloat16");
-    require(io_write_all(io_join(folder, "config.json"), config.bytes, config.length, &error));
-}
-
-/* ---- limits of this machine ---- */
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int n) {
-    qsort(values, (size_t)n, sizeof *values, by_value);
-    return values[n / 2];
-}
-
-/* FLOP/s of OpenBLAS sgemm at a size that keeps every core busy; 0 without OpenBLAS. */
-static double sgemm_rate(void) {
-#ifdef HAVE_OPENBLAS
-    enum { N = 2048 };
-    float *a = mem_zeroed((size_t)N * N, 12), *b = a + (size_t)N * N, *c = b + (size_t)N * N;
-    check(a, "out of memory");
-    for (int i = 0; i < 2 * N * N; i++) a[i] = (float)(i % 97) * 0.01f;
-    double seconds[N_RUNS + 1];
-    for (int run = 0; run <= N_RUNS; run++) {
-        double begin = clock_seconds();
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, N, N, N, 1, a, N, b, N, 0, c, N);
-        seconds[run] = clock_seconds() - begin;
-    }
-    mem_free(a);
-    usleep(300000); /* its threads spin for a while after their last call */
-    return 2.0 * N * N * N / median(seconds + 1, N_RUNS);
-#else
-    return 0;
-#endif
-}
-
-/* Bytes read plus written per second by a copy much larger than the caches, on all cores. */
-static double copy_rate(void) {
-    const size_t n = (size_t)256 << 20;
-    char *from = mem_zeroed(n, 1), *to = mem_zeroed(n, 1);
-    check(from && to, "out of memory");
-    double seconds[N_RUNS + 1];
-    for (int run = 0; run <= N_RUNS; run++) {
-        double begin = clock_seconds();
-#pragma omp parallel
-        {
-            size_t threads = (size_t)omp_get_num_threads(), part = n / threads;
-            memcpy(to + part * (size_t)omp_get_thread_num(), from + part * (size_t)omp_get_thread_num(),
-                   part);
-        }
-        seconds[run] = clock_seconds() - begin;
-    }
-    mem_free(from);
-    mem_free(to);
-    return 2.0 * (double)n / median(seconds + 1, N_RUNS);
-}
-
-/* ---- cases ---- */
-typedef struct {
+    const BenchModel *request;
     Model model;
-    const char *weights, *compute;
-    double sgemm, copy;
+    Ceilings ceilings;
+    Error *error;
 } Bench;
 
-static void print_row(const Bench *b, const char *name, double seconds, double rate, const char *unit,
-                      double ceiling, double share) {
-    printf("%s,cpu,%d,%s,%.6f,%.4g,%s,%.4g,%.3f,,,\n", name, omp_get_max_threads(), b->compute, seconds, rate,
-           unit, ceiling, share);
-    fflush(stdout);
+static void print_row(const Bench *b, const char *name, double seconds, double rate, double ceiling,
+                      double share) {
+    const BenchModel *r = b->request;
+    fprintf(r->to, "%s,%s,%d,%s,%.6f,%.4g,tokens/s,%.4g,%.3f,,,\n", name,
+            b->model.device->ops == cpu_device()->ops ? "cpu" : r->device->name, omp_get_max_threads(),
+            dtype_name(r->compute), seconds, rate, ceiling, ceiling > 0 ? share : 0);
+    fflush(r->to);
 }
 
 typedef struct {
-    int64_t offsets[8 * N_PROMPTS + 1];
+    int64_t *offsets;
     int32_t *tokens;
     float *loss_weights;
     PromptBatch batch;
 } Prompts;
 
-static void make_prompts(Prompts *p, int64_t n, int64_t length) {
-    p->tokens = mem_zeroed((size_t)(n * length), sizeof(int32_t));
-    p->loss_weights = mem_zeroed((size_t)(n * length), sizeof(float));
-    check(p->tokens && p->loss_weights, "out of memory");
-    for (int64_t i = 0; i < n * length; i++) {
-        p->tokens[i] = (int32_t)((i * 7919 + 13) % VOCABULARY);
+static void prompts_free(Prompts *p) {
+    mem_free(p->offsets);
+    mem_free(p->tokens);
+    mem_free(p->loss_weights);
+}
+
+static bool prompts_new(const Bench *b, int64_t n, Prompts *p) {
+    const int64_t length = b->request->tokens, total = n * length;
+    *p = (Prompts){mem_zeroed((size_t)n + 1, sizeof(int64_t)),
+                   mem_zeroed((size_t)total, sizeof(int32_t)),
+                   mem_zeroed((size_t)total, sizeof(float)),
+                   {0}};
+    if (!p->offsets || !p->tokens || !p->loss_weights) {
+        prompts_free(p);
+        return error_out_of_memory(b->error, "prompts", (unsigned long long)total * 8);
+    }
+    for (int64_t i = 0; i < total; i++) {
+        p->tokens[i] = (int32_t)((i * 7919 + 13) % b->model.config.vocab_size);
         p->loss_weights[i] = i % length == length - 1 ? 0 : 1.0f / (float)(length - 1);
     }
     for (int64_t i = 0; i <= n; i++) p->offsets[i] = i * length;
     p->batch = (PromptBatch){n, p->offsets, p->tokens};
-}
-
-static double time_pass(const Bench *b, const Prompts *prompts, const PassOptions *options, int n_runs,
-                        PassResult *last) {
-    double seconds[N_RUNS + 1];
-    for (int run = 0; run <= n_runs; run++) {
-        if (run) pass_result_free(last);
-        *last = (PassResult){0};
-        double begin = clock_seconds();
-        require(model_pass(&b->model, &prompts->batch, options, NULL, last, &error));
-        seconds[run] = clock_seconds() - begin;
-    }
-    return median(seconds + 1, n_runs);
-}
-
-static void bench_pass(const Bench *b, const char *name, int64_t n_prompts, PassOptions options,
-                       bool gradient) {
-    Prompts prompts = {0};
-    make_prompts(&prompts, n_prompts, PROMPT_TOKENS);
-    options.loss_weights = gradient ? prompts.loss_weights : NULL;
-    options.want_nll = true;
-    PassResult plan = {0}, result = {0};
-    require(model_plan(&b->model.config, b->model.compute, b->model.weights.head.dtype, &prompts.batch,
-                       &options, &plan, &error));
-    double seconds = time_pass(b, &prompts, &options, N_RUNS, &result);
-    double tokens = (double)(n_prompts * PROMPT_TOKENS);
-    print_row(b, name, seconds, tokens / seconds, "tokens/s", b->sgemm, plan.cost.flops / seconds / b->sgemm);
-    double hidden_row = (double)HIDDEN * (double)dtype_bytes(b->model.compute);
-    if (gradient)
-        fprintf(stderr,
-                "%s: %.2f hidden rows kept per token and layer; activations %.1f MB, planned %.1f MB\n", name,
-                (double)result.saved_bytes / tokens / LAYERS / hidden_row,
-                (double)result.activation_bytes / 1e6, (double)plan.activation_bytes / 1e6);
-    pass_result_free(&result);
-    pass_result_free(&plan);
-    mem_free(prompts.tokens);
-    mem_free(prompts.loss_weights);
-}
-
-/* Bytes of expert weights that the steps of a generation read: each chosen expert once per step and layer. */
-typedef struct {
-    double expert_bytes;
-    int64_t n_experts_read, n_layer_steps;
-} Reads;
-
-static bool count_reads(void *context, HookSite *site, const RouteView *view) {
-    (void)site;
-    Reads *reads = context;
-    bool seen[EXPERTS] = {false};
-    const int32_t *ids = view->ids.data;
-    if (view->ids.shape[0] > N_PROMPTS) return true; /* the prefill */
-    for (int64_t i = 0; i < tensor_count(view->ids); i++) seen[ids[i]] = true;
-    for (int e = 0; e < EXPERTS; e++) reads->n_experts_read += seen[e];
-    reads->n_layer_steps++;
     return true;
 }
 
-static void bench_decode(const Bench *b, const char *name, int64_t n_prompts) {
-    Prompts prompts = {0};
-    make_prompts(&prompts, n_prompts, PROMPT_TOKENS);
-    GenerateOptions options = {.max_new_tokens = 1, .rule = {.top_p = 1, .n_valid = VOCABULARY}};
-    double seconds[N_RUNS + 1];
-    Reads reads = {0};
-    Hooks hooks = {.context = &reads, .route = count_reads};
-    for (int run = 0; run <= N_RUNS; run++) {
-        double took[2];
-        for (int longer = 0; longer < 2; longer++) {
-            Generation generation = {0};
-            options.max_new_tokens = longer ? 1 + DECODE_TOKENS : 1;
-            reads = (Reads){0};
-            double begin = clock_seconds();
-            require(generate(&b->model, &prompts.batch, &options, &hooks, &generation, &error));
-            took[longer] = clock_seconds() - begin;
-            generation_free(&generation);
-        }
-        seconds[run] = (took[1] - took[0]) / DECODE_TOKENS;
+/* ---- passes ---- */
+static bool bench_pass(const Bench *b, const char *name, int64_t n, PassOptions options, bool gradient) {
+    Prompts prompts;
+    if (!prompts_new(b, n, &prompts)) return false;
+    options.loss_weights = gradient ? prompts.loss_weights : NULL;
+    options.want_nll = true;
+    PassResult plan = {0}, result = {0};
+    const Model *m = &b->model;
+    bool ok =
+        model_plan(&m->config, m->compute, m->weights.head.dtype, &prompts.batch, &options, &plan, b->error);
+    double seconds[RUNS];
+    for (int run = -1; ok && run < RUNS; run++) {
+        pass_result_free(&result);
+        result = (PassResult){0};
+        const double begin = clock_seconds();
+        ok = model_pass(m, &prompts.batch, &options, NULL, &result, b->error);
+        seconds[run < 0 ? 0 : run] = clock_seconds() - begin;
     }
-    double step = median(seconds + 1, N_RUNS), item = (double)dtype_bytes(b->model.weights.head.dtype);
-    double attention = (double)LAYERS * HIDDEN * HEAD * (2.0 * HEADS + 2.0 * KV_HEADS);
-    double experts = 3.0 * HIDDEN * EXPERT * (double)reads.n_experts_read / DECODE_TOKENS;
-    double bytes = item * (attention + experts + (double)VOCABULARY * HIDDEN);
-    print_row(b, name, step, (double)n_prompts / step, "tokens/s", b->copy, bytes / step / b->copy);
-    mem_free(prompts.tokens);
-    mem_free(prompts.loss_weights);
+    if (ok) {
+        const double median = timing_of(seconds, RUNS).median, tokens = (double)(n * b->request->tokens);
+        print_row(b, name, median, tokens / median, b->ceilings.product,
+                  plan.cost.flops / median / b->ceilings.product);
+        const double row = (double)m->config.hidden_size * (double)dtype_bytes(m->compute);
+        fprintf(stderr, "%s: %.1f TFLOP/s", name, plan.cost.flops / median / 1e12);
+        if (gradient)
+            fprintf(stderr,
+                    "; %.2f hidden rows kept per token and layer; activations %.1f MB, planned %.1f MB",
+                    (double)result.saved_bytes / tokens / (double)m->config.n_layers / row,
+                    (double)result.activation_bytes / 1e6, (double)plan.activation_bytes / 1e6);
+        fprintf(stderr, "\n");
+    }
+    pass_result_free(&result);
+    pass_result_free(&plan);
+    prompts_free(&prompts);
+    return ok;
 }
 
-static void run(const char *folder, const char *compute) {
-    Bench b = {.compute = compute, .sgemm = sgemm_rate(), .copy = copy_rate()};
-    fprintf(stderr, "sgemm %.1f GFLOP/s, copy %.1f GB/s (read + written), %d threads\n", b.sgemm / 1e9,
-            b.copy / 1e9, omp_get_max_threads());
-    const Device *device = cpu_device();
-    check(device, "no CPU device");
-    require(model_open(folder, device, strcmp(compute, "bf16") ? DTYPE_F32 : DTYPE_BF16, &b.model, &error));
-    PassOptions keep = {.recompute = RECOMPUTE_NEVER}, recompute = {.recompute = RECOMPUTE_ALWAYS};
-    bench_pass(&b, "forward", N_PROMPTS, recompute, false);
-    bench_pass(&b, "forward_4x", 4 * N_PROMPTS, recompute, false);
-    bench_pass(&b, "forward_gate_gradient", N_PROMPTS, recompute, true);
-    bench_pass(&b, "forward_gate_gradient_kept", N_PROMPTS, keep, true);
-    bench_decode(&b, "decode_batch_1", 1);
-    bench_decode(&b, "decode_batch_16", 16);
+/* ---- decoding ---- */
+/* Experts that the steps of a generation read: each chosen one once per step and layer. */
+typedef struct {
+    int64_t n_prompts, n_read, n_layer_steps;
+} Reads;
+
+static bool count_reads(void *context, HookSite *site, const RouteView *view) {
+    Reads *reads = context;
+    if (view->ids.shape[0] > reads->n_prompts) return true; /* the prefill */
+    bool seen[MOST_EXPERTS] = {false};
+    int32_t *ids = mem_zeroed((size_t)tensor_count(view->ids), sizeof *ids);
+    if (!ids) return error_out_of_memory(site->error, "ids", tensor_bytes(view->ids));
+    site->device->copy_out(site->queue, ids, view->ids);
+    const bool ok = site->device->sync(site->queue);
+    for (int64_t i = 0; i < tensor_count(view->ids); i++) {
+        reads->n_read += !seen[ids[i]];
+        seen[ids[i]] = true;
+    }
+    reads->n_layer_steps++;
+    mem_free(ids);
+    return ok;
+}
+
+static bool time_generation(const Bench *b, const PromptBatch *batch, int64_t n_tokens, const Hooks *hooks,
+                            double *seconds) {
+    GenerateOptions options = {.max_new_tokens = n_tokens,
+                               .rule = {.top_p = 1, .n_valid = b->model.config.vocab_size}};
+    Generation generation = {0};
+    const double begin = clock_seconds();
+    const bool ok = generate(&b->model, batch, &options, hooks, &generation, b->error);
+    *seconds = clock_seconds() - begin;
+    generation_free(&generation);
+    return ok;
+}
+
+static bool bench_decode(const Bench *b, int64_t n) {
+    Prompts prompts;
+    if (!prompts_new(b, n, &prompts)) return false;
+    Reads reads = {.n_prompts = n};
+    const Hooks hooks = {.context = &reads, .route = count_reads};
+    const int64_t steps = b->request->decode_tokens;
+    double seconds[RUNS], shorter, longer;
+    bool ok = time_generation(b, &prompts.batch, 3, &hooks, &longer);
+    for (int run = 0; ok && run < RUNS; run++) {
+        ok = time_generation(b, &prompts.batch, 3, NULL, &shorter) &&
+             time_generation(b, &prompts.batch, 3 + steps, NULL, &longer);
+        seconds[run] = (longer - shorter) / (double)steps;
+    }
+    const ModelConfig *c = &b->model.config;
+    if (ok) {
+        const double step = timing_of(seconds, RUNS).median;
+        const double hidden = (double)c->hidden_size, head = (double)c->head_size;
+        double weights = (double)c->n_layers * hidden * head * (double)(2 * c->n_heads + 2 * c->n_kv_heads);
+        weights += 3 * hidden * (double)c->expert_size * (double)c->n_layers * (double)reads.n_read /
+                   (double)reads.n_layer_steps;
+        weights += (double)c->vocab_size * hidden;
+        const double bytes = weights * (double)dtype_bytes(b->model.weights.head.dtype);
+        char name[32];
+        snprintf(name, sizeof name, "decode_batch_%lld", (long long)n);
+        print_row(b, name, step, (double)n / step, b->ceilings.copy, bytes / step / b->ceilings.copy);
+    }
+    prompts_free(&prompts);
+    return ok;
+}
+
+bool bench_model(const BenchModel *request, Error *error) {
+    Bench b = {.request = request, .ceilings = ceilings_of(request->device), .error = error};
+    fprintf(stderr, "product %.1f GFLOP/s, copy %.1f GB/s (read + written), %d threads\n",
+            b.ceilings.product / 1e9, b.ceilings.copy / 1e9, omp_get_max_threads());
+    const double begin = clock_seconds();
+    if (!model_open(request->folder, request->device, request->compute, &b.model, error)) return false;
+    fprintf(stderr, "opened in %.1f s\n", clock_seconds() - begin);
+    const PassOptions keep = {.recompute = RECOMPUTE_NEVER}, recompute = {.recompute = RECOMPUTE_ALWAYS};
+    const int64_t n = request->prompts;
+    bool ok = bench_pass(&b, "forward", n, recompute, false) &&
+              bench_pass(&b, "forward_4x", 4 * n, recompute, false) &&
+              bench_pass(&b, "forward_gate_gradient", n, recompute, true) &&
+              bench_pass(&b, "forward_gate_gradient_kept", n, keep, true);
+    for (const int64_t *batch = request->batches; ok && *batch; batch++) ok = bench_decode(&b, *batch);
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     fprintf(stderr, "peak memory of the process %.1f MB, weights %.1f MB\n", (double)usage.ru_maxrss / 1e3,
             (double)b.model.weights.n_bytes / 1e6);
     model_close(&b.model);
-}
-
-int main(int argc, char **argv) {
-    if (argc == 4 && !strcmp(argv[1], "make"))
-        make_checkpoint(argv[2], argv[3]);
-    else if (argc >= 3 && !strcmp(argv[1], "run"))
-        run(argv[2], argc > 3 ? argv[3] : "f32");
-    else {
-        fprintf(stderr, "usage: bench_model make FOLDER f32|bf16 | run FOLDER [f32|bf16]\n");
-        return 2;
-    }
-    return 0;
+    return ok;
 }

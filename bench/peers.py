@@ -4,7 +4,7 @@ torch, and in llama.cpp, then one table.
 
     peers.py CHECKPOINT OWN_ROWS.csv OUT.csv
 
-OWN_ROWS.csv is what `bench_model run` printed (no header). A row of ours is repeated once per peer with peer, peer_rate
+OWN_ROWS.csv is what `gatetape bench model` printed (no header). A row of ours is repeated once per peer with peer, peer_rate
 and ratio (ours / theirs); rows that no installed peer can do stay as they are. Peers that are not installed are left
 out, and said so on stderr. transformers runs its eager experts and its grouped-mm experts, the faster one counts.
 """
@@ -20,7 +20,7 @@ N_PROMPTS, PROMPT_TOKENS, VOCABULARY, DECODE_TOKENS, RUNS = 16, 128, 8192, 24, 3
 
 
 def prompts(n):
-    """n prompts of PROMPT_TOKENS ids, those of bench_model."""
+    """n prompts of PROMPT_TOKENS ids, those of `gatetape bench model`."""
     flat = [(i * 7919 + 13) % VOCABULARY for i in range(n * PROMPT_TOKENS)]
     return [flat[i * PROMPT_TOKENS:(i + 1) * PROMPT_TOKENS] for i in range(n)]
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=$1 python=${GATETAPE_PEERS:-python3}
-cmake --build "$build" --target bench_model bench_gemm >/dev/null
+cmake --build "$build" --target bench_gemm >/dev/null
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)} OPENBLAS_NUM_THREADS=${OMP_NUM_THREADS:-$(nproc)}
@@ -12,8 +12,8 @@ header=case,backend,threads,dtype,seconds_median,rate,unit,ceiling,share,peer,pe
 mkdir -p bench/results
 echo "$header" >"$folder/all.csv"
 for dtype in f32 bf16; do
-    "$build/bench_model" make "$folder/$dtype" "$dtype"
-    "$build/bench_model" run "$folder/$dtype" "$dtype" | tee "$folder/own.csv"
+    "$build/gatetape" bench checkpoint --model "$folder/$dtype" --compute "$dtype" --device cpu
+    "$build/gatetape" bench model --model "$folder/$dtype" --compute "$dtype" --device cpu | tee "$folder/own.csv"
     if "$python" -c 'import torch, transformers' 2>/dev/null; then
         "$python" bench/peers.py "$folder/$dtype" "$folder/own.csv" "$folder/joined.csv"
         tail -n +2 "$folder/joined.csv" >>"$folder/all.csv"

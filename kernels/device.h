@@ -41,7 +41,8 @@ struct Device {
     void *(*alloc)(size_t n_bytes); /* 256-byte aligned, contents undefined; NULL when out of memory */
     void (*free)(void *p);
     void (*zero)(Queue *q, Tensor t);
-    void (*copy_in)(Queue *q, Tensor to, const void *from); /* host -> device, tensor_bytes(to) bytes */
+    /* tensor_bytes(to) bytes; from: the host's memory, or (large tensors) the device's own */
+    void (*copy_in)(Queue *q, Tensor to, const void *from);
     void (*copy_out)(Queue *q, void *to, Tensor from);      /* device -> host; valid after sync */
     bool (*sync)(Queue *q); /* waits; false when an op has failed (q->failure says which) */
     /* Work between begin and end is recorded, not done; each launch does it, reading and writing the same

@@ -24,6 +24,7 @@ if ! "$here/gatetape" conform "$here/tests/golden/mixtral_window" --device cuda 
     step "the CPU on this machine" "$here/gatetape" conform "$here/tests/golden/mixtral" --device cpu
     exit $((failures > 0))
 fi
+step "the instructions are what the emulator takes them for" "$here/test_conformance_gpu"
 step "parity of every op" "$here/test_parity_gpu"
 for case in "$here"/tests/golden/*/; do
     [ -f "$case/expected.safetensors" ] || continue

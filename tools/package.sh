@@ -10,7 +10,7 @@ build=$1 out=$2
 rm -rf "$out"
 mkdir -p "$out"/{bin,lib,tests,bench/results}
 programs=("$build/gatetape")
-for program in test_parity_gpu bench_model; do
+for program in test_parity_gpu test_conformance_gpu; do
     [ -x "$build/$program" ] && programs+=("$build/$program")
 done
 for program in "${programs[@]}"; do
@@ -26,7 +26,7 @@ cp tools/gpu_check.sh "$out/gpu_check"
 cp README.md "$out/README.md"
 
 # A program under its own loader: $0 finds the folder, so that it can be moved.
-for program in gatetape test_parity_gpu bench_model; do
+for program in gatetape test_parity_gpu test_conformance_gpu; do
     [ -x "$out/bin/$program" ] || continue
     cat >"$out/$program" <<'WRAPPER'
 #!/bin/sh

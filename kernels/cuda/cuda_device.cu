@@ -139,7 +139,7 @@ void copy_in(Queue *q, Tensor to, const void *from) {
     if (pinned) memcpy(pinned, from, n);
     if (graph) graph->in.push_back({const_cast<void *>(from), pinned, n});
     note(q, "copy to the device", n,
-         cudaMemcpyAsync(to.data, pinned ? pinned : from, n, cudaMemcpyHostToDevice, queue_stream(q)));
+         cudaMemcpyAsync(to.data, pinned ? pinned : from, n, cudaMemcpyDefault, queue_stream(q)));
 }
 
 void copy_out(Queue *q, void *to, Tensor from) {

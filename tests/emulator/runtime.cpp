@@ -183,6 +183,8 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n_bytes, cudaMemc
     static unsigned n_calls;
     if (told_to_fail("copy", &n_calls)) return remember(cudaErrorUnknown);
     if (!n_bytes) return cudaSuccess;
+    if (kind == cudaMemcpyDefault)
+        kind = is_device_memory(from, n_bytes) ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice;
     if ((kind != cudaMemcpyDeviceToHost) != is_device_memory(to, n_bytes))
         return remember(cudaErrorInvalidValue);
     if ((kind != cudaMemcpyHostToDevice) != is_device_memory(from, n_bytes))
