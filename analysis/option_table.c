@@ -7,6 +7,7 @@ const char *const step_kind_names[N_STEP_KINDS + 1] = {"activation", "gradient",
 
 static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
 static const char *const computes[] = {"auto", "f32", "bf16", NULL};
+static const char *const denses[] = {"own", "cublas", NULL};
 static const char *const formats[] = {"auto", "jsonl", "csv", NULL};
 static const char *const over_longs[] = {"refuse", "truncate_left", "truncate_right", "skip", NULL};
 static const char *const empties[] = {"refuse", "skip", NULL};
@@ -47,6 +48,9 @@ const Option option_table[] = {
     {JOB(device), CHOICE(devices, "\"auto\""), .help = "auto: the GPU when there is one, else the CPU"},
     {JOB(compute), CHOICE(computes, "\"auto\""),
      .help = "how activations are stored; auto: f32 on the CPU, bf16 on a GPU"},
+    {JOB(dense), CHOICE(denses, "\"own\""),
+     .help = "products of all tokens with one matrix: own kernels, or on a GPU cuBLAS (results may depend on "
+             "the batch)"},
     {JOB(batch_tokens), INTEGER(1, 1e9, "4096"), .same_results = true,
      .help = "most tokens in one pass (a longer prompt goes alone)"},
     {JOB(batch_prompts), INTEGER(0, 1e6, "0"), .same_results = true,

@@ -17,6 +17,7 @@ typedef struct {
 
 /* ---- choices: the order is that of the names in option_table.c ---- */
 typedef enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA } DeviceChoice;
+typedef enum { DENSE_OWN, DENSE_CUBLAS } DenseChoice;
 typedef enum { COMPUTE_AUTO, COMPUTE_F32, COMPUTE_BF16 } ComputeChoice;
 typedef enum { FORMAT_AUTO, FORMAT_JSONL, FORMAT_CSV } PromptFormat;
 typedef enum { OVER_LONG_REFUSE, OVER_LONG_TRUNCATE_LEFT, OVER_LONG_TRUNCATE_RIGHT, OVER_LONG_SKIP } OverLong;
@@ -47,7 +48,7 @@ typedef enum { LAYERS_OF_SCORES, LAYERS_OF_PROMPTS } LayerStatistics;
 /* ---- records: texts are owned by the job ---- */
 typedef struct {
     int64_t schema_version, seed;
-    int device, compute;
+    int device, compute, dense;
     int64_t batch_tokens, batch_prompts, memory_limit_mib;
 } JobOptions;
 

@@ -50,6 +50,13 @@ static bool pick_device(int choice, const Device **device, Error *error) {
                                 "processor has it: got another");
 }
 
+/* Of the process, for the run. */
+static bool pick_dense(int choice, const Device *device, Error *error) {
+    const char *why = "expected a GPU for it";
+    if (device->dense_by_library && device->dense_by_library(choice == DENSE_CUBLAS, &why)) return true;
+    return choice == DENSE_OWN || error_set(error, ERROR_UNAVAILABLE, "dense: cublas: %s", why);
+}
+
 static DType pick_compute(int choice, const Device *device) {
     if (choice == COMPUTE_AUTO) return device == cuda_device(NULL) ? DTYPE_BF16 : DTYPE_F32;
     return choice == COMPUTE_F32 ? DTYPE_F32 : DTYPE_BF16;
@@ -225,7 +232,8 @@ bool run_job(const RunRequest *request, Error *error) {
     const Device *device = NULL;
     char *out = NULL;
     bool ok = job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
-              check_disjoint(&job, error) && pick_device(job.options.device, &device, error);
+              check_disjoint(&job, error) && pick_device(job.options.device, &device, error) &&
+              pick_dense(job.options.dense, device, error);
     if (ok) out = request->out ? mem_copy_text(request->out, strlen(request->out)) : default_folder(&job);
     ok = ok && (out || error_out_of_memory(error, "a path", 1));
     if (ok && request->dry_run) {

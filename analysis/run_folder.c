@@ -174,6 +174,7 @@ bool run_folder_write_manifest(RunFolder *folder, const RunFacts *facts, const c
     put_string(&text, "device", facts->device);
     put_string(&text, "isa", facts->isa);
     put_string(&text, "compute", facts->compute);
+    put_string(&text, "dense", facts->job->options.dense == DENSE_CUBLAS ? "cublas" : "own");
     put_string(&text, "host", host);
     text_format(&text, ",\n  \"threads\": %d,\n  \"seed\": %lld", facts->n_threads,
                 (long long)facts->job->options.seed);

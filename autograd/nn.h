@@ -56,12 +56,20 @@ typedef struct {
 } Routed;
 Routed nn_route(Context *c, Var *logits, Tensor bias, int64_t n_chosen, RouterRule rule);
 MoePlan nn_moe_plan(Context *c, Tensor ids, int64_t n_experts);
-/* z [M,2F] */
-Var *nn_moe_gate_up(Context *c, Var *x, Tensor w, Tensor bias, MoePlan plan);
+/* The rows x of one layer's experts, and their weights. */
+typedef struct {
+    Var *x;                         /* [T,D] */
+    Tensor gate_up, down;           /* [E,2F,D], [E,D,F] */
+    Tensor gate_up_bias, down_bias; /* [E,2F], [E,D] or absent */
+    MoePlan plan;
+    Activation activation;
+} Experts;
+/* z [M,2F]: what gate and up say of the rows. `place` is the place of the output to come: only in a replay, where that
+ * is there already, z is computed here; else nn_moe_output makes it on its way. */
+Var *nn_moe_gate_up(Context *c, Var *place, Experts e);
 /* residual + sum of weights x (down of swiglu(z)). *outputs: the experts' outputs [M,D] before their
  * weights, in the arena; absent in a replay. The caller may release it, and with it all that this call took,
  * by a scope around. */
-Var *nn_moe_output(Context *c, Var *place, Tensor *outputs, Var *z, Var *weights, Tensor w, Tensor bias,
-                   Var *residual, MoePlan plan, Activation activation);
+Var *nn_moe_output(Context *c, Var *place, Tensor *outputs, Var *z, Var *weights, Var *residual, Experts e);
 
 #endif

@@ -41,13 +41,16 @@ static void gate_up_back(Context *c, const Step *s) {
     scope_close(c, scope);
 }
 
-Var *nn_moe_gate_up(Context *c, Var *x, Tensor w, Tensor bias, MoePlan plan) {
-    check(w.n_dims == 3 && w.shape[2] == tensor_columns(x->x) && tensor_rows(plan.rows) == tensor_rows(x->x),
-          "x [%lld,%lld], w of %d dimensions", (long long)tensor_rows(x->x), (long long)tensor_columns(x->x),
-          w.n_dims);
-    Step step = {.backward = gate_up_back, .in = {x}, .saved = {w}, .of.moe.plan = plan};
-    Var *z = tape_record(c, NULL, c->act, tensor_count(plan.pairs), w.shape[1], step);
-    c->device->ops->moe_gate_up(c->queue, z->x, x->x, w, bias, plan);
+Var *nn_moe_gate_up(Context *c, Var *place, Experts e) {
+    const Tensor w = e.gate_up;
+    check(w.n_dims == 3 && w.shape[2] == tensor_columns(e.x->x) &&
+              tensor_rows(e.plan.rows) == tensor_rows(e.x->x),
+          "x [%lld,%lld], w of %d dimensions", (long long)tensor_rows(e.x->x),
+          (long long)tensor_columns(e.x->x), w.n_dims);
+    Step step = {.backward = gate_up_back, .in = {e.x}, .saved = {w}, .of.moe.plan = e.plan};
+    Var *z = tape_record(c, NULL, c->act, tensor_count(e.plan.pairs), w.shape[1], step);
+    if (tape_has_value(c, place))
+        c->device->ops->moe_gate_up(c->queue, z->x, e.x->x, w, e.gate_up_bias, e.plan);
     return z;
 }
 
@@ -65,22 +68,23 @@ static void output_back(Context *c, const Step *s) {
     tape_pass_grad(c, residual, s->out);
 }
 
-Var *nn_moe_output(Context *c, Var *place, Tensor *outputs, Var *z, Var *weights, Tensor w, Tensor bias,
-                   Var *residual, MoePlan plan, Activation activation) {
-    int64_t pairs = tensor_rows(z->x), tokens = tensor_rows(weights->x), columns = w.shape[1];
-    check(w.n_dims == 3 && 2 * w.shape[2] == tensor_columns(z->x) && tensor_count(weights->x) == pairs,
+Var *nn_moe_output(Context *c, Var *place, Tensor *outputs, Var *z, Var *weights, Var *residual, Experts e) {
+    int64_t pairs = tensor_rows(z->x), tokens = tensor_rows(weights->x), columns = e.down.shape[1];
+    check(e.down.n_dims == 3 && 2 * e.down.shape[2] == tensor_columns(z->x) &&
+              tensor_count(weights->x) == pairs,
           "z [%lld,%lld], %lld weights, w of %d dimensions", (long long)pairs,
-          (long long)tensor_columns(z->x), (long long)tensor_count(weights->x), w.n_dims);
-    Step step = {.backward = output_back, .in = {z, weights, residual}, .saved = {w, bias}};
-    step.of.moe.plan = plan, step.of.moe.activation = activation;
+          (long long)tensor_columns(z->x), (long long)tensor_count(weights->x), e.down.n_dims);
+    Step step = {.backward = output_back, .in = {z, weights, residual}, .saved = {e.down, e.down_bias}};
+    step.of.moe.plan = e.plan, step.of.moe.activation = e.activation;
     Var *out = tape_record(c, place, c->act, tokens, columns, step);
     *outputs = (Tensor){0};
     if (tape_has_value(c, place)) return out;
     const Ops *ops = c->device->ops;
     Tensor h = tape_matrix(c, c->act, pairs, tensor_columns(z->x) / 2);
     *outputs = tape_matrix(c, c->act, pairs, columns);
-    ops->swiglu(c->queue, h, z->x, activation);
-    ops->moe_down(c->queue, *outputs, h, w, bias, plan);
-    ops->moe_combine(c->queue, out->x, *outputs, weights->x, residual->x, plan);
+    const bool walked = c->tape && out->wanted; /* the weights of a layer may want z that nothing else does */
+    ops->moe_hidden(c->queue, h, z->x, e.x->x, e.gate_up, e.gate_up_bias, e.plan, e.activation, walked);
+    ops->moe_down(c->queue, *outputs, h, e.down, e.down_bias, e.plan);
+    ops->moe_combine(c->queue, out->x, *outputs, weights->x, residual->x, e.plan);
     return out;
 }

@@ -14,6 +14,10 @@ typedef struct {
 /* NULL: no such name. */
 const BenchShape *bench_shape(const char *name);
 
+/* Fills device memory with normal numbers of standard deviation 0.5 as bf16; a pair read as f32 has the size of its
+ * second half. */
+void bench_fill(const Device *device, Queue *queue, void *to, size_t n_bytes);
+
 /* Seconds of n timed runs, sorted; the middle one is the median. */
 enum { BENCH_RUNS = 20 };
 typedef struct {

@@ -170,6 +170,13 @@ BUILD(moe_gate_up) {
     add_plan(m, s, set);
 }
 CALL(moe_gate_up) { o->moe_gate_up(q, T[0], T[1], T[2], (Tensor){0}, set->plan); }
+BUILD(moe_hidden) {
+    build_moe_gate_up(m, s, set);
+    add_output(m, set, s->act, PAIRS, SHAPE->inner, 0);
+}
+CALL(moe_hidden) {
+    o->moe_hidden(q, T[set->n - 1], T[0], T[1], T[2], (Tensor){0}, set->plan, (Activation){0}, false);
+}
 BUILD(swiglu) {
     add_output(m, set, s->act, PAIRS, SHAPE->inner, 0);
     add_input(m, set, s->act, PAIRS, 2 * SHAPE->inner, 0);
@@ -306,13 +313,11 @@ CALL(attention_bwd) {
 
 #define OP(name)                                                                                             \
     { #name, build_##name, call_##name }
-static const OpBench OP_BENCHES[] = {OP(route),         OP(moe_plan),       OP(moe_gate_up),
-                                     OP(swiglu),        OP(moe_down),       OP(moe_combine),
-                                     OP(moe_down_bwd),  OP(moe_swiglu_bwd), OP(moe_gate_up_bwd),
-                                     OP(dense),         OP(dense_bwd),      OP(rmsnorm),
-                                     OP(rmsnorm_bwd),   OP(rope),           OP(embed),
-                                     OP(cross_entropy), OP(attention),      OP(attention_decode),
-                                     OP(attention_bwd)};
+static const OpBench OP_BENCHES[] = {
+    OP(route),    OP(moe_plan),      OP(moe_gate_up),  OP(moe_hidden),       OP(swiglu),
+    OP(moe_down), OP(moe_combine),   OP(moe_down_bwd), OP(moe_swiglu_bwd),   OP(moe_gate_up_bwd),
+    OP(dense),    OP(dense_bwd),     OP(rmsnorm),      OP(rmsnorm_bwd),      OP(rope),
+    OP(embed),    OP(cross_entropy), OP(attention),    OP(attention_decode), OP(attention_bwd)};
 enum { N_OP_BENCHES = sizeof OP_BENCHES / sizeof *OP_BENCHES };
 
 /* ---- one case ---- */
@@ -326,8 +331,8 @@ static Cost least_cost(const OpBench *b, const Sizes *s, const Set *set) {
     const int64_t counted = SHAPE->experts < ROWS * SHAPE->choices ? SHAPE->experts : ROWS * SHAPE->choices;
     for (int i = 0; i < set->n; i++)
         if (set->plan.offsets.data && set->t[i].n_dims == 3)
-            cost.bytes -= (double)tensor_bytes(set->t[i]) * (double)(counted - s->experts_hit) /
-                          (double)SHAPE->experts;
+            cost.bytes -=
+                (double)tensor_bytes(set->t[i]) * (double)(counted - s->experts_hit) / (double)SHAPE->experts;
     const double length = (double)ROWS / (double)(s->prompts ? s->prompts : 1);
     const double pairs = strcmp(b->op, "attention_decode") ? (double)ROWS * (length + 1) / 2 : (double)ROWS;
     if (s->prompts)
@@ -399,7 +404,7 @@ static bool read_case(const char *name, const OpBench **b, Sizes *s, Error *erro
 
 /* ---- the list ---- */
 static void print_names(FILE *to) {
-    static const char *const routed[] = {"moe_gate_up", "moe_down"};
+    static const char *const routed[] = {"moe_hidden", "moe_down"};
     static const int rows[] = {1, 8, 32, 100, 512, 2048, 8192, 16384, 32768};
     static const char *const shapes[] = {"mixtral", "qwen3", "olmoe"};
     for (int i = 0; i < 3; i++) {
@@ -407,7 +412,8 @@ static void print_names(FILE *to) {
         for (size_t op = 0; op < 2; op++)
             for (size_t r = 0; r < sizeof rows / sizeof *rows; r++)
                 fprintf(to, "%s/%s/%d/0.5\n", shape, routed[op], rows[r]);
-        fprintf(to, "%s/moe_gate_up/16384/0\n%s/moe_gate_up/16384/1.5\n", shape, shape);
+        fprintf(to, "%s/moe_hidden/16384/0\n%s/moe_hidden/16384/1.5\n%s/moe_gate_up/16384/0.5\n", shape,
+                shape, shape);
         fprintf(to, "%s/moe_down_bwd/16384/0.5\n%s/moe_gate_up_bwd/16384/0.5\n", shape, shape);
         fprintf(to, "%s/route/32768\n%s/moe_plan/32768/0.5\n%s/swiglu/16384\n", shape, shape, shape);
         fprintf(to, "%s/moe_combine/16384/0.5\n%s/moe_swiglu_bwd/16384/0.5\n", shape, shape);
@@ -424,27 +430,6 @@ static void print_names(FILE *to) {
 }
 
 /* ---- memory ---- */
-/* Normal numbers of standard deviation 0.5 as bf16; a pair read as f32 has the size of its second half. */
-static void fill_pool(Memory *m) {
-    enum { N = 32 << 20 };
-    uint16_t *block = mem_alloc(N * sizeof *block);
-    check(block, "out of memory");
-#pragma omp parallel for
-    for (int64_t i = 0; i < N; i++) {
-        const uint64_t bits = random_bits(3, RANDOM_TEST, 0, i);
-        float sum = -4;
-        for (int part = 0; part < 4; part++) sum += (float)(bits >> 16 * part & 0xffff) * 0x1p-15f;
-        sum *= 0.433f; /* four uniforms on [-1, 1): variance 4/3 */
-        uint32_t word;
-        memcpy(&word, &sum, sizeof word);
-        block[i] = (uint16_t)(word >> 16);
-    }
-    for (size_t at = 0; at + N * sizeof *block <= m->pool_bytes; at += N * sizeof *block - 4096)
-        m->device->copy_in(m->queue, tensor_vector(m->pool + at, DTYPE_BF16, N), block);
-    check(m->device->sync(m->queue), "%s", m->queue->failure);
-    mem_free(block);
-}
-
 static bool memory_open(Memory *m, const BenchOps *request, Error *error) {
     const Device *device = request->device;
     const size_t part = (size_t)request->memory_gib << 27; /* of eight */
@@ -459,7 +444,7 @@ static bool memory_open(Memory *m, const BenchOps *request, Error *error) {
     if (!m->queue || !m->pool || !m->scratch || !m->ints)
         return error_set(error, ERROR_UNAVAILABLE, "--memory: expected %lld GiB on %s: got less",
                          (long long)request->memory_gib, device->name);
-    fill_pool(m);
+    bench_fill(device, m->queue, m->pool, m->pool_bytes);
     device->zero(m->queue, tensor_vector(m->scratch, DTYPE_F32, (int64_t)m->scratch_bytes / 4));
     check(device->sync(m->queue), "%s", m->queue->failure);
     return true;

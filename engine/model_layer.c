@@ -101,11 +101,15 @@ static void experts_block(Context *c, void *arguments) {
     run->chosen = routed.weights;
     run->ids = routed.ids;
     MoePlan plan = nn_moe_plan(c, routed.ids, config->n_experts);
-    Var *z = nn_moe_gate_up(c, run->input, w->gate_up, absent, plan);
+    const Experts experts = {.x = run->input,
+                             .gate_up = w->gate_up,
+                             .down = w->down,
+                             .plan = plan,
+                             .activation = config->activation};
+    Var *z = nn_moe_gate_up(c, run->out, experts);
     Scope scope = scope_open(c);
     Tensor outputs;
-    nn_moe_output(c, run->out, &outputs, z, routed.weights, w->down, absent, run->middle, plan,
-                  config->activation);
+    nn_moe_output(c, run->out, &outputs, z, routed.weights, run->middle, experts);
     if (!c->replay) route_hook(c, run, routed.probs, outputs, plan);
     scope_close(c, scope);
 }

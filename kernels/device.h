@@ -43,7 +43,7 @@ struct Device {
     void (*zero)(Queue *q, Tensor t);
     /* tensor_bytes(to) bytes; from: the host's memory, or (large tensors) the device's own */
     void (*copy_in)(Queue *q, Tensor to, const void *from);
-    void (*copy_out)(Queue *q, void *to, Tensor from);      /* device -> host; valid after sync */
+    void (*copy_out)(Queue *q, void *to, Tensor from); /* device -> host; valid after sync */
     bool (*sync)(Queue *q); /* waits; false when an op has failed (q->failure says which) */
     /* Work between begin and end is recorded, not done; each launch does it, reading and writing the same
      * host and device memory again. NULL: this backend records nothing. end returns NULL when an op has
@@ -54,6 +54,9 @@ struct Device {
     void (*graph_free)(Graph *graph);
     /* Tells how often each kernel has been launched by this process; NULL: the backend has no kernels. */
     void (*each_kernel)(kernel_look *look, void *context);
+    /* Dense products by the vendor's library from now on, or by our own kernels again; false and *why where there is
+     * none. NULL: this backend knows no library. */
+    bool (*dense_by_library)(bool on, const char **why);
 };
 
 extern const Device cost_device;

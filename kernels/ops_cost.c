@@ -153,6 +153,15 @@ static void cost_moe_gate_up(Queue *q, Tensor z, Tensor x, Tensor w, Tensor bias
     spend(q, product + (tensor_present(bias) ? count(z) : 0), product,
           TOUCHES(z, x, experts_read(w, rows), experts_read(bias, rows), plan.pairs));
 }
+static void cost_moe_hidden(Queue *q, Tensor h, Tensor z, Tensor x, Tensor w, Tensor bias, MoePlan plan,
+                            Activation act, bool keep) {
+    (void)act;
+    double product = 2 * count(z) * (double)tensor_columns(x);
+    int64_t rows = tensor_rows(z);
+    if (!keep) z.data = NULL;
+    spend(q, product + (tensor_present(bias) ? 2 * count(h) : 0) + 5 * count(h), product,
+          TOUCHES(h, z, x, experts_read(w, rows), experts_read(bias, rows), plan.pairs));
+}
 static void cost_moe_gate_up_bwd(Queue *q, Tensor dx, Tensor scratch, Tensor dz, Tensor w, MoePlan plan) {
     double product = 2 * count(dz) * (double)tensor_columns(dx);
     spend(q, product + count(scratch), product,

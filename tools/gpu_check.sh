@@ -26,6 +26,9 @@ if ! "$here/gatetape" conform "$here/tests/golden/mixtral_window" --device cuda 
 fi
 step "the instructions are what the emulator takes them for" "$here/test_conformance_gpu"
 step "parity of every op" "$here/test_parity_gpu"
+for name in products gated attention_cores; do
+    step "$name beyond the op cases" "$here/test_${name}_gpu"
+done
 for case in "$here"/tests/golden/*/; do
     [ -f "$case/expected.safetensors" ] || continue
     for compute in f32 bf16; do

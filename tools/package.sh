@@ -10,8 +10,8 @@ build=$1 out=$2
 rm -rf "$out"
 mkdir -p "$out"/{bin,lib,tests,bench/results}
 programs=("$build/gatetape")
-for program in test_parity_gpu test_conformance_gpu; do
-    [ -x "$build/$program" ] && programs+=("$build/$program")
+for program in "$build"/test_*_gpu; do
+    [ -x "$program" ] && programs+=("$program")
 done
 for program in "${programs[@]}"; do
     strip -o "$out/bin/$(basename "$program")" "$program"
@@ -26,8 +26,8 @@ cp tools/gpu_check.sh "$out/gpu_check"
 cp README.md "$out/README.md"
 
 # A program under its own loader: $0 finds the folder, so that it can be moved.
-for program in gatetape test_parity_gpu test_conformance_gpu; do
-    [ -x "$out/bin/$program" ] || continue
+for program in "$out"/bin/*; do
+    program=$(basename "$program")
     cat >"$out/$program" <<'WRAPPER'
 #!/bin/sh
 here=$(dirname "$(readlink -f "$0")")

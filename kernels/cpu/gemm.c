@@ -22,6 +22,13 @@ void CPU_OP(moe_gate_up)(Queue *q, Tensor z, Tensor x, Tensor w, Tensor bias, Mo
                    .per_token = plan.rows.shape[1]});
 }
 
+void CPU_OP(moe_hidden)(Queue *q, Tensor h, Tensor z, Tensor x, Tensor w, Tensor bias, MoePlan plan,
+                        Activation act, bool keep) {
+    (void)keep;
+    CPU_OP(moe_gate_up)(q, z, x, w, bias, plan);
+    if (!q->failed_op) CPU_OP(swiglu)(q, h, z, act);
+}
+
 void CPU_OP(moe_down)(Queue *q, Tensor y, Tensor h, Tensor w, Tensor bias, MoePlan plan) {
     CPU_OP(product)(q, &(Product){.y = y, .x = h, .w = w, .bias = bias, .offsets = ints(plan.offsets)});
 }

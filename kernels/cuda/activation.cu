@@ -4,29 +4,10 @@
  *
  * Mapping: row_threads.cuh. Where rows have no sums a thread has one pack of a row, of 16 bytes or, where
  * these do not fit, of one element; where they have, it takes packs in turn and the sums keep their order.
- * Traffic: each operand once; moe_combine reads K rows a token. Limit: memory; swiglu comes near the limit
- * of issue, as exp and the division take some 55 instructions an element. */
+ * Traffic: each operand once; moe_combine reads K rows a token. Limit: memory; in f32 swiglu comes near
+ * the limit of issue, as exp and the division take some 55 instructions an element (gating.cuh). */
+#include "gating.cuh"
 #include "row_threads.cuh"
-
-/* h(gate, up) = g sigmoid(alpha g) (u + shift), g and u clamped. */
-struct Gating {
-    float limit, alpha, shift;
-};
-static Gating gating_of(Activation act) {
-    return act.limit > 0 ? Gating{act.limit, act.alpha, 1} : Gating{INFINITY, 1, 0};
-}
-
-/* Returns h; gate and up become the gradients of themselves for the gradient dhidden of h, none beyond the
- * limit. */
-DEVICE float pass_gate(float &gate, float &up, float dhidden, Gating f) {
-    const float g = gate > f.limit ? f.limit : gate, below = up > f.limit ? f.limit : up;
-    const float u = below < -f.limit ? -f.limit : below;
-    const float s = sigmoid_f32(f.alpha * g), swish = g * s;
-    const float slope = s * fmaf(f.alpha * g, 1 - s, 1); /* of g sigmoid(alpha g) */
-    gate = gate > f.limit ? 0 : dhidden * (u + f.shift) * slope;
-    up = up > f.limit || up < -f.limit ? 0 : dhidden * swish;
-    return (u + f.shift) * swish;
-}
 
 /* ---- one pack of N elements a thread ---- */
 static dim3 pack_grid(Rows r, int64_t n) { return dim3(row_blocks(r), blocks_for(r.columns, r.threads * n)); }
@@ -48,7 +29,7 @@ static __global__ void __launch_bounds__(MOST_ROW_THREADS) swiglu(T *h, const T 
     load_pack<T, N>(gate, from);
     load_pack<T, N>(up, &from[rows.columns]);
 #pragma unroll
-    for (int i = 0; i < N; i++) hidden[i] = pass_gate(gate[i], up[i], 0, f);
+    for (int i = 0; i < N; i++) hidden[i] = pass_gate<T>(gate[i], up[i], 0, f);
     store_pack<T, N>(&h[at.row * rows.columns + at.column], hidden);
 }
 
@@ -66,7 +47,7 @@ static __global__ void __launch_bounds__(MOST_ROW_THREADS)
     load_pack<T, N>(dup, &dz[second]);
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        pass_gate(gate[i], up[i], dhidden[i], f);
+        pass_gate<T>(gate[i], up[i], dhidden[i], f);
         dgate[i] += gate[i], dup[i] += up[i];
     }
     store_pack<T, N>(&dz[first], dgate);
@@ -164,7 +145,7 @@ static __global__ void __launch_bounds__(MOST_ROW_THREADS)
         load_part<PACKED>(grad, &da[row * columns + column], left);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            const float hidden = pass_gate(gate[i], up[i], grad[i] * weight, f);
+            const float hidden = pass_gate<T>(gate[i], up[i], grad[i] * weight, f);
             products = fmaf(grad[i], rounded<T>(hidden), products);
         }
         if (dz) {

@@ -6,7 +6,7 @@
  *
  * Small copies go through pinned memory of the queue: they need no wait, and recorded work (a CUDA graph)
  * can do them again, reading what then stands in the host's memory. */
-#include "device.cuh"
+#include "gemm.cuh"
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -218,7 +218,7 @@ void each_kernel(kernel_look *look, void *context) {
 
 const Device device = {"cuda",      &cuda_ops,    true,       queue_new,  queue_free,  device_alloc,
                        device_free, device_zero,  copy_in,    copy_out,   device_sync, graph_begin,
-                       graph_end,   graph_launch, graph_free, each_kernel};
+                       graph_end,   graph_launch, graph_free, each_kernel, cublas_switch};
 } /* namespace */
 
 cudaStream_t queue_stream(Queue *q) { return stream_of(q)->handle; }

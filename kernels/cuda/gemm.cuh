@@ -11,10 +11,10 @@
  * each looks its group up in the offsets, and those left over leave. */
 #ifndef GATETAPE_CUDA_GEMM_CUH
 #define GATETAPE_CUDA_GEMM_CUH
-#include "device.cuh"
+#include "gating.cuh"
 
 struct Product {
-    Tensor y;             /* [rows, columns] f32 or bf16 */
+    Tensor y;             /* [rows, columns] f32 or bf16; with `gated` may be absent */
     Tensor x;             /* [., depth] */
     Tensor w;             /* [groups, columns, depth], or with `back` [groups, depth, columns] */
     bool back = false;    /* y = x w instead of x w^T */
@@ -22,6 +22,8 @@ struct Product {
     Tensor residual = {}; /* [rows, columns] or absent, of a dtype of its own; may be y */
     bool onto = false;    /* in f32 the sums go on from residual, block by block of depth */
     bool halves = false;  /* back: x [., 2 depth] bf16, the sum of each two is what w multiplies */
+    Tensor gated = {};    /* [rows, columns / 2]: not y is wanted but the gate function of its two halves */
+    Gating gating = {};
     const int32_t *offsets = nullptr; /* [groups + 1]: the rows of a group; absent: one group of all rows */
     const int32_t *pairs = nullptr;   /* row m reads x[pairs[m] / per_token], nothing if < 0; absent: x[m] */
     int per_token = 1;
@@ -31,6 +33,10 @@ struct Product {
     bool packed = false; /* y, bias and residual can be accessed four at a time */
 };
 
+/* cublas.cu: whether dense products go to cuBLAS from now on; false and why where it is missing. The product, if it has
+ * been put on the queue so. */
+bool cublas_switch(bool on, const char **why);
+bool cublas_product(const Call &call, const Product &p);
 /* products.cu: puts the product on the queue. */
 void product(const Call &call, Product p);
 /* Whether the tensor cores can do it: bf16 by bf16, rows that are multiples of 16 bytes. */
@@ -185,6 +191,51 @@ DEVICE void finish_sums(const Product &p, int group, int row, int end, int colum
         write_rows<float>(p.y, index, stride, n, sum);
     else
         write_rows<bf16>(p.y, index, stride, n, sum);
+}
+
+/* N gates and their ups, `half` apart in shared memory. */
+template <int N>
+DEVICE void gate_elements(const Product &p, const float *sums, int half, int64_t z_at, int64_t h_at,
+                          int64_t bias_at) {
+    const int features = p.columns / 2;
+    float gate[N], up[N], h[N];
+    load_pack<float, N>(gate, sums);
+    load_pack<float, N>(up, &sums[half]);
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        if (p.bias.data) gate[j] += read_one(p.bias, bias_at + j);
+        if (p.bias.data) up[j] += read_one(p.bias, bias_at + features + j);
+        gate[j] = to_f32(from_f32<bf16>(gate[j])), up[j] = to_f32(from_f32<bf16>(up[j]));
+    }
+    bf16 *z = static_cast<bf16 *>(p.y.data);
+    if (z) store_pack<bf16, N>(&z[z_at], gate);
+    if (z) store_pack<bf16, N>(&z[z_at + features], up);
+#pragma unroll
+    for (int j = 0; j < N; j++) h[j] = pass_gate<bf16>(gate[j], up[j], 0, p.gating);
+    store_pack<bf16, N>(&static_cast<bf16 *>(p.gated.data)[h_at], h);
+}
+
+/* The same for a warp whose 16 rows of sums hold HALF gates, then their HALF ups: `column` is the first gate's. z is
+ * rounded before the gate function reads it, as if it had been stored. */
+template <int HALF, int LENGTH>
+DEVICE void finish_gated(const Product &p, int group, int row, int end, int column, const float *sums,
+                         int lane) {
+    enum { WIDTH = HALF % 4 ? 1 : 4, LANES = HALF / WIDTH, AT_ONCE = 32 / LANES };
+    const int features = p.columns / 2, r = lane / LANES, c = lane % LANES * WIDTH;
+    const int n = p.packed ? WIDTH : 1;
+#pragma unroll 1
+    for (int i = r; i < 16 && row + i < end; i += AT_ONCE)
+#pragma unroll 1
+        for (int part = 0; part < WIDTH && column + c + part < features; part += n) {
+            const float *from = &sums[i * LENGTH + c + part];
+            const int64_t z_at = (int64_t)(row + i) * p.columns + (column + c + part),
+                          h_at = (int64_t)(row + i) * features + (column + c + part),
+                          bias_at = (int64_t)group * p.columns + (column + c + part);
+            if (p.packed)
+                gate_elements<4>(p, from, HALF, z_at, h_at, bias_at);
+            else
+                gate_elements<1>(p, from, HALF, z_at, h_at, bias_at);
+        }
 }
 
 #endif

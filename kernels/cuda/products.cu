@@ -27,7 +27,8 @@ void product(const Call &call, Product p) {
           "%d groups of %d columns, x [.,%d], %lld weights", p.groups, p.columns, p.depth,
           (long long)tensor_count(p.w));
     if (p.rows == 0 || p.columns == 0) return;
-    p.packed = rows_are_packed(4, p.columns, p.y, p.bias, p.residual);
+    p.packed = rows_are_packed(4, p.gated.data ? p.columns / 2 : p.columns, p.y, p.bias, p.residual, p.gated);
+    if (cublas_product(call, p)) return;
     if (product_fits_mma(p))
         product_mma(call, p);
     else
@@ -55,6 +56,27 @@ extern "C" void cuda_moe_gate_up(Queue *q, Tensor z, Tensor x, Tensor w, Tensor 
                           .offsets = ints(plan.offsets),
                           .pairs = ints(plan.pairs),
                           .per_token = (int)plan.rows.shape[1]});
+}
+
+extern "C" void cuda_moe_hidden(Queue *q, Tensor h, Tensor z, Tensor x, Tensor w, Tensor bias, MoePlan plan,
+                                Activation act, bool keep) {
+    const Call call(q, "moe_hidden", h, z, x, w, bias, plan.rows);
+    Product p = {.y = z,
+                 .x = x,
+                 .w = w,
+                 .bias = bias,
+                 .gated = h,
+                 .gating = gating_of(act),
+                 .offsets = ints(plan.offsets),
+                 .pairs = ints(plan.pairs),
+                 .per_token = (int)plan.rows.shape[1]};
+    const int64_t half_bytes = tensor_columns(h) * tensor_columns(w) * 2; /* of an expert's weights */
+    if (!product_fits_mma(p) || half_bytes > INT32_MAX) {
+        cuda_moe_gate_up(q, z, x, w, bias, plan);
+        return cuda_swiglu(q, h, z, act);
+    }
+    if (!keep) p.y.data = NULL;
+    product(call, p);
 }
 
 extern "C" void cuda_moe_down(Queue *q, Tensor y, Tensor h, Tensor w, Tensor bias, MoePlan plan) {

@@ -38,10 +38,17 @@ DEVICE uint32_t pack_bf16(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
     return bits;
 }
-/* 2^x within 2 ulp: attention's softmax alone; all else uses kernels/math.h. */
+/* 2^x within 2 ulp: attention's softmax, and what is rounded to bf16; all else uses kernels/math.h. */
 DEVICE float exp2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* 1/x within 1 ulp; of infinity 0. */
+DEVICE float reciprocal_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 

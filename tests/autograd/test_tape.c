@@ -147,10 +147,15 @@ static Var *build_experts(Problem *p) {
     Var *logits = nn_linear_real(&p->c, x, frozen(p, 1, 2, 4, 5, 0), absent);
     Routed routed = nn_route(&p->c, logits, absent, 2, (RouterRule){ROUTER_SOFTMAX_TOPK, false, 1});
     MoePlan plan = nn_moe_plan(&p->c, routed.ids, 4);
-    Var *z = nn_moe_gate_up(&p->c, x, frozen(p, 2, 3, 4, 6, 5), frozen(p, 3, 2, 4, 6, 0), plan);
-    Tensor outputs, down = frozen(p, 4, 3, 4, 5, 3), bias = frozen(p, 5, 2, 4, 5, 0);
-    return nn_moe_output(&p->c, NULL, &outputs, z, routed.weights, down, bias, residual, plan,
-                         (Activation){0});
+    const Experts e = {.x = x,
+                       .gate_up = frozen(p, 2, 3, 4, 6, 5),
+                       .gate_up_bias = frozen(p, 3, 2, 4, 6, 0),
+                       .down = frozen(p, 4, 3, 4, 5, 3),
+                       .down_bias = frozen(p, 5, 2, 4, 5, 0),
+                       .plan = plan};
+    Tensor outputs;
+    Var *z = nn_moe_gate_up(&p->c, NULL, e);
+    return nn_moe_output(&p->c, NULL, &outputs, z, routed.weights, residual, e);
 }
 static Var *build_cross_entropy(Problem *p) {
     Tensor targets = indices(p, T, (const int32_t[]){3, 0, -1, 8, 2, 2, -1});

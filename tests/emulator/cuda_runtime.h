@@ -78,6 +78,8 @@ template <class K> cudaError_t cudaFuncSetAttribute(K *, cudaFuncAttribute, int)
 namespace emulator {
 /* A kernel onto a stream; what <<<>>> does. */
 cudaError_t enqueue(cudaStream_t stream, const LaunchShape &shape, std::function<void()> body);
+/* Work of a library, done by the host when its turn comes. */
+cudaError_t enqueue_host(cudaStream_t stream, std::function<void()> work);
 } /* namespace emulator */
 
 #endif

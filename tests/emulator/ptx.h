@@ -37,6 +37,7 @@ DEVICE uint32_t pack_bf16(float low, float high) {
     return f32_to_bf16_bits(low) | (uint32_t)f32_to_bf16_bits(high) << 16;
 }
 DEVICE float exp2_approx(float x) { return exp2f(x); }
+DEVICE float reciprocal_approx(float x) { return 1 / x; }
 
 /* ---- asynchronous copies ---- */
 DEVICE void emulated_copy(uint32_t to, const void *from, unsigned n_bytes, bool present, Site at) {

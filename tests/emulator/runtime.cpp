@@ -260,6 +260,10 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) { return cudaGraphDestroy(executable); }
 
+cudaError_t emulator::enqueue_host(cudaStream_t stream, std::function<void()> work) {
+    return put(stream, work);
+}
+
 cudaError_t emulator::enqueue(cudaStream_t stream, const LaunchShape &shape, std::function<void()> body) {
     static unsigned n_calls;
     const uint64_t n_threads = (uint64_t)shape.size.x * shape.size.y * shape.size.z;

@@ -243,6 +243,7 @@ static const Case CASES[] = {
     {"route_bwd", build_route_bwd, call_route_bwd, 3, true},
     {"moe_plan", build_moe_plan, call_moe_plan, 1, false},
     {"moe_gate_up", build_moe_gate_up, call_moe_gate_up, 2, false},
+    {"moe_hidden", build_moe_hidden, call_moe_hidden, 3, false},
     {"moe_gate_up_bwd", build_moe_gate_up_bwd, call_moe_gate_up_bwd, 1, false},
     {"moe_down", build_moe_down, call_moe_down, 2, false},
     {"moe_down_bwd", build_moe_down_bwd, call_moe_down_bwd, 2, false},

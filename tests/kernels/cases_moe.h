@@ -96,6 +96,18 @@ BUILD(moe_gate_up) {
     p->scale = 1;
 }
 CALL(moe_gate_up) { (void)p, o->moe_gate_up(q, t[3], t[4], t[5], t[6], plan_at(t)); }
+/* variant 1 with bias, 2 with the clamped activation too; 0 and 1 keep z */
+BUILD(moe_hidden) {
+    build_moe_gate_up(p);
+    whole_arg(p, OUT, ACT, p->rows * N_CHOICES, OTHER_SIZE, NONE);
+    if (p->variant == 2) p->arg[3].role = SCRATCH;
+    p->n_stores = 2;
+    p->reduction *= 2; /* of gate and up each, and their errors meet */
+}
+CALL(moe_hidden) {
+    const Activation act = p->variant == 2 ? (Activation){.limit = 7, .alpha = 1.702f} : (Activation){0};
+    o->moe_hidden(q, t[7], t[3], t[4], t[5], t[6], plan_at(t), act, p->variant < 2);
+}
 BUILD(moe_gate_up_bwd) {
     int64_t n = p->rows * N_CHOICES;
     add_plan(p, IN);
