@@ -25,9 +25,12 @@ if ! "$here/gatetape" conform "$here/tests/golden/mixtral_window" --device cuda 
     exit $((failures > 0))
 fi
 step "the instructions are what the emulator takes them for" "$here/test_conformance_gpu"
-step "parity of every op" "$here/test_parity_gpu"
-for name in products gated attention_cores; do
-    step "$name beyond the op cases" "$here/test_${name}_gpu"
+step "parity of every op" "$here/tests_gpu" parity
+for suite in products gated attention_cores cublas; do
+    step "$suite, beyond the op cases" "$here/tests_gpu" $suite
+done
+for suite in products gated; do
+    step "$suite, on Hopper's tensor cores where there are" env GATETAPE_HOPPER=1 "$here/tests_gpu" $suite
 done
 for case in "$here"/tests/golden/*/; do
     [ -f "$case/expected.safetensors" ] || continue

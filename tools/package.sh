@@ -10,7 +10,7 @@ build=$1 out=$2
 rm -rf "$out"
 mkdir -p "$out"/{bin,lib,tests,bench/results}
 programs=("$build/gatetape")
-for program in "$build"/test_*_gpu; do
+for program in "$build"/tests_gpu "$build"/test_conformance_gpu; do
     [ -x "$program" ] && programs+=("$program")
 done
 for program in "${programs[@]}"; do
@@ -21,7 +21,7 @@ done | sort -u | while read -r library; do
 done
 cp -r configs "$out/configs"
 cp -r tests/golden "$out/tests/golden"
-cp bench/peers.py bench/run.sh "$out/bench/"
+cp bench/peers.py bench/peers_gpu.py bench/run.sh "$out/bench/"
 cp tools/gpu_check.sh "$out/gpu_check"
 cp README.md "$out/README.md"
 

@@ -216,8 +216,8 @@ void each_kernel(kernel_look *look, void *context) {
     for (const auto &k : launches) look(context, k.first.c_str(), k.second);
 }
 
-const Device device = {"cuda",      &cuda_ops,    true,       queue_new,  queue_free,  device_alloc,
-                       device_free, device_zero,  copy_in,    copy_out,   device_sync, graph_begin,
+const Device device = {"cuda",      &cuda_ops,    true,       queue_new,   queue_free,   device_alloc,
+                       device_free, device_zero,  copy_in,    copy_out,    device_sync,  graph_begin,
                        graph_end,   graph_launch, graph_free, each_kernel, cublas_switch};
 } /* namespace */
 

@@ -41,9 +41,10 @@ bool cublas_product(const Call &call, const Product &p);
 void product(const Call &call, Product p);
 /* Whether the tensor cores can do it: bf16 by bf16, rows that are multiples of 16 bytes. */
 bool product_fits_mma(const Product &p);
-/* gemm_mma.cu, gemm_f32.cu */
+/* gemm_mma.cu, gemm_f32.cu; gemm_hopper.cu: on compute capability 9.0, for groups of many rows */
 void product_mma(const Call &call, Product p);
 void product_f32(const Call &call, Product p);
+void product_hopper(const Call &call, Product p, int multiprocessors);
 
 /* Tiles of tile_rows rows that cover the rows of all groups, however they fall. */
 static inline int row_tiles_at_most(const Product &p, int tile_rows) {
@@ -93,9 +94,10 @@ template <int TILE_ROWS> DEVICE bool find_rows(const Product &p, int tile, TileP
 
 /* Blocks that run together should share what they read: they go down bands of 16 row tiles, column tile by
  * column tile. False: a block too many. */
-template <int TILE_ROWS, int TILE_COLUMNS> DEVICE bool place_tile(const Product &p, TilePlace &at) {
+template <int TILE_ROWS, int TILE_COLUMNS>
+DEVICE bool place_tile(const Product &p, int block, TilePlace &at) {
     enum { BAND = 16 };
-    const int column_tiles = (p.columns + TILE_COLUMNS - 1) / TILE_COLUMNS, block = (int)blockIdx.x;
+    const int column_tiles = (p.columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
     const int band = block / (BAND * column_tiles), inside = block % (BAND * column_tiles);
     const int height = min((int)BAND, p.row_tiles - band * BAND);
     at.column = inside / height * TILE_COLUMNS;

@@ -128,7 +128,7 @@ static __global__ void __launch_bounds__(THREADS, 3)
     multiply_f32(const Product p, bool x_packed, bool w_packed) {
     SHARED(float, buffers, 4 * BUFFER); /* x, w, and once more */
     TilePlace at;
-    if (!place_tile<ROWS, COLUMNS>(p, at)) return;
+    if (!place_tile<ROWS, COLUMNS>(p, blockIdx.x, at)) return;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int m = (warp / 2 * 4 + lane / 8) * N_M, n = (warp % 2 * 8 + lane % 8) * N_N;
     const int row = at.first + m, column = at.column + n;

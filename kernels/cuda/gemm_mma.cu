@@ -16,6 +16,8 @@
  *
  * Requires rows of x and w that are multiples of 16 bytes, 16-byte aligned; columns and rows of y: any. */
 #include "gemm.cuh"
+#include <cstdlib>
+#include <cstring>
 
 enum { STEP = 64, ROW_BYTES = 128 };
 
@@ -168,7 +170,7 @@ template <class S, Form FORM>
 static __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) multiply_bf16(const Product p) {
     DYNAMIC_SHARED(shared);
     TilePlace at;
-    if (!place_tile<S::ROWS, S::COLUMNS>(p, at)) return;
+    if (!place_tile<S::ROWS, S::COLUMNS>(p, blockIdx.x, at)) return;
     const unsigned warp = threadIdx.x / 32;
     const unsigned warp_row = warp / S::WARPS_N * S::WARP_ROWS,
                    warp_column = warp % S::WARPS_N * S::WARP_COLUMNS;
@@ -212,12 +214,21 @@ static __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) multiply_bf16(co
 }
 
 /* ---- which tile ---- */
-static int n_multiprocessors() {
-    static const int n = [] {
-        int count = 1;
-        cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0);
-        return count;
+static int attribute(cudaDeviceAttr which) {
+    int value = 0;
+    cudaDeviceGetAttribute(&value, which, 0);
+    return value;
+}
+/* gemm_hopper.cu is proven on the emulated device alone, so it is asked for. */
+static bool uses_hopper() {
+    static const bool uses = [] {
+        const char *asked = getenv("GATETAPE_HOPPER");
+        return asked && !strcmp(asked, "1") && attribute(cudaDevAttrComputeCapabilityMajor) == 9;
     }();
+    return uses;
+}
+static int n_multiprocessors() {
+    static const int n = attribute(cudaDevAttrMultiProcessorCount);
     return n;
 }
 
@@ -241,6 +252,8 @@ void product_mma(const Call &call, Product p) {
         launch<Skinny>(call, p);
     else if (rows_each < Medium::ROWS * 3 / 2 || large_tiles < n_multiprocessors())
         launch<Medium>(call, p);
+    else if (uses_hopper() && !p.halves)
+        product_hopper(call, p, n_multiprocessors());
     else
         launch<Large>(call, p);
 }

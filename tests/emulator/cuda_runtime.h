@@ -2,6 +2,7 @@
  * stream is done as late as the runtime allows: when the host waits for it. So a result that is read before
  * the wait, or an input that is gone by then, shows in a test.
  *
+ * GATETAPE_EMULATOR_ARCH=80 | 90 is the compute capability, 8.0 unless said.
  * GATETAPE_EMULATOR_FAIL=alloc:N | copy:N | launch:N makes the N-th such call fail, N from 1. */
 #ifndef GATETAPE_EMULATED_CUDA_RUNTIME_H
 #define GATETAPE_EMULATED_CUDA_RUNTIME_H

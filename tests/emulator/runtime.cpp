@@ -99,8 +99,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
+    const char *arch = getenv("GATETAPE_EMULATOR_ARCH");
     *value = attribute == cudaDevAttrMultiProcessorCount      ? 4
-             : attribute == cudaDevAttrComputeCapabilityMajor ? 8
+             : attribute == cudaDevAttrComputeCapabilityMajor ? arch && !strcmp(arch, "90") ? 9 : 8
                                                               : 0;
     return cudaSuccess;
 }

@@ -156,7 +156,8 @@ static void test_decoding_has_the_bits_of_prefill(void **state) {
     }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    (void)argc, (void)argv;
     enum { N_SHAPES = sizeof SHAPES / sizeof *SHAPES };
     struct CMUnitTest tests[2 * N_SHAPES + 1];
     for (int i = 0; i < N_SHAPES; i++) {

@@ -71,7 +71,8 @@ static void test_near_our_own(void **state) {
         assert_true(fabsf(bf16_to_f32(own_dx[i]) - bf16_to_f32(other_dx[i])) < 0.04f); /* a last place at 4 */
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    (void)argc, (void)argv;
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_near_our_own)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -95,15 +95,34 @@ static void check_gated(const Sizes *s) {
 
 static void test_gated(void **state) {
     (void)state;
-    static const Sizes sizes[] = {{2, 1, 8, 8, false, false},      {4, 3, 5, 16, true, false},
-                                  {3, 33, 40, 72, true, true},     {2, 70, 20, 136, false, true},
-                                  {3, 90, 136, 64, false, false},  {2, 150, 300, 72, true, false},
-                                  {3, 260, 162, 136, false, false}};
+    static const Sizes sizes[] = {
+        {2, 1, 8, 8, false, false},        {4, 3, 5, 16, true, false},     {3, 33, 40, 72, true, true},
+        {2, 70, 20, 136, false, true},     {3, 90, 136, 64, false, false}, {2, 150, 300, 72, true, false},
+        {3, 260, 162, 136, false, false},
+#ifndef GATETAPE_EMULATED
+        {3, 1500, 2050, 264, true, false}, /* large tiles for every SM */
+#endif
+    };
     if (!cuda_device(NULL)) skip();
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) check_gated(&sizes[i]);
 }
 
-int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gated)};
+static void look(void *context, const char *kernel, int64_t n) {
+    if (!strcmp(kernel, "multiply_wgmma")) *(int64_t *)context = n;
+}
+
+/* GATETAPE_HOPPER=1 where there is one: the products above went that way. */
+static void test_hopper_was_used(void **state) {
+    (void)state;
+    const char *asked = getenv("GATETAPE_HOPPER");
+    if (!cuda_device(NULL) || !asked || strcmp(asked, "1")) skip();
+    int64_t n = 0;
+    cuda_device(NULL)->each_kernel(look, &n);
+    assert_true(n > 0);
+}
+
+int main(int argc, char **argv) {
+    (void)argc, (void)argv;
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gated), cmocka_unit_test(test_hopper_was_used)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

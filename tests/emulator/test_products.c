@@ -114,8 +114,12 @@ static void check_near_and_cut(bool back, int64_t m, int64_t columns, int64_t de
 
 static void test_tensor_cores(void **state) {
     (void)state;
-    static const int64_t shapes[][3] = {{1, 8, 8},     {33, 72, 136},  {70, 200, 64},
-                                        {150, 136, 8}, {300, 520, 72}, {260, 1031, 200}};
+    static const int64_t shapes[][3] = {
+        {1, 8, 8},         {33, 72, 136}, {70, 200, 64}, {150, 136, 8}, {300, 520, 72}, {260, 1031, 200},
+#ifndef GATETAPE_EMULATED
+        {2100, 4360, 264}, /* large tiles for every SM */
+#endif
+    };
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         check_near_and_cut(false, shapes[s][0], shapes[s][1], shapes[s][2]);
         check_near_and_cut(true, shapes[s][0], shapes[s][1] / 8 * 8, shapes[s][2]);
@@ -242,7 +246,8 @@ static void test_loss_gradient_is_rounded_once(void **state) {
     free(dx.data), free(dx64.data);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    (void)argc, (void)argv;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tensor_cores), cmocka_unit_test(test_f32_has_the_bits_of_the_cpu),
         cmocka_unit_test(test_experts), cmocka_unit_test(test_loss_gradient_is_rounded_once)};
