@@ -64,8 +64,8 @@ typedef struct {
     MoePlan plan;
     Activation activation;
 } Experts;
-/* z [M,2F]: what gate and up say of the rows. `place` is the place of the output to come: only in a replay, where that
- * is there already, z is computed here; else nn_moe_output makes it on its way. */
+/* z [M,2F]: what gate and up say of the rows. `place` is the place of the output to come: only in a replay,
+ * where that is there already, z is computed here; else nn_moe_output makes it on its way. */
 Var *nn_moe_gate_up(Context *c, Var *place, Experts e);
 /* residual + sum of weights x (down of swiglu(z)). *outputs: the experts' outputs [M,D] before their
  * weights, in the arena; absent in a replay. The caller may release it, and with it all that this call took,

@@ -14,8 +14,8 @@ typedef struct {
 /* NULL: no such name. */
 const BenchShape *bench_shape(const char *name);
 
-/* Fills device memory with normal numbers of standard deviation 0.5 as bf16; a pair read as f32 has the size of its
- * second half. */
+/* Fills device memory with normal numbers of standard deviation 0.5 as bf16; a pair read as f32 has the size
+ * of its second half. */
 void bench_fill(const Device *device, Queue *queue, void *to, size_t n_bytes);
 
 /* Seconds of n timed runs, sorted; the middle one is the median. */
@@ -25,9 +25,9 @@ typedef struct {
 } Timing;
 Timing timing_of(double *seconds, int n);
 
-/* The rows of the ops bench: case,device,seconds_median,seconds_least,seconds_most,gflop,gigabyte,tflops,gbs. A
- * case is SHAPE/OP/ROWS, or SHAPE/OP/ROWS/SKEW for ops on routed rows: experts' popularity is exp(SKEW z), z of
- * a normal distribution. ROWS is a number of tokens, or PROMPTSxTOKENS for attention.
+/* The rows of the ops bench: case,device,seconds_median,seconds_least,seconds_most,gflop,gigabyte,tflops,gbs.
+ * A case is SHAPE/OP/ROWS, or SHAPE/OP/ROWS/SKEW for ops on routed rows: experts' popularity is exp(SKEW z),
+ * z of a normal distribution. ROWS is a number of tokens, or PROMPTSxTOKENS for attention.
  *
  * list: print the names of all cases, run none. from: names to run, one a line, each answered by its row at
  * once (so that a peer can be measured in between); NULL: all cases. */
@@ -50,7 +50,8 @@ Ceilings ceilings_of(const Device *device);
 /* Writes FOLDER/config.json and model.safetensors: random weights. */
 bool bench_checkpoint(const BenchShape *shape, int64_t layers, DType dtype, const char *folder, Error *error);
 
-/* Rows of bench/results/cpu.csv and model.csv: forward, forward and gate gradient (recomputing, keeping), decoding. */
+/* Rows of bench/results/cpu.csv and model.csv: forward, forward and gate gradient (recomputing, keeping),
+ * decoding. */
 typedef struct {
     const char *folder; /* of a checkpoint */
     const Device *device;

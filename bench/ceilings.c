@@ -1,5 +1,5 @@
-/* What this machine can do at most: matrix products by the vendor's library, and copies of memory. The libraries are
- * found at run time: they are ceilings, not dependencies. */
+/* What this machine can do at most: matrix products by the vendor's library, and copies of memory. The
+ * libraries are found at run time: they are ceilings, not dependencies. */
 #include "bench.h"
 #include "../engine/alloc.h"
 #include "../engine/clock.h"

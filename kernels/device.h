@@ -54,8 +54,8 @@ struct Device {
     void (*graph_free)(Graph *graph);
     /* Tells how often each kernel has been launched by this process; NULL: the backend has no kernels. */
     void (*each_kernel)(kernel_look *look, void *context);
-    /* Dense products by the vendor's library from now on, or by our own kernels again; false and *why where there is
-     * none. NULL: this backend knows no library. */
+    /* Dense products by the vendor's library from now on, or by our own kernels again; false and *why where
+     * there is none. NULL: this backend knows no library. */
     bool (*dense_by_library)(bool on, const char **why);
 };
 

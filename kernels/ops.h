@@ -136,8 +136,8 @@ typedef void moe_plan_fn(Queue *q, MoePlan plan, Tensor ids);
 /* z[m,:] = x[token(m),:] w[e]^T + bias[e]        z [M,2F] act, x [T,D] act, w [E,2F,D] gate first, bias
  * [E,2F] */
 typedef void moe_gate_up_fn(Queue *q, Tensor z, Tensor x, Tensor w, Tensor bias, MoePlan plan);
-/* The same, and the activation of it, in one: h = gate function of z        h [M,F] act. z is rounded as if it had
- * been stored; it is written only where keep is set, else its contents are undefined. */
+/* The same, and the activation of it, in one: h = gate function of z        h [M,F] act. z is rounded as if
+ * it had been stored; it is written only where keep is set, else its contents are undefined. */
 typedef void moe_hidden_fn(Queue *q, Tensor h, Tensor z, Tensor x, Tensor w, Tensor bias, MoePlan plan,
                            Activation act, bool keep);
 /* dx[t,:] += sum over k in order of dz[row(t,k),:] w[e]      scratch [M,D] real */
@@ -197,8 +197,8 @@ typedef void sample_fn(Queue *q, Tensor ids, Tensor scratch, Tensor logits, Tens
     X(rmsnorm) X(rmsnorm_bwd) X(layernorm) X(layernorm_bwd)                                              \
     X(rope) X(rope_bwd) X(attention) X(attention_bwd)                                                    \
     X(dense) X(dense_bwd) X(swiglu) X(swiglu_bwd) X(sigmoid_scale) X(sigmoid_scale_bwd)                  \
-    X(route) X(route_bwd) X(moe_plan) X(moe_gate_up) X(moe_hidden) X(moe_gate_up_bwd) X(moe_down) X(moe_down_bwd)      \
-    X(moe_swiglu_bwd) X(moe_combine)                                                                     \
+    X(route) X(route_bwd) X(moe_plan) X(moe_gate_up) X(moe_hidden) X(moe_gate_up_bwd)                    \
+    X(moe_down) X(moe_down_bwd) X(moe_swiglu_bwd) X(moe_combine)                                         \
     X(count_experts) X(expert_peaks) X(gate_grad) X(row_norms) X(segment_sums) X(find_nonfinite)         \
     X(cross_entropy) X(cross_entropy_bwd) X(argmax) X(sample)
 /* clang-format on */

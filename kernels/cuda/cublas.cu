@@ -1,5 +1,5 @@
-/* Dense products by cuBLAS: "dense": "cublas" in a job, and the ceiling of the bench. Their bits are cuBLAS's own and
- * may depend on the batch; experts and whatever cuBLAS cannot do in one call stay with our kernels. */
+/* Dense products by cuBLAS: "dense": "cublas" in a job, and the ceiling of the bench. Their bits are cuBLAS's
+ * own and may depend on the batch; experts and what cuBLAS cannot do in one call stay with our kernels. */
 #include "cublas.cuh"
 #include "gemm.cuh"
 #ifndef GATETAPE_EMULATED

@@ -1,5 +1,5 @@
-/* The few calls of cuBLAS that dense products can be handed to. The library is found at run time: the program needs it
- * only where a job asks for it. */
+/* The few calls of cuBLAS that dense products can be handed to. The library is found at run time: the program
+ * needs it only where a job asks for it. */
 #ifndef GATETAPE_CUDA_CUBLAS_CUH
 #define GATETAPE_CUDA_CUBLAS_CUH
 #include <cuda_runtime.h>

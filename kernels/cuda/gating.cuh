@@ -11,14 +11,14 @@ static inline Gating gating_of(Activation act) {
     return act.limit > 0 ? Gating{act.limit, act.alpha, 1} : Gating{INFINITY, 1, 0};
 }
 
-/* For results that are rounded to bf16 two approximate instructions, 2^-20 off, do; f32 has the CPU's bits. */
+/* For results rounded to bf16 two approximate instructions, 2^-20 off, do; f32 has the CPU's bits. */
 template <class T> DEVICE float gate_sigmoid(float x) { return sigmoid_f32(x); }
 template <> __device__ __forceinline__ float gate_sigmoid<bf16>(float x) {
     return reciprocal_approx(1 + exp2_approx(x * -1.44269504f));
 }
 
-/* Returns h, for a result of type T; gate and up become the gradients of themselves for the gradient dhidden of h,
- * none beyond the limit. */
+/* Returns h, for a result of type T; gate and up become the gradients of themselves for the gradient dhidden
+ * of h, none beyond the limit. */
 template <class T> DEVICE float pass_gate(float &gate, float &up, float dhidden, Gating f) {
     const float g = gate > f.limit ? f.limit : gate, below = up > f.limit ? f.limit : up;
     const float u = below < -f.limit ? -f.limit : below;

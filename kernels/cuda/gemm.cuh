@@ -33,8 +33,8 @@ struct Product {
     bool packed = false; /* y, bias and residual can be accessed four at a time */
 };
 
-/* cublas.cu: whether dense products go to cuBLAS from now on; false and why where it is missing. The product, if it has
- * been put on the queue so. */
+/* cublas.cu: whether dense products go to cuBLAS from now on; false and why where it is missing. The product,
+ * if it has been put on the queue so. */
 bool cublas_switch(bool on, const char **why);
 bool cublas_product(const Call &call, const Product &p);
 /* products.cu: puts the product on the queue. */
@@ -217,8 +217,8 @@ DEVICE void gate_elements(const Product &p, const float *sums, int half, int64_t
     store_pack<bf16, N>(&static_cast<bf16 *>(p.gated.data)[h_at], h);
 }
 
-/* The same for a warp whose 16 rows of sums hold HALF gates, then their HALF ups: `column` is the first gate's. z is
- * rounded before the gate function reads it, as if it had been stored. */
+/* The same for a warp whose 16 rows of sums hold HALF gates, then their HALF ups: `column` is the first
+ * gate's. z is rounded before the gate function reads it, as if it had been stored. */
 template <int HALF, int LENGTH>
 DEVICE void finish_gated(const Product &p, int group, int row, int end, int column, const float *sums,
                          int lane) {

@@ -1,17 +1,20 @@
 /* Products of bf16 by bf16 on Hopper's tensor cores: wgmma m64n256k16 fed by TMA, for groups of many rows.
  *
- * A block has an SM to itself and works off tiles of 128 x 256, every gridDim-th of them, so that the next tile is on its
- * way while the last one is written. Warpgroup 0 fetches, in steps of 64 k: w by TMA, in a ring of four stages of 48 KiB;
- * x by TMA where its rows follow one another, else by cp.async, a row by its index (gathering costs no launch and no
- * memory). Warpgroups 1 and 2 multiply, 64 rows each, and write. Stage s is handed over by the mbarriers full[s] (all
- * bytes have landed) and empty[s] (every multiplying warp is done with it). Shared memory that threads filled is fenced
- * by them before they say so: wgmma reads by another way.
+ * A block has an SM to itself and works off tiles of 128 x 256, every gridDim-th of them, so that the next
+ * tile is on its way while the last one is written. Warpgroup 0 fetches, in steps of 64 k: w by TMA, in a
+ * ring of four stages of 48 KiB; x by TMA where its rows follow one another, else by cp.async, a row by its
+ * index (gathering costs no launch and no memory). Warpgroups 1 and 2 multiply, 64 rows each, and write.
+ * Stage s is handed over by the mbarriers full[s] (all bytes have landed) and empty[s] (every multiplying
+ * warp is done with it). Shared memory that threads filled is fenced by them before they say so: wgmma reads
+ * by another way.
  *
- * Weights stay as they lie: x w^T reads 256 rows of them, x w four boxes of 64 columns, transposed by the operand's
- * descriptor; gated, 128 gates and their 128 ups (gemm_mma.cu). TMA counts in rows of the whole tensor, so what a tile
- * reads beyond its group belongs to the next one, and is not written; beyond the last k, x gives zeros.
+ * Weights stay as they lie: x w^T reads 256 rows of them, x w four boxes of 64 columns, transposed by the
+ * operand's descriptor; gated, 128 gates and their 128 ups (gemm_mma.cu). TMA counts in rows of the whole
+ * tensor, so what a tile reads beyond its group belongs to the next one, and is not written; beyond the last
+ * k, x gives zeros.
  *
- * Bound by the tensor cores: 128 x 256 takes 43 multiply-adds a byte from L2. Requires what gemm_mma.cu requires. */
+ * Bound by the tensor cores: 128 x 256 takes 43 multiply-adds a byte from L2. Requires what gemm_mma.cu
+ * requires. */
 #include "gemm.cuh"
 #include "hopper.cuh"
 
@@ -137,8 +140,8 @@ template <Form FORM> DEVICE void multiply_stage(float (&sum)[128], uint32_t x, u
     }
 }
 
-/* A warp's 16 rows of sums to y, CHUNK columns at a time through its own part of shared memory; gated, half of them
- * gates and half their ups. */
+/* A warp's 16 rows of sums to y, CHUNK columns at a time through its own part of shared memory; gated, half
+ * of them gates and half their ups. */
 template <Form FORM>
 DEVICE void write_rows_of_warp(const Product &p, const TilePlace &at, float (&sum)[128], float *own,
                                int row) {

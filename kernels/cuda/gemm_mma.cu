@@ -7,8 +7,8 @@
  * Weights stay as they lie: x w^T reads them by ldmatrix, x w by its transposing form. Fragments are read
  * one mma step ahead. Sums go through shared memory, so that y and residual are accessed in whole lines.
  *
- * Gated, y = x w^T is gate and up of a gated MLP: half of a warp's columns are gates, the other half the ups that belong
- * to them, so that the warp has both at the end and writes the hidden row instead.
+ * Gated, y = x w^T is gate and up of a gated MLP: half of a warp's columns are gates, the other half the ups
+ * that belong to them, so that the warp has both at the end and writes the hidden row instead.
  *
  * Large is bound by the tensor cores (128 x 256: 43 multiply-adds a byte from L2), Skinny, for few rows a
  * group, by the weights' way from memory: 60 KiB of them and x under way a block, three blocks an SM. Medium

@@ -1,4 +1,4 @@
-/* The emulator's suites on a GPU, in one program, so that the kernels come along once:  tests_gpu SUITE [OP] */
+/* The emulator's suites on a GPU, in one program, so that the kernels come along once: tests_gpu SUITE */
 #include <stdio.h>
 #include <string.h>
 

@@ -1,6 +1,7 @@
-/* Every wrapper of kernels/cuda/ptx.cuh and hopper.cuh against what its comment says, in plain C: on the emulated
- * device (the host bodies), and by the same program on a GPU (the instructions). So the two agree, bit for bit where
- * inputs are exact, within the bound of rounding else. Without a GPU, or for Hopper's on an older one: skipped. */
+/* Every wrapper of kernels/cuda/ptx.cuh and hopper.cuh against what its comment says, in plain C: on the
+ * emulated device (the host bodies), and by the same program on a GPU (the instructions). So the two agree,
+ * bit for bit where inputs are exact, within the bound of rounding else. Without a GPU, or for Hopper's on an
+ * older one: skipped. */
 #include "hopper_product.cuh"
 #include <cmath>
 #include <cstdio>

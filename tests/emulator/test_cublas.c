@@ -1,5 +1,5 @@
-/* Dense products handed to cuBLAS ("dense": "cublas"): near our own kernels', both ways, onto what is there; and our own
- * again after the switch is turned back. Skipped where there is no device, or no library. */
+/* Dense products handed to cuBLAS ("dense": "cublas"): near our own kernels', both ways, onto what is there;
+ * and our own again after the switch is turned back. Skipped where there is no device, or no library. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,5 +1,5 @@
-/* moe_hidden on the device cuda: the bits of moe_gate_up and swiglu one after the other, in every tile shape of the
- * tensor cores, for rows and features that fill no tile, with bias and clamp, with z kept and not. */
+/* moe_hidden on the device cuda: the bits of moe_gate_up and swiglu one after the other, in every tile shape
+ * of the tensor cores, for rows and features that fill no tile, with bias and clamp, with z kept and not. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
