@@ -1,5 +1,5 @@
 /* Router and experts. Nothing between z and the layer's output is kept for the walk: the gradient of a
- * combine weight is h . (down^T dout), which moe_swiglu_bwd gets from z, so neither h nor the experts'
+ * combine weight is h . (down^T dout), which moe_hidden_bwd gets from z, so neither h nor the experts'
  * outputs are needed again. */
 #include "../kernels/check.h"
 #include "nn.h"
@@ -61,9 +61,9 @@ static void output_back(Context *c, const Step *s) {
     Tensor dout = tape_grad(c, s->out), dweights = tape_grad(c, weights);
     Tensor dz = tape_grad_overwritten(c, z);
     Scope scope = scope_open(c);
-    Tensor da = tape_matrix(c, c->real, tensor_rows(z->x), tensor_columns(z->x) / 2);
-    ops->moe_down_bwd(c->queue, da, dweights, dout, s->saved[0], s->saved[1], s->of.moe.plan);
-    ops->moe_swiglu_bwd(c->queue, dz, dweights, da, z->x, weights->x, s->of.moe.plan, s->of.moe.activation);
+    Tensor scratch = tape_matrix(c, c->real, tensor_rows(z->x), tensor_columns(z->x) / 2);
+    ops->moe_hidden_bwd(c->queue, dz, dweights, scratch, dout, z->x, weights->x, s->saved[0], s->saved[1],
+                        s->of.moe.plan, s->of.moe.activation);
     scope_close(c, scope);
     tape_pass_grad(c, residual, s->out);
 }

@@ -212,6 +212,19 @@ BUILD(moe_swiglu_bwd) {
     add_plan(m, s, set);
 }
 CALL(moe_swiglu_bwd) { o->moe_swiglu_bwd(q, T[0], T[1], T[2], T[3], T[4], set->plan, (Activation){0}); }
+BUILD(moe_hidden_bwd) {
+    add_output(m, set, s->act, PAIRS, 2 * SHAPE->inner, 0);
+    add_output(m, set, DTYPE_F32, ROWS, SHAPE->choices, 0);
+    add_output(m, set, DTYPE_F32, PAIRS, SHAPE->inner, 0);
+    add_input(m, set, s->act, ROWS, SHAPE->hidden, 0);
+    add_input(m, set, s->act, PAIRS, 2 * SHAPE->inner, 0);
+    add_input(m, set, DTYPE_F32, ROWS, SHAPE->choices, 0);
+    add_input(m, set, s->act, SHAPE->experts, SHAPE->hidden, SHAPE->inner);
+    add_plan(m, s, set);
+}
+CALL(moe_hidden_bwd) {
+    o->moe_hidden_bwd(q, T[0], T[1], T[2], T[3], T[4], T[5], T[6], (Tensor){0}, set->plan, (Activation){0});
+}
 BUILD(moe_gate_up_bwd) {
     add_output(m, set, s->act, ROWS, SHAPE->hidden, 0);
     add_output(m, set, DTYPE_F32, PAIRS, SHAPE->hidden, 0);
@@ -314,10 +327,12 @@ CALL(attention_bwd) {
 #define OP(name)                                                                                             \
     { #name, build_##name, call_##name }
 static const OpBench OP_BENCHES[] = {
-    OP(route),    OP(moe_plan),      OP(moe_gate_up),  OP(moe_hidden),       OP(swiglu),
-    OP(moe_down), OP(moe_combine),   OP(moe_down_bwd), OP(moe_swiglu_bwd),   OP(moe_gate_up_bwd),
-    OP(dense),    OP(dense_bwd),     OP(rmsnorm),      OP(rmsnorm_bwd),      OP(rope),
-    OP(embed),    OP(cross_entropy), OP(attention),    OP(attention_decode), OP(attention_bwd)};
+    OP(route),          OP(moe_plan),       OP(moe_gate_up),     OP(moe_hidden),
+    OP(swiglu),         OP(moe_down),       OP(moe_combine),     OP(moe_down_bwd),
+    OP(moe_swiglu_bwd), OP(moe_hidden_bwd), OP(moe_gate_up_bwd), OP(dense),
+    OP(dense_bwd),      OP(rmsnorm),        OP(rmsnorm_bwd),     OP(rope),
+    OP(embed),          OP(cross_entropy),  OP(attention),       OP(attention_decode),
+    OP(attention_bwd)};
 enum { N_OP_BENCHES = sizeof OP_BENCHES / sizeof *OP_BENCHES };
 
 /* ---- one case ---- */
@@ -414,7 +429,7 @@ static void print_names(FILE *to) {
                 fprintf(to, "%s/%s/%d/0.5\n", shape, routed[op], rows[r]);
         fprintf(to, "%s/moe_hidden/16384/0\n%s/moe_hidden/16384/1.5\n%s/moe_gate_up/16384/0.5\n", shape,
                 shape, shape);
-        fprintf(to, "%s/moe_down_bwd/16384/0.5\n%s/moe_gate_up_bwd/16384/0.5\n", shape, shape);
+        fprintf(to, "%s/moe_hidden_bwd/16384/0.5\n%s/moe_gate_up_bwd/16384/0.5\n", shape, shape);
         fprintf(to, "%s/route/32768\n%s/moe_plan/32768/0.5\n%s/swiglu/16384\n", shape, shape, shape);
         fprintf(to, "%s/moe_combine/16384/0.5\n%s/moe_swiglu_bwd/16384/0.5\n", shape, shape);
         fprintf(to, "%s/dense/16384\n%s/dense_bwd/16384\n%s/dense/100\n", shape, shape, shape);

@@ -150,12 +150,17 @@ def expert_peers(op, shape, rows, skew):
     def gradient():
         z, da, w = random(pairs, 2 * inner), torch.randn(pairs, inner, device="cuda"), torch.rand(pairs, device="cuda")
         return lambda: swiglu_gradient(z, da, w)
+    def hidden_gradient():
+        r, dout, z = Routing(rows, experts, choices, skew), random(rows, hidden), random(pairs, 2 * inner)
+        w = r.weights.flatten()[r.order]
+        return lambda: swiglu_gradient(z, torch._grouped_mm(dout[r.token], down, offs=r.offsets), w)
     return {"moe_gate_up": lambda: {"grouped_mm, rows gathered before": products(hidden, up.transpose(1, 2)),
                                     **({"loop of cuBLAS, rows gathered before": repeat(loop, n_bytes)}
                                        if experts == 8 and rows >= 512 else {})},
             "moe_hidden": lambda: {"gather, grouped_mm, compiled swiglu": repeat(gathered, n_bytes)},
             "moe_down": lambda: {"grouped_mm": products(inner, down.transpose(1, 2))},
             "moe_down_bwd": lambda: {"grouped_mm, rows gathered before": products(hidden, down)},
+            "moe_hidden_bwd": lambda: {"gather, grouped_mm, compiled swiglu backward": repeat(hidden_gradient, n_bytes)},
             "moe_gate_up_bwd": lambda: {"grouped_mm, choices not summed": products(2 * inner, up)},
             "moe_combine": lambda: {"eager": repeat(combine, pairs * hidden * 2)},
             "moe_swiglu_bwd": lambda: {"compiled": repeat(gradient, pairs * inner * 12)}}[op]()

@@ -152,6 +152,9 @@ typedef void moe_down_bwd_fn(Queue *q, Tensor da, Tensor dweights, Tensor dout, 
  * dweights[pair] += da[m,:] . h[m,:], h recomputed from z */
 typedef void moe_swiglu_bwd_fn(Queue *q, Tensor dz, Tensor dweights, Tensor da, Tensor z, Tensor weights,
                                MoePlan plan, Activation act);
+/* What moe_down_bwd and then moe_swiglu_bwd do, in one: dz and dweights from dout. scratch [M,F] real */
+typedef void moe_hidden_bwd_fn(Queue *q, Tensor dz, Tensor dweights, Tensor scratch, Tensor dout, Tensor z,
+                               Tensor weights, Tensor w, Tensor bias, MoePlan plan, Activation act);
 /* out[t,:] = residual[t,:] + sum over k in order of weights[t,k] y[row(t,k),:]      residual may be absent or
  * out */
 typedef void moe_combine_fn(Queue *q, Tensor out, Tensor y, Tensor weights, Tensor residual, MoePlan plan);
@@ -198,7 +201,7 @@ typedef void sample_fn(Queue *q, Tensor ids, Tensor scratch, Tensor logits, Tens
     X(rope) X(rope_bwd) X(attention) X(attention_bwd)                                                    \
     X(dense) X(dense_bwd) X(swiglu) X(swiglu_bwd) X(sigmoid_scale) X(sigmoid_scale_bwd)                  \
     X(route) X(route_bwd) X(moe_plan) X(moe_gate_up) X(moe_hidden) X(moe_gate_up_bwd)                    \
-    X(moe_down) X(moe_down_bwd) X(moe_swiglu_bwd) X(moe_combine)                                         \
+    X(moe_down) X(moe_down_bwd) X(moe_swiglu_bwd) X(moe_hidden_bwd) X(moe_combine)                       \
     X(count_experts) X(expert_peaks) X(gate_grad) X(row_norms) X(segment_sums) X(find_nonfinite)         \
     X(cross_entropy) X(cross_entropy_bwd) X(argmax) X(sample)
 /* clang-format on */

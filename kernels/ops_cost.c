@@ -186,6 +186,16 @@ static void cost_moe_swiglu_bwd(Queue *q, Tensor dz, Tensor dweights, Tensor da,
     (void)act;
     spend(q, 16 * count(da), 0, TOUCHES(dz, dweights, dweights, da, z, weights, plan.pairs));
 }
+static void cost_moe_hidden_bwd(Queue *q, Tensor dz, Tensor dweights, Tensor scratch, Tensor dout, Tensor z,
+                                Tensor weights, Tensor w, Tensor bias, MoePlan plan, Activation act) {
+    (void)act;
+    double product = 2 * count(scratch) * (double)tensor_columns(dout);
+    double biased = tensor_present(bias) ? 2 * (double)tensor_rows(z) * (double)tensor_columns(dout) : 0;
+    int64_t rows = tensor_rows(z);
+    spend(q, product + biased + 16 * count(scratch), product,
+          TOUCHES(dz, dweights, dweights, dout, z, weights, experts_read(w, rows), experts_read(bias, rows),
+                  plan.pairs));
+}
 static void cost_moe_combine(Queue *q, Tensor out, Tensor y, Tensor weights, Tensor residual, MoePlan plan) {
     spend(q, 2 * count(y) + count(residual), 0, TOUCHES(out, y, weights, residual, plan.rows));
 }

@@ -33,6 +33,12 @@ void CPU_OP(moe_down)(Queue *q, Tensor y, Tensor h, Tensor w, Tensor bias, MoePl
     CPU_OP(product)(q, &(Product){.y = y, .x = h, .w = w, .bias = bias, .offsets = ints(plan.offsets)});
 }
 
+void CPU_OP(moe_hidden_bwd)(Queue *q, Tensor dz, Tensor dweights, Tensor scratch, Tensor dout, Tensor z,
+                            Tensor weights, Tensor w, Tensor bias, MoePlan plan, Activation act) {
+    CPU_OP(moe_down_bwd)(q, scratch, dweights, dout, w, bias, plan);
+    if (!q->failed_op) CPU_OP(moe_swiglu_bwd)(q, dz, dweights, scratch, z, weights, plan, act);
+}
+
 /* dx[t,n) += the rows of token t, summed in order of its choices */
 static void add_choices(Tensor dx, Tensor rows_grad, const int32_t *rows, int64_t n_choices, int64_t t) {
     real sum[PIECE], part[PIECE];

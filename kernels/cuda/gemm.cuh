@@ -13,6 +13,12 @@
 #define GATETAPE_CUDA_GEMM_CUH
 #include "gating.cuh"
 
+/* y as the gradient da of hidden rows: dz [rows, 2 columns] the gradient of the gate function at z for weights[pairs[row]]
+ * da; dots [rows, columns / 16] f32: of every 16 elements of da with the hidden row. dz and dots may be absent. */
+struct GateGradient {
+    Tensor dz, z, weights, dots;
+};
+
 struct Product {
     Tensor y;             /* [rows, columns] f32 or bf16; with `gated` may be absent */
     Tensor x;             /* [., depth] */
@@ -24,6 +30,7 @@ struct Product {
     bool halves = false;  /* back: x [., 2 depth] bf16, the sum of each two is what w multiplies */
     Tensor gated = {};    /* [rows, columns / 2]: not y is wanted but the gate function of its two halves */
     Gating gating = {};
+    GateGradient gradient = {};       /* back: not y is wanted but what it makes of these */
     const int32_t *offsets = nullptr; /* [groups + 1]: the rows of a group; absent: one group of all rows */
     const int32_t *pairs = nullptr;   /* row m reads x[pairs[m] / per_token], nothing if < 0; absent: x[m] */
     int per_token = 1;
@@ -215,6 +222,56 @@ DEVICE void gate_elements(const Product &p, const float *sums, int half, int64_t
 #pragma unroll
     for (int j = 0; j < N; j++) h[j] = pass_gate<bf16>(gate[j], up[j], 0, p.gating);
     store_pack<bf16, N>(&static_cast<bf16 *>(p.gated.data)[h_at], h);
+}
+
+/* N elements of da: dz is written; returns their dot product with the hidden row. */
+template <int N>
+DEVICE float gradient_elements(const Product &p, const float *da, float weight, int64_t z_at) {
+    const bf16 *z = static_cast<const bf16 *>(p.gradient.z.data);
+    bf16 *dz = static_cast<bf16 *>(p.gradient.dz.data);
+    float gate[N], up[N], grad[N], dot = 0;
+    load_pack<float, N>(grad, da);
+    load_pack<bf16, N>(gate, &z[z_at]);
+    load_pack<bf16, N>(up, &z[z_at + p.columns]);
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        const float hidden = pass_gate<bf16>(gate[j], up[j], grad[j] * weight, p.gating);
+        dot = fmaf(grad[j], to_f32(from_f32<bf16>(hidden)), dot);
+    }
+    if (dz) store_pack<bf16, N>(&dz[z_at], gate);
+    if (dz) store_pack<bf16, N>(&dz[z_at + p.columns], up);
+    return dot;
+}
+
+/* The same for a warp whose 16 rows of COLUMNS sums are da (GateGradient). A dot product is of 16 columns in every
+ * tile, so that its bits do not show the tile. */
+template <int COLUMNS, int LENGTH>
+DEVICE void finish_gradient(const Product &p, int row, int end, int column, const float *sums, int lane) {
+    enum { LANES = COLUMNS / 4, AT_ONCE = 32 / LANES };
+    const int c = lane % LANES * 4, left = p.columns - column - c;
+#pragma unroll 1
+    for (int i = lane / LANES; i < 16; i += AT_ONCE) {
+        const int m = row + i;
+        const int64_t z_at = (int64_t)m * p.columns * 2 + column + c;
+        float dot = 0;
+        if (m < end && left > 0) {
+            const float weight =
+                load(&static_cast<const float *>(p.gradient.weights.data)[load(&p.pairs[m])]);
+            const float *da = &sums[i * LENGTH + c];
+            if (p.packed)
+                dot = gradient_elements<4>(p, da, weight, z_at);
+            else
+#pragma unroll 1
+                for (int j = 0; j < 4 && j < left; j++)
+                    dot += gradient_elements<1>(p, &da[j], weight, z_at + j);
+        }
+        dot += __shfl_xor_sync(~0u, dot, 1);
+        dot += __shfl_xor_sync(~0u, dot, 2);
+        if (p.gradient.dots.data && lane % 4 == 0 && m < end && left > 0)
+            store(&static_cast<float *>(
+                      p.gradient.dots.data)[(int64_t)m * ((p.columns + 15) / 16) + (column + c) / 16],
+                  dot);
+    }
 }
 
 /* The same for a warp whose 16 rows of sums hold HALF gates, then their HALF ups: `column` is the first

@@ -159,6 +159,8 @@ DEVICE void write_rows_of_warp(const Product &p, const TilePlace &at, float (&su
         __syncwarp();
         if (FORM == GATED)
             finish_gated<CHUNK / 2, LENGTH>(p, at.group, row, at.end, (at.column + c * CHUNK) / 2, own, lane);
+        else if (FORM == BACK && p.gradient.z.data)
+            finish_gradient<CHUNK, LENGTH>(p, row, at.end, at.column + c * CHUNK, own, lane);
         else
             finish_sums<16, CHUNK, LENGTH, 32>(p, at.group, row, at.end, at.column + c * CHUNK, own, lane);
         __syncwarp();

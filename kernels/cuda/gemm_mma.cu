@@ -160,6 +160,8 @@ DEVICE void finish_warp(const Product &p, const TilePlace &at, float (&sum)[S::T
         const int row = at.first + warp_row + i * 16, column = at.column + warp_column;
         if (FORM == GATED)
             finish_gated<S::WARP_COLUMNS / 2, LENGTH>(p, at.group, row, at.end, column / 2, own, lane);
+        else if (FORM == BACK && p.gradient.z.data)
+            finish_gradient<S::WARP_COLUMNS, LENGTH>(p, row, at.end, column, own, lane);
         else
             finish_sums<16, S::WARP_COLUMNS, LENGTH, 32>(p, at.group, row, at.end, column, own, lane);
         __syncwarp();

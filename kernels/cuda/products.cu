@@ -27,7 +27,9 @@ void product(const Call &call, Product p) {
           "%d groups of %d columns, x [.,%d], %lld weights", p.groups, p.columns, p.depth,
           (long long)tensor_count(p.w));
     if (p.rows == 0 || p.columns == 0) return;
-    p.packed = rows_are_packed(4, p.gated.data ? p.columns / 2 : p.columns, p.y, p.bias, p.residual, p.gated);
+    p.packed =
+        rows_are_packed(4, p.gated.data ? p.columns / 2 : p.columns, p.y, p.bias, p.residual, p.gated) &&
+        rows_are_packed(4, p.columns, p.gradient.z, p.gradient.dz);
     if (cublas_product(call, p)) return;
     if (product_fits_mma(p))
         product_mma(call, p);
@@ -141,17 +143,8 @@ static __global__ void __launch_bounds__(THREADS)
     if (lane == 0 && index < n_pairs) store(&dweights[pair], load(&dweights[pair]) + sum);
 }
 
-extern "C" void cuda_moe_down_bwd(Queue *q, Tensor da, Tensor dweights, Tensor dout, Tensor w, Tensor bias,
-                                  MoePlan plan) {
-    const Call call(q, "moe_down_bwd", da, dweights, dout, w, bias, plan.rows);
-    const int choices = (int)tensor_columns(plan.rows);
-    product(call, Product{.y = da,
-                          .x = dout,
-                          .w = w,
-                          .back = true,
-                          .offsets = ints(plan.offsets),
-                          .pairs = ints(plan.pairs),
-                          .per_token = choices});
+/* The bias's part of the gradient of the combine weights. */
+static void add_bias_part(const Call &call, Tensor dweights, Tensor dout, Tensor bias, MoePlan plan) {
     const int64_t n_pairs = tensor_count(plan.rows);
     if (!bias.data || !dweights.data) return;
     with_act(dout.dtype, [&](auto act) {
@@ -160,7 +153,59 @@ extern "C" void cuda_moe_down_bwd(Queue *q, Tensor da, Tensor dweights, Tensor d
             using W = decltype(weight);
             LAUNCH(call, blocks_for(n_pairs * 16, THREADS), THREADS, 0, (add_bias_dots<T, W>),
                    reals(dweights), elements<T>(dout), elements<W>(bias), ints(plan.offsets), ints(plan.rows),
-                   n_pairs, choices, tensor_columns(dout));
+                   n_pairs, (int)tensor_columns(plan.rows), tensor_columns(dout));
         });
     });
+}
+
+extern "C" void cuda_moe_down_bwd(Queue *q, Tensor da, Tensor dweights, Tensor dout, Tensor w, Tensor bias,
+                                  MoePlan plan) {
+    const Call call(q, "moe_down_bwd", da, dweights, dout, w, bias, plan.rows);
+    product(call, Product{.y = da,
+                          .x = dout,
+                          .w = w,
+                          .back = true,
+                          .offsets = ints(plan.offsets),
+                          .pairs = ints(plan.pairs),
+                          .per_token = (int)tensor_columns(plan.rows)});
+    add_bias_part(call, dweights, dout, bias, plan);
+}
+
+/* dweights[pair] += the sum of the row's dots, 16 lanes a row: lane l sums the dots l, l + 16, ... */
+static __global__ void __launch_bounds__(THREADS)
+    add_dots(float *dweights, const float *dots, const int32_t *pairs, int64_t rows, int n_dots) {
+    const int64_t index = ((int64_t)blockIdx.x * THREADS + threadIdx.x) / 16;
+    const int64_t row = index < rows ? index : rows - 1; /* all lanes take part in the shuffles */
+    const int lane = threadIdx.x % 16;
+    float sum = 0;
+    for (int i = lane; i < n_dots; i += 16) sum += load(&dots[row * n_dots + i]);
+    sum = lanes_sum(sum);
+    if (lane != 0 || index >= rows) return;
+    float *to = &dweights[load(&pairs[row])];
+    store(to, load(to) + sum);
+}
+
+extern "C" void cuda_moe_hidden_bwd(Queue *q, Tensor dz, Tensor dweights, Tensor scratch, Tensor dout,
+                                    Tensor z, Tensor weights, Tensor w, Tensor bias, MoePlan plan,
+                                    Activation act) {
+    const Call call(q, "moe_hidden_bwd", dz, dweights, scratch, dout, z, weights, w, bias, plan.rows);
+    Product p = {.y = scratch,
+                 .x = dout,
+                 .w = w,
+                 .back = true,
+                 .gating = gating_of(act),
+                 .gradient = {dz, z, weights, dweights.data ? scratch : Tensor{}},
+                 .offsets = ints(plan.offsets),
+                 .pairs = ints(plan.pairs),
+                 .per_token = (int)tensor_columns(plan.rows)};
+    if (!product_fits_mma(p) || z.dtype != DTYPE_BF16) {
+        cuda_moe_down_bwd(q, scratch, dweights, dout, w, bias, plan);
+        return cuda_moe_swiglu_bwd(q, dz, dweights, scratch, z, weights, plan, act);
+    }
+    const int64_t rows = tensor_rows(z);
+    add_bias_part(call, dweights, dout, bias, plan);
+    product(call, p);
+    if (dweights.data)
+        LAUNCH(call, blocks_for(rows * 16, THREADS), THREADS, 0, add_dots, reals(dweights), reals(scratch),
+               ints(plan.pairs), rows, (int)((tensor_columns(scratch) + 15) / 16));
 }

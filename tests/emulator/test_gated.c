@@ -1,5 +1,6 @@
-/* moe_hidden on the device cuda: the bits of moe_gate_up and swiglu one after the other, in every tile shape
- * of the tensor cores, for rows and features that fill no tile, with bias and clamp, with z kept and not. */
+/* moe_hidden and its backward on the device cuda, in every tile shape of the tensor cores, for rows and
+ * features that fill no tile, with bias and clamp: the bits of the ops that they join, and of a token alone. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -93,18 +94,127 @@ static void check_gated(const Sizes *s) {
     d->queue_free(q);
 }
 
+/* ---- backward ---- */
+typedef struct {
+    Tensor dz, dweights, scratch;
+} Gradients;
+
+static Gradients gradients_new(const Device *d, Queue *q, int64_t M, int64_t F) {
+    Gradients g = {.dz = tensor_matrix(d->alloc((size_t)(M * F) * 4), DTYPE_BF16, M, 2 * F),
+                   .dweights = tensor_vector(d->alloc((size_t)M * 4), DTYPE_F32, M),
+                   .scratch = tensor_matrix(d->alloc((size_t)(M * F) * 4), DTYPE_F32, M, F)};
+    assert_true(g.dz.data && g.dweights.data && g.scratch.data);
+    d->zero(q, g.dweights);
+    return g;
+}
+
+static void gradients_free(const Device *d, Gradients g) {
+    d->free(g.dz.data), d->free(g.dweights.data), d->free(g.scratch.data);
+}
+
+/* Token t alone: its rows are the first of their experts. */
+static void check_alone(const Device *d, Queue *q, const Sizes *s, int64_t t, const Gradients *all,
+                        const int32_t *rows, const Tensor *in, Activation act) {
+    const Sizes one = {s->experts, 1, s->inner, s->hidden, s->bias, s->clamp};
+    const int64_t K = s->experts - 1, F = s->inner;
+    MoePlan plan = plan_for(d, q, &one);
+    int32_t own[64];
+    d->copy_out(q, own, plan.rows);
+    assert_true(d->sync(q) && K <= 64);
+    Gradients g = gradients_new(d, q, K, F);
+    Tensor z = tensor_matrix(d->alloc((size_t)(K * F) * 4), DTYPE_BF16, K, 2 * F);
+    uint16_t *row = malloc((size_t)F * 4);
+    assert_true(z.data && row);
+    /* the choices of a token turn with it: its k-th falls on another expert than the first token's k-th */
+    for (int64_t k = 0; k < K; k++) {
+        const int64_t same = (k + K - t % K) % K; /* the token's choice that falls on that expert */
+        d->copy_out(q, row, tensor_slice(in[1], rows[t * K + same], 1));
+        assert_true(d->sync(q));
+        d->copy_in(q, tensor_slice(z, own[k], 1), row);
+        assert_true(d->sync(q));
+    }
+    Tensor weights = tensor_vector(d->alloc((size_t)K * 4), DTYPE_F32, K);
+    float from[64], to[64];
+    d->copy_out(q, from, tensor_slice(tensor_as_matrix(in[2], s->tokens, K), t, 1));
+    assert_true(d->sync(q));
+    for (int64_t k = 0; k < K; k++) to[k] = from[(k + K - t % K) % K];
+    d->copy_in(q, weights, to);
+    d->ops->moe_hidden_bwd(q, g.dz, g.dweights, g.scratch, tensor_slice(in[0], t, 1), z, weights, in[3],
+                           in[4], plan, act);
+    d->copy_out(q, to, g.dweights);
+    d->copy_out(q, from, tensor_slice(tensor_as_matrix(all->dweights, s->tokens, K), t, 1));
+    assert_true(d->sync(q));
+    for (int64_t k = 0; k < K; k++) {
+        const int64_t same = (k + K - t % K) % K;
+        assert_memory_equal(&to[k], &from[same], 4);
+        assert_same(d, q, tensor_slice(g.dz, own[k], 1), tensor_slice(all->dz, rows[t * K + same], 1),
+                    "dz alone", s);
+    }
+    Tensor made[] = {z, weights, plan.offsets, plan.pairs, plan.rows};
+    for (size_t i = 0; i < sizeof made / sizeof *made; i++) d->free(made[i].data);
+    gradients_free(d, g);
+    free(row);
+}
+
+static void check_gradient(const Sizes *s) {
+    const Device *d = cuda_device(NULL);
+    Queue *q = d->queue_new();
+    const MoePlan plan = plan_for(d, q, s);
+    const int64_t M = tensor_count(plan.pairs), F = s->inner;
+    const Activation act = s->clamp ? (Activation){.limit = 0.3f, .alpha = 1.702f} : (Activation){0};
+    Tensor dout = random_tensor(d, q, tensor_matrix(NULL, DTYPE_BF16, s->tokens, s->hidden), 11);
+    Tensor z = random_tensor(d, q, tensor_matrix(NULL, DTYPE_BF16, M, 2 * F), 12);
+    Tensor w = random_tensor(d, q, tensor_cube(NULL, DTYPE_BF16, s->experts, s->hidden, F), 13);
+    Tensor bias = random_tensor(d, q, tensor_matrix(NULL, DTYPE_BF16, s->experts, s->hidden), 14);
+    Tensor pairs_of_bf16 = random_tensor(d, q, tensor_matrix(NULL, DTYPE_BF16, M, 2), 15);
+    Tensor weights = tensor_vector(pairs_of_bf16.data, DTYPE_F32, M); /* two of them read as one f32 */
+    if (!s->bias) d->free(bias.data), bias = NOTHING;
+    Gradients joined = gradients_new(d, q, M, F), parts = gradients_new(d, q, M, F);
+    d->ops->moe_hidden_bwd(q, joined.dz, joined.dweights, joined.scratch, dout, z, weights, w, bias, plan,
+                           act);
+    d->ops->moe_down_bwd(q, parts.scratch, parts.dweights, dout, w, bias, plan);
+    d->ops->moe_swiglu_bwd(q, parts.dz, parts.dweights, parts.scratch, z, weights, plan, act);
+    assert_same(d, q, joined.dz, parts.dz, "dz", s);
+    float *a = malloc((size_t)M * 4), *b = malloc((size_t)M * 4);
+    int32_t *rows = malloc((size_t)M * 4);
+    assert_true(a && b && rows);
+    d->copy_out(q, a, joined.dweights), d->copy_out(q, b, parts.dweights), d->copy_out(q, rows, plan.rows);
+    assert_true(d->sync(q));
+    for (int64_t i = 0; i < M; i++)
+        if (!(fabsf(a[i] - b[i]) <= 1e-5f * (float)(F + s->hidden)))
+            fail_msg("dweights[%lld] %g, of the parts %g", (long long)i, (double)a[i], (double)b[i]);
+    const Tensor in[] = {dout, z, weights, w, bias};
+    for (int64_t t = 0; t < s->tokens; t += 1 + s->tokens / 3)
+        check_alone(d, q, s, t, &joined, rows, in, act);
+    Tensor all[] = {dout, z, w, bias, pairs_of_bf16, plan.offsets, plan.pairs, plan.rows};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i].data) d->free(all[i].data);
+    gradients_free(d, joined), gradients_free(d, parts);
+    free(a), free(b), free(rows);
+    d->queue_free(q);
+}
+
+static const Sizes sizes[] = {
+    {2, 1, 8, 8, false, false},        {4, 3, 5, 16, true, false},     {3, 33, 40, 72, true, true},
+    {2, 70, 20, 136, false, true},     {3, 90, 136, 64, false, false}, {2, 150, 304, 72, true, false},
+    {3, 260, 162, 136, false, false},
+#ifndef GATETAPE_EMULATED
+    {3, 1500, 2050, 264, true, false}, /* large tiles for every SM */
+#endif
+};
+enum { N_SIZES = sizeof sizes / sizeof *sizes };
+
 static void test_gated(void **state) {
     (void)state;
-    static const Sizes sizes[] = {
-        {2, 1, 8, 8, false, false},        {4, 3, 5, 16, true, false},     {3, 33, 40, 72, true, true},
-        {2, 70, 20, 136, false, true},     {3, 90, 136, 64, false, false}, {2, 150, 300, 72, true, false},
-        {3, 260, 162, 136, false, false},
-#ifndef GATETAPE_EMULATED
-        {3, 1500, 2050, 264, true, false}, /* large tiles for every SM */
-#endif
-    };
     if (!cuda_device(NULL)) skip();
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) check_gated(&sizes[i]);
+    for (int i = 0; i < N_SIZES; i++) check_gated(&sizes[i]);
+}
+
+static void test_gradient(void **state) {
+    (void)state;
+    if (!cuda_device(NULL)) skip();
+    for (int i = 0; i < N_SIZES; i++)
+        if (sizes[i].inner % 8 == 0) check_gradient(&sizes[i]);
 }
 
 static void look(void *context, const char *kernel, int64_t n) {
@@ -123,6 +233,7 @@ static void test_hopper_was_used(void **state) {
 
 int main(int argc, char **argv) {
     (void)argc, (void)argv;
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gated), cmocka_unit_test(test_hopper_was_used)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_gated), cmocka_unit_test(test_gradient),
+                                       cmocka_unit_test(test_hopper_was_used)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

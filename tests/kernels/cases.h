@@ -248,6 +248,7 @@ static const Case CASES[] = {
     {"moe_down", build_moe_down, call_moe_down, 2, false},
     {"moe_down_bwd", build_moe_down_bwd, call_moe_down_bwd, 2, false},
     {"moe_swiglu_bwd", build_moe_swiglu_bwd, call_moe_swiglu_bwd, 2, false},
+    {"moe_hidden_bwd", build_moe_hidden_bwd, call_moe_hidden_bwd, 2, false},
     {"moe_combine", build_moe_combine, call_moe_combine, 2, false},
     {"count_experts", build_count_experts, call_count_experts, 2, false},
     {"expert_peaks", build_expert_peaks, call_expert_peaks, 1, false},

@@ -153,6 +153,24 @@ BUILD(moe_swiglu_bwd) {
     p->rounds_inside = true;
 }
 CALL(moe_swiglu_bwd) { o->moe_swiglu_bwd(q, t[3], t[4], t[5], t[7], t[6], plan_at(t), activation_of(p)); }
+/* variant 1: with bias, the clamped activation */
+BUILD(moe_hidden_bwd) {
+    int64_t n = p->rows * N_CHOICES;
+    add_plan(p, IN);
+    whole_arg(p, OUT, ACT, n, 2 * p->width, NONE);
+    row_arg(p, SUM, REAL, N_CHOICES, NONE);
+    whole_arg(p, SCRATCH, REAL, n, p->width, NONE);
+    row_arg(p, IN, ACT, OTHER_SIZE, NONE);
+    add_gate_up(p, n, false);
+    row_arg(p, IN, REAL, N_CHOICES, NONE);
+    whole_arg(p, IN, WEIGHT, N_EXPERTS, OTHER_SIZE, p->width);
+    leave_out(whole_arg(p, IN, WEIGHT, N_EXPERTS, OTHER_SIZE, NONE), p->variant == 0);
+    p->reduction = (64 + (double)p->width) * OTHER_SIZE;
+    p->rounds_inside = true;
+}
+CALL(moe_hidden_bwd) {
+    o->moe_hidden_bwd(q, t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], plan_at(t), activation_of(p));
+}
 BUILD(moe_combine) {
     add_plan(p, IN);
     row_arg(p, OUT, ACT, p->width, NONE);

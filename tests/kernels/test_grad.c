@@ -54,7 +54,7 @@ static void build_gate_up(Problem *p) {
 }
 static const Case GATE_UP = {"moe_gate_up", build_gate_up, call_moe_gate_up, 2, false};
 
-/* The expert path from z: swiglu, down, combine. Its backward is moe_down_bwd and moe_swiglu_bwd. t[3]
+/* The expert path from z: swiglu, down, combine. Its backward is moe_hidden_bwd: moe_down_bwd, moe_swiglu_bwd. t[3]
  * out, t[4] z, t[5] combine weights, t[6] w, t[7] bias, t[8] h, t[9] y, t[10] da. */
 static void build_expert(Problem *p) {
     int64_t n = p->rows * N_CHOICES;
@@ -74,13 +74,12 @@ static void call_expert(const Ops *o, Queue *q, const Tensor *t, const Problem *
     o->moe_combine(q, t[3], t[9], t[5], (Tensor){0}, plan_at(t));
 }
 BACKWARD(expert) {
-    o->moe_down_bwd(q, t[10], g[1], c, t[6], t[7], plan_at(t));
     Tensor dz = g[0]; /* overwritten, so made to add here */
     size_t n = (size_t)tensor_count(dz);
     double *before = malloc(n * sizeof *before);
     check(before, "out of memory");
     memcpy(before, dz.data, n * sizeof *before);
-    o->moe_swiglu_bwd(q, dz, g[1], t[10], t[4], t[5], plan_at(t), activation_of(p));
+    o->moe_hidden_bwd(q, dz, g[1], t[10], c, t[4], t[5], t[6], t[7], plan_at(t), activation_of(p));
     for (size_t i = 0; i < n; i++) ((double *)dz.data)[i] += before[i];
     free(before);
 }
@@ -98,7 +97,7 @@ static const Gradient GRADIENTS[] = {
     {"route", {3}, 1, 2, backward_route, NULL, NULL},
     {"cross_entropy", {3}, 1, 0, backward_cross_entropy, NULL, NULL},
     {"moe_gate_up", {4}, 1, 3, backward_moe_gate_up, &GATE_UP, NULL},
-    {"expert", {4, 5}, 2, 3, backward_expert, &EXPERT, "moe_down_bwd moe_swiglu_bwd"},
+    {"expert", {4, 5}, 2, 3, backward_expert, &EXPERT, "moe_down_bwd moe_swiglu_bwd moe_hidden_bwd"},
 };
 
 static double *doubles(Tensor t) { return t.data; }
