@@ -181,6 +181,8 @@ static const Flag bench_flags[] = {
     {"--tokens", "N", "model: tokens of a prompt (128)", false},
     {"--batch", "N", "model: prompts decoded at once (1 and 16)", true},
     {"--steps", "N", "model: decoding steps that are timed (24)", false},
+    {"--limits", "FILE", "counters: a device by its limits (configs/devices/h100.json)", false},
+    {"--out", "FILE", "counters: write the rows there as CSV", false},
     {0},
 };
 
@@ -194,7 +196,16 @@ static bool run_bench_model(const Arguments *a, BenchModel *r, Error *error) {
            arguments_integer(a, "--steps", 1, 1 << 20, &r->decode_tokens, error) && bench_model(r, error);
 }
 
+static bool run_bench_counters(const Arguments *a, Error *error) {
+    bool kept = false;
+    return bench_counters(&(BenchCounters){arguments_value(a, "--limits", NULL),
+                                           arguments_value(a, "--out", NULL), stdout},
+                          &kept, error) &&
+           kept;
+}
+
 static bool run_bench(const Arguments *a, Error *error) {
+    if (!strcmp(a->operand, "counters")) return run_bench_counters(a, error);
     const Device *device;
     DType compute = DTYPE_F32;
     if (!find_device(arguments_value(a, "--device", "auto"), &device, error) ||
@@ -215,8 +226,8 @@ static bool run_bench(const Arguments *a, Error *error) {
     int64_t layers = 4;
     if (!shape || strcmp(a->operand, "checkpoint"))
         return error_set(error, ERROR_BAD_INPUT,
-                         "bench: expected ops, model or checkpoint of a known shape: got %s, %s", a->operand,
-                         name);
+                         "bench: expected ops, model, counters or checkpoint of a known shape: got %s, %s",
+                         a->operand, name);
     return arguments_integer(a, "--layers", 1, 1024, &layers, error) &&
            bench_checkpoint(shape, layers, compute, folder, error);
 }
@@ -259,9 +270,11 @@ static const Verb verbs[] = {
      "one, split and recomputed passes give the same bits. Exit code 1 when a bound is exceeded.\n",
      conform_flags, run_conform},
     {"bench", "WHAT", "measure the speed of ops or of a whole model, on random data",
-     "WHAT is ops, model or checkpoint (writes a random one in the dtype of --compute). bench/ in the "
-     "repository "
-     "puts peers beside the rows.\n",
+     "WHAT is ops, model, checkpoint (writes a random one in the dtype of --compute) or counters (what the "
+     "GPU's\n"
+     "kernels move and multiply, on the emulated device of `make emulated`; exit code 1 when a bound is "
+     "broken). bench/\n"
+     "in the repository puts peers beside the rows.\n",
      bench_flags, run_bench},
     {"options", NULL, "print every option of a job, with values, defaults and meaning", NULL, NULL,
      run_options},

@@ -62,4 +62,14 @@ typedef struct {
 } BenchModel;
 bool bench_model(const BenchModel *request, Error *error);
 
+/* What the GPU's kernels move and multiply, counted on the emulated device, beside the least possible and the
+ * time that a device could not beat with those counts: a prediction, never a measurement. *kept: every bound
+ * holds. */
+typedef struct {
+    const char *limits; /* of the device: a file like configs/devices/h100.json; NULL: that one */
+    const char *out;    /* rows of bench/results/counters.csv; NULL: none */
+    FILE *to;           /* the table */
+} BenchCounters;
+bool bench_counters(const BenchCounters *request, bool *kept, Error *error);
+
 #endif

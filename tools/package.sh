@@ -33,7 +33,7 @@ for program in "$out"/bin/*; do
 here=$(dirname "$(readlink -f "$0")")
 export GATETAPE_CONFIGS="${GATETAPE_CONFIGS:-$here/configs}"
 cuda="${CUDA_HOME:-/usr/local/cuda}/lib64"
-exec "$here/lib/ld-linux-x86-64.so.2" --library-path "$here/lib:${LD_LIBRARY_PATH:-}:$cuda:/usr/lib/x86_64-linux-gnu:/usr/lib64" \
+exec "$here/lib/ld-linux-x86-64.so.2" --library-path "$here/lib:${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$cuda:/usr/lib/x86_64-linux-gnu:/usr/lib64" \
     "$here/bin/$(basename "$0")" "$@"
 WRAPPER
     chmod +x "$out/$program"

@@ -134,9 +134,11 @@ DEVICE void read_fragments(Fragments<S> &f, uint32_t stage, unsigned k16, unsign
         ldmatrix_x4(f.x[i], stage + swizzled(warp_row + i * 16 + low, k16 * 2 + high));
 #pragma unroll
     for (int j = 0; j < S::TILES_N / 2; j++)
-        if (FORM == BACK)
+        if (FORM ==
+            BACK) /* 16 k further on: a constant more, so the sum of the rest is computed once a step */
             ldmatrix_x4_transposed(f.w[j], stage + S::X_BYTES +
-                                               swizzled_back(k16 * 16 + low, warp_column / 8 + j * 2 + high));
+                                               swizzled_back(low, warp_column / 8 + j * 2 + high) +
+                                               k16 * 16 * ROW_BYTES);
         else
             ldmatrix_x4(f.w[j], stage + S::X_BYTES +
                                     swizzled(warp_column + j * 16 + lane % 8 + high * 8, k16 * 2 + low / 8));

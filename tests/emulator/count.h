@@ -58,8 +58,9 @@ typedef struct {
 void count_begin(void);
 /* The launches since, in order; they stay valid until the next begin. */
 const LaunchCounts *count_end(size_t *n_launches);
-/* While counting, a launch runs at most so many of its blocks, evenly spaced: for shapes too large to run in
- * whole. Its results are then not computed. 0, the default: all blocks. */
+/* While counting, a launch runs at most so many of its blocks, one from each of as many stretches of the
+ * grid, always the same ones: for shapes too large to run in whole. Its results are then not computed. 0,
+ * the default: all blocks. */
 void count_sample(uint64_t most_blocks);
 
 #ifdef __cplusplus

@@ -313,7 +313,10 @@ void run_grid(const LaunchShape &shape, const std::function<void()> &body) {
     uint64_t n_run = n_blocks;
     const bool counted = count_launch_begin(shape, n_blocks, &n_run);
     std::vector<uint32_t> order(n_run);
-    for (uint64_t i = 0; i < n_run; i++) order[i] = (uint32_t)(i * n_blocks / n_run);
+    for (uint64_t i = 0; i < n_run; i++) { /* of a sample, one from each of n_run stretches: no common step */
+        const uint64_t first = i * n_blocks / n_run, end = (i + 1) * n_blocks / n_run;
+        order[i] = (uint32_t)(first + (uint32_t)(i * 2654435761u) % (end - first));
+    }
     std::shuffle(order.begin(), order.end(), std::mt19937(seed));
 #pragma omp parallel for schedule(dynamic) if (n_run > 1)
     for (uint64_t i = 0; i < n_run; i++) {

@@ -58,6 +58,8 @@ expect 2 conform nowhere
 one_error 'nowhere/expected.safetensors'
 expect 2 inspect nowhere
 one_error 'nowhere'
+expect 3 bench counters
+one_error 'make emulated'
 expect 2 conform nowhere --device gpu
 one_error '--device: expected auto, cpu or cuda: got "gpu"'
 expect 2 generate nowhere
