@@ -18,7 +18,7 @@ if [ ! -x "$root/bin/sh" ]; then
         { tail -n 5 "$scratch/said"; echo "$suite from $mirror: no root"; exit 1; }
 fi
 chmod 755 "$scratch"
-place=$(mktemp -d "$root/opt/gatetape.XXXXXX")
+place=$(mktemp -d -p "$root/opt")
 trap 'rm -rf --one-file-system "$place" "$scratch"' EXIT
 chmod 755 "$place"
 cp -a "$package/." "$place/"

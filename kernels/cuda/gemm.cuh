@@ -13,8 +13,9 @@
 #define GATETAPE_CUDA_GEMM_CUH
 #include "gating.cuh"
 
-/* y as the gradient da of hidden rows: dz [rows, 2 columns] the gradient of the gate function at z for weights[pairs[row]]
- * da; dots [rows, columns / 16] f32: of every 16 elements of da with the hidden row. dz and dots may be absent. */
+/* y as the gradient da of hidden rows: dz [rows, 2 columns] the gradient of the gate function at z for
+ * weights[pairs[row]] da; dots [rows, columns / 16] f32: of every 16 elements of da with the hidden row. dz
+ * and dots may be absent. */
 struct GateGradient {
     Tensor dz, z, weights, dots;
 };
@@ -243,8 +244,8 @@ DEVICE float gradient_elements(const Product &p, const float *da, float weight, 
     return dot;
 }
 
-/* The same for a warp whose 16 rows of COLUMNS sums are da (GateGradient). A dot product is of 16 columns in every
- * tile, so that its bits do not show the tile. */
+/* The same for a warp whose 16 rows of COLUMNS sums are da (GateGradient). A dot product is of 16 columns in
+ * every tile, so that its bits do not show the tile. */
 template <int COLUMNS, int LENGTH>
 DEVICE void finish_gradient(const Product &p, int row, int end, int column, const float *sums, int lane) {
     enum { LANES = COLUMNS / 4, AT_ONCE = 32 / LANES };

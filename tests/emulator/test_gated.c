@@ -1,5 +1,5 @@
 /* moe_hidden and its backward on the device cuda, in every tile shape of the tensor cores, for rows and
- * features that fill no tile, with bias and clamp: the bits of the ops that they join, and of a token alone. */
+ * features that fill no tile, with bias and clamp: the bits of the ops that they join and of a token alone. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -97,6 +97,7 @@ static void check_gated(const Sizes *s) {
 /* ---- backward ---- */
 typedef struct {
     Tensor dz, dweights, scratch;
+    int32_t *rows; /* [M] the row of a pair, on the host */
 } Gradients;
 
 static Gradients gradients_new(const Device *d, Queue *q, int64_t M, int64_t F) {
@@ -114,7 +115,7 @@ static void gradients_free(const Device *d, Gradients g) {
 
 /* Token t alone: its rows are the first of their experts. */
 static void check_alone(const Device *d, Queue *q, const Sizes *s, int64_t t, const Gradients *all,
-                        const int32_t *rows, const Tensor *in, Activation act) {
+                        const Tensor *in, Activation act) {
     const Sizes one = {s->experts, 1, s->inner, s->hidden, s->bias, s->clamp};
     const int64_t K = s->experts - 1, F = s->inner;
     MoePlan plan = plan_for(d, q, &one);
@@ -128,7 +129,7 @@ static void check_alone(const Device *d, Queue *q, const Sizes *s, int64_t t, co
     /* the choices of a token turn with it: its k-th falls on another expert than the first token's k-th */
     for (int64_t k = 0; k < K; k++) {
         const int64_t same = (k + K - t % K) % K; /* the token's choice that falls on that expert */
-        d->copy_out(q, row, tensor_slice(in[1], rows[t * K + same], 1));
+        d->copy_out(q, row, tensor_slice(in[1], all->rows[t * K + same], 1));
         assert_true(d->sync(q));
         d->copy_in(q, tensor_slice(z, own[k], 1), row);
         assert_true(d->sync(q));
@@ -147,7 +148,7 @@ static void check_alone(const Device *d, Queue *q, const Sizes *s, int64_t t, co
     for (int64_t k = 0; k < K; k++) {
         const int64_t same = (k + K - t % K) % K;
         assert_memory_equal(&to[k], &from[same], 4);
-        assert_same(d, q, tensor_slice(g.dz, own[k], 1), tensor_slice(all->dz, rows[t * K + same], 1),
+        assert_same(d, q, tensor_slice(g.dz, own[k], 1), tensor_slice(all->dz, all->rows[t * K + same], 1),
                     "dz alone", s);
     }
     Tensor made[] = {z, weights, plan.offsets, plan.pairs, plan.rows};
@@ -177,6 +178,7 @@ static void check_gradient(const Sizes *s) {
     assert_same(d, q, joined.dz, parts.dz, "dz", s);
     float *a = malloc((size_t)M * 4), *b = malloc((size_t)M * 4);
     int32_t *rows = malloc((size_t)M * 4);
+    joined.rows = rows;
     assert_true(a && b && rows);
     d->copy_out(q, a, joined.dweights), d->copy_out(q, b, parts.dweights), d->copy_out(q, rows, plan.rows);
     assert_true(d->sync(q));
@@ -184,8 +186,7 @@ static void check_gradient(const Sizes *s) {
         if (!(fabsf(a[i] - b[i]) <= 1e-5f * (float)(F + s->hidden)))
             fail_msg("dweights[%lld] %g, of the parts %g", (long long)i, (double)a[i], (double)b[i]);
     const Tensor in[] = {dout, z, weights, w, bias};
-    for (int64_t t = 0; t < s->tokens; t += 1 + s->tokens / 3)
-        check_alone(d, q, s, t, &joined, rows, in, act);
+    for (int64_t t = 0; t < s->tokens; t += 1 + s->tokens / 3) check_alone(d, q, s, t, &joined, in, act);
     Tensor all[] = {dout, z, w, bias, pairs_of_bf16, plan.offsets, plan.pairs, plan.rows};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (all[i].data) d->free(all[i].data);

@@ -54,8 +54,8 @@ static void build_gate_up(Problem *p) {
 }
 static const Case GATE_UP = {"moe_gate_up", build_gate_up, call_moe_gate_up, 2, false};
 
-/* The expert path from z: swiglu, down, combine. Its backward is moe_hidden_bwd: moe_down_bwd, moe_swiglu_bwd. t[3]
- * out, t[4] z, t[5] combine weights, t[6] w, t[7] bias, t[8] h, t[9] y, t[10] da. */
+/* The expert path from z: swiglu, down, combine. Its backward is moe_hidden_bwd: moe_down_bwd,
+ * moe_swiglu_bwd. t[3] out, t[4] z, t[5] combine weights, t[6] w, t[7] bias, t[8] h, t[9] y, t[10] da. */
 static void build_expert(Problem *p) {
     int64_t n = p->rows * N_CHOICES;
     add_plan(p, IN);
