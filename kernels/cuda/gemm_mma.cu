@@ -12,7 +12,7 @@
  *
  * Large is bound by the tensor cores (128 x 256: 43 multiply-adds a byte from L2), Skinny, for few rows a
  * group, by the weights' way from memory: 60 KiB of them and x under way a block, three blocks an SM. Medium
- * is between. All make the same chain of mma, so a row does not show in which it was computed.
+ * is between, Thin is for so few columns that Skinny would leave SMs idle. All make the same chain of mma, so a row does not show in which it was computed.
  *
  * Requires rows of x and w that are multiples of 16 bytes, 16-byte aligned; columns and rows of y: any. */
 #include "gemm.cuh"
@@ -42,6 +42,7 @@ enum Form { FORWARD, BACK, GATED };     /* x w^T, x w, the gate function of x w^
 typedef Shape<2, 4, 4, 8, 3, 1> Large;  /* 128 x 256 */
 typedef Shape<1, 4, 4, 4, 3, 3> Medium; /* 64 x 128 */
 typedef Shape<1, 4, 2, 2, 6, 3> Skinny; /* 32 x 64 */
+typedef Shape<1, 2, 2, 2, 8, 3> Thin; /* 32 x 32: few columns too, so that more SMs have some; x w^T alone */
 
 /* Where chunk c (16 bytes) of a row stands in a tile of 128-byte rows. */
 DEVICE uint32_t swizzled(unsigned row, unsigned c) { return row * ROW_BYTES + ((c ^ row % 8) << 4); }
@@ -236,28 +237,29 @@ static int n_multiprocessors() {
     return n;
 }
 
+template <class S> static int64_t tiles(const Product &p) {
+    return (int64_t)row_tiles_at_most(p, S::ROWS) * ((p.columns + S::COLUMNS - 1) / S::COLUMNS);
+}
+
 template <class S> static void launch(const Call &call, Product p) {
     p.row_tiles = row_tiles_at_most(p, S::ROWS);
     const unsigned blocks = blocks_of_tiles(p, S::COLUMNS);
-    if (p.back)
-        LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, BACK>), p);
-    else if (p.gated.data)
-        LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, GATED>), p);
-    else
-        LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, FORWARD>), p);
+    if (p.gated.data) return LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, GATED>), p);
+    if constexpr (S::COLUMNS >= 64) /* a step of w read back has tiles of 64 columns */
+        if (p.back) return LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, BACK>), p);
+    LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, FORWARD>), p);
 }
 
+/* The largest tile that still gives every SM one. */
 void product_mma(const Call &call, Product p) {
-    const int rows_each = p.rows / p.groups;
-    const int64_t large_tiles =
-        (int64_t)row_tiles_at_most(p, Large::ROWS) * ((p.columns + Large::COLUMNS - 1) / Large::COLUMNS);
+    const int rows_each = p.rows / p.groups, sms = n_multiprocessors();
     p.onto = false; /* a chain of mma cannot be cut into blocks: residual is added to the whole */
-    if (rows_each <= Skinny::ROWS)
-        launch<Skinny>(call, p);
-    else if (rows_each < Medium::ROWS * 3 / 2 || large_tiles < n_multiprocessors())
+    if (rows_each >= Medium::ROWS * 3 / 2 && tiles<Large>(p) >= sms)
+        uses_hopper() && !p.halves ? product_hopper(call, p, sms) : launch<Large>(call, p);
+    else if (rows_each > Skinny::ROWS && tiles<Medium>(p) >= sms)
         launch<Medium>(call, p);
-    else if (uses_hopper() && !p.halves)
-        product_hopper(call, p, n_multiprocessors());
+    else if (p.back || tiles<Skinny>(p) >= sms)
+        launch<Skinny>(call, p);
     else
-        launch<Large>(call, p);
+        launch<Thin>(call, p);
 }
