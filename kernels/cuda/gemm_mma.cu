@@ -12,7 +12,8 @@
  *
  * Large is bound by the tensor cores (128 x 256: 43 multiply-adds a byte from L2), Skinny, for few rows a
  * group, by the weights' way from memory: 60 KiB of them and x under way a block, three blocks an SM. Medium
- * is between, Thin is for so few columns that Skinny would leave SMs idle. All make the same chain of mma, so a row does not show in which it was computed.
+ * is between, Thin is for so few columns that Skinny would leave SMs idle. All make the same chain of mma, so
+ * a row does not show in which it was computed.
  *
  * Requires rows of x and w that are multiples of 16 bytes, 16-byte aligned; columns and rows of y: any. */
 #include "gemm.cuh"

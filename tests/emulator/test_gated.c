@@ -1,5 +1,5 @@
 /* moe_hidden and its backward on the device cuda, in every tile shape of the tensor cores, for rows and
- * features that fill no tile, with bias and clamp: the bits of the ops that they join and of a token alone. */
+ * features that fill no tile, with bias and clamp: the bits of the ops they join, of a token alone. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
