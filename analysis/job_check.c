@@ -200,26 +200,6 @@ static bool find_target(Job *job, const char *path, Target *to, Error *error) {
                      name, near);
 }
 
-/* The value as JSON: texts without quotes and lists without brackets are put in theirs. */
-static void put_value(const Option *option, const char *value, Text *to) {
-    bool is_text =
-        option->type == OPTION_STRING || option->type == OPTION_PATH || option->type == OPTION_CHOICE;
-    if (is_text && value[0] != '"') {
-        text_put_json(to, value, strlen(value));
-    } else if (option->type == OPTION_NAMES && value[0] != '[') {
-        text_put_string(to, "[");
-        for (const char *at = value; *at;) {
-            size_t n = strcspn(at, ",");
-            text_put_json(to, at, n);
-            at += n + (at[n] == ',');
-            if (*at) text_put_string(to, ", ");
-        }
-        text_put_string(to, "]");
-    } else {
-        text_put_string(to, value);
-    }
-}
-
 bool job_apply_setting(Job *job, const char *setting, Error *error) {
     const char *equals = strchr(setting, '=');
     char path[256], place[300];
@@ -235,15 +215,5 @@ bool job_apply_setting(Job *job, const char *setting, Error *error) {
     if (!option) return false;
     if (option->scope == SCOPE_STEP && (!strcmp(option->name, "kind") || !strcmp(option->name, "name")))
         return json_error(at, error, "expected an option other than name and kind");
-    Text json = {0};
-    put_value(option, equals + 1, &json);
-    JsonDocument *document = NULL;
-    if (json.failed)
-        error_out_of_memory(error, place, json.length);
-    else
-        document = json_parse(json.bytes ? json.bytes : "", json.length, place, error);
-    bool ok = document && option_read(option, json_root(document), to.record, ".", &job->pool, error);
-    json_free(document);
-    text_free(&json);
-    return ok;
+    return option_read_text(option, equals + 1, place, to.record, &job->pool, error);
 }

@@ -122,10 +122,12 @@ void scores_accumulate(const double *scores, const int64_t *order, int64_t n_cel
     for (int64_t i = 0; i < n_cells; i++) cumulative[i] = ratio(cumulative[i], sum);
 }
 
+bool scores_reach(double sum, double share) { return sum >= share - 1e-12; }
+
 int64_t scores_coverage(const double *cumulative, int64_t n_cells, double share) {
     if (!n_cells || cumulative[n_cells - 1] <= 0) return 0;
     int64_t n = 1;
-    while (n < n_cells && cumulative[n - 1] < share) n++;
+    while (n < n_cells && !scores_reach(cumulative[n - 1], share)) n++;
     return n;
 }
 

@@ -29,6 +29,8 @@ bool scores_sort(const double *scores, int64_t n_cells, int64_t *order);
 /* cumulative[i]: share of the total that the first i + 1 of `order` hold; the last is exactly 1. All 0 when
  * the total is 0. */
 void scores_accumulate(const double *scores, const int64_t *order, int64_t n_cells, double *cumulative);
+/* Whether a sum of shares is at least `share`; what rounding leaves 1e-12 short of it counts as reached. */
+bool scores_reach(double sum, double share);
 /* Least number of cells that hold a share of the total; 0 when the total is 0. */
 int64_t scores_coverage(const double *cumulative, int64_t n_cells, double share);
 
