@@ -55,6 +55,17 @@ static void check_name(const Job *job, int64_t s, Problems *problems) {
         }
 }
 
+/* Classes of cells are named by groups, or shared. */
+static void check_group_name(const Job *job, int64_t i, Problems *problems) {
+    Error error = {0};
+    if (!strcmp(job->prompts[i].name, "shared"))
+        error_set(&error, ERROR_BAD_INPUT,
+                  "%s: prompts.shared: expected another name: \"shared\" is the class of cells that prefer "
+                  "no group",
+                  job->file);
+    problems_add(problems, &error);
+}
+
 static void check_model(const Job *job, int64_t s, Problems *problems) {
     StepOptions *step = &job->steps[s];
     if (!step->model[0] && job->n_models == 1) step->model = job->models[0].name;
@@ -121,6 +132,7 @@ void job_check(Job *job, Problems *problems) {
     for (int64_t i = 0; i < job->n_prompts; i++) {
         snprintf(place, sizeof place, "prompts.%.80s", job->prompts[i].name);
         check_complete(job, place, SCOPE_PROMPTS, -1, &job->prompts[i], problems);
+        check_group_name(job, i, problems);
     }
     if (!job->n_steps && !problems->n) {
         Error error = {0};

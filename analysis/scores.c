@@ -52,6 +52,13 @@ float *scores_of_prompts(const StepOptions *step, const Measures *m, int64_t n_e
     return scores;
 }
 
+void scores_numerators(const StepOptions *step, const Measures *m, int64_t n_experts_per_token,
+                       double *values) {
+    for (int64_t i = 0; i < m->n_prompts * m->n_layers * m->n_experts; i++)
+        values[i] = activation_score(step, (double)m->selected[i], m->mass[i], m->weight[i], 1,
+                                     (double)n_experts_per_token, (double)m->n_layers);
+}
+
 /* ---- of a group ---- */
 bool scores_mean(const float *per_prompt, int64_t n_prompts, int64_t n_cells, double *mean) {
     double *column = mem_zeroed(n_prompts ? (size_t)n_prompts : 1, sizeof *column);

@@ -17,6 +17,11 @@ double scores_sum(const double *values, int64_t n, int64_t stride);
 float *scores_of_prompts(const StepOptions *step, const Measures *measures, int64_t n_experts_per_token,
                          int64_t hidden_size);
 
+/* values [P,L,E]: of an activation step what of a prompt's score is summed over its counted tokens; divided
+ * by their number it is the score, without the rounding to f32. */
+void scores_numerators(const StepOptions *step, const Measures *measures, int64_t n_experts_per_token,
+                       double *values);
+
 /* [n_cells]: the mean of columns of [P,n_cells]. False when out of memory. */
 bool scores_mean(const float *per_prompt, int64_t n_prompts, int64_t n_cells, double *mean);
 
