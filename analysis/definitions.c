@@ -147,6 +147,7 @@ const Definition definition_table[] = {
     {"classes[].mean_depth.NAME", "share", "of the class"},
     {"classes[].layers[].layer", NULL, "decoder layer"},
     {"classes[].layers[].counts.NAME", "cells", "of the layer"},
+    {"classes[].layers[].counts.shared", "cells", "of the layer"},
     {"other_pairs[].groups", NULL, "of a further pair; then what stands above of the first two groups"},
     {"between_steps[].step", NULL, "an earlier step over the same cells"},
     {"between_steps[].group", NULL, "whose rankings by both steps are compared"},

@@ -122,7 +122,7 @@ const Option option_table[] = {
          "mean negative log-likelihood of the prompt's own tokens, of its target, or of the generated reply"},
     {STEP(MEASURING, dominant), CHOICE(dominants, "\"share\""), .statistics = true,
      .help = "dominant score of a layer: largest share of the layer's sum, or largest score"},
-    {STEP(MEASURING, layer_statistics), CHOICE(layer_statistics, "\"scores\""),
+    {STEP(MEASURING, layer_statistics), CHOICE(layer_statistics, "\"scores\""), .statistics = true,
      .help = "layer statistics of the group's scores, or the mean of each prompt's"},
     {STEP(MEASURING, thresholds), NUMBERS(1, 1e6, "[1.2, 1.5, 2]"), .statistics = true,
      .help = "statistics: a cell prefers a group when the ratio of its scores exceeds this (open in the "

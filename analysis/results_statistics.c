@@ -3,6 +3,7 @@
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include "statistics.h"
+#include <math.h>
 #include <string.h>
 
 enum { MAX_STATISTICS_BYTES = 1 << 30 };
@@ -19,6 +20,22 @@ static bool make_cells(const ModelConfig *config, Cells *cells, Error *error) {
 }
 
 /* ---- groups ---- */
+static bool sum_margins(const Measures *m, StatGroup *to, Error *error) {
+    size_t L = (size_t)m->n_layers + 1;
+    to->near_ties = mem_zeroed(L, sizeof *to->near_ties);
+    to->counted = mem_zeroed(L, sizeof *to->counted);
+    to->margin = mem_zeroed(L, sizeof *to->margin);
+    if (!to->near_ties || !to->counted || !to->margin) return error_out_of_memory(error, "margins", L * 24);
+    for (int64_t l = 0; l < m->n_layers; l++) to->margin[l] = INFINITY;
+    for (int64_t i = 0; i < m->n_prompts * m->n_layers; i++) {
+        int64_t l = i % m->n_layers;
+        to->near_ties[l] += m->near_ties[i];
+        to->counted[l] += m->n_counted[i / m->n_layers];
+        if (m->margin[i] < to->margin[l]) to->margin[l] = m->margin[i];
+    }
+    return true;
+}
+
 /* Per prompt its score, or where tokens count alike what is summed and by what it is divided. */
 static bool make_group(const StepResults *r, const GroupScores *scores, int64_t g, StatGroup *to,
                        Error *error) {
@@ -34,6 +51,7 @@ static bool make_group(const StepResults *r, const GroupScores *scores, int64_t 
         return error_out_of_memory(error, "scores of prompts", (size_t)(P * C) * 8);
     memcpy(to->scores, scores->scores, (size_t)C * sizeof *to->scores);
     for (int64_t p = 0; p < P; p++) to->n_tokens += m->n_counted[p];
+    if (m->near_ties && !sum_margins(m, to, error)) return false;
     if (!pooled) {
         for (int64_t i = 0; i < P * C; i++) to->values[i] = scores->per_prompt[i];
         return true;
