@@ -2,6 +2,7 @@
  * seat; then scores. */
 #include "counts_table.h"
 #include "../engine/alloc.h"
+#include "../engine/io.h"
 #include "csv.h"
 #include <string.h>
 
@@ -197,9 +198,14 @@ static bool find_cells(Reader *r, Error *error) {
         if (own->expert >= experts_in[own->layer]) experts_in[own->layer] = own->expert + 1;
     }
     for (int64_t l = 0; l < n_layers; l++) n_cells += experts_in[l];
-    bool ok =
-        n_cells <= MOST_CELLS || error_set(error, ERROR_BAD_INPUT, "%s: expected at most %d cells: got %lld",
-                                           r->csv.file, MOST_CELLS, (long long)n_cells);
+    /* every cell needs a row: far more of them, and it is a table of something else */
+    bool ok = n_cells <= MOST_CELLS && n_cells <= 16 * r->csv.n_rows + (1 << 20);
+    if (!ok)
+        error_set(
+            error, ERROR_BAD_INPUT,
+            "%s: column expert: expected rows for all experts of a layer up to its largest: got %lld rows "
+            "for %lld cells",
+            r->csv.file, (long long)r->csv.n_rows, (long long)n_cells);
     ok = ok && cells_make(experts_in, n_layers, &r->table->cells, error);
     for (int64_t l = 0; ok && l <= last; l++)
         if (r->layer_at[l] >= 0) r->table->cells.layer[r->layer_at[l]] = l;
@@ -326,14 +332,24 @@ static bool make_groups(Reader *r, Average average, Error *error) {
     return true;
 }
 
-bool counts_table_read(const char *path, Average average, CountsTable *table, Error *error) {
+bool counts_table_parse(const char *text, size_t length, const char *file, Average average,
+                        CountsTable *table, Error *error) {
     *table = (CountsTable){0};
     Reader r = {.table = table};
-    bool ok = csv_read(path, most_bytes, &r.csv, error) && find_columns(&r, error) && read_rows(&r, error) &&
-              number_prompts(&r, error) && find_cells(&r, error) && make_seats(&r, error) &&
-              make_groups(&r, average, error);
+    bool ok = csv_parse(text, length, file, &r.csv, error) && find_columns(&r, error) &&
+              read_rows(&r, error) && number_prompts(&r, error) && find_cells(&r, error) &&
+              make_seats(&r, error) && make_groups(&r, average, error);
     ok = ok && (!table->warnings.failed || error_out_of_memory(error, "warnings", table->warnings.length));
     reader_free(&r);
+    return ok;
+}
+
+bool counts_table_read(const char *path, Average average, CountsTable *table, Error *error) {
+    *table = (CountsTable){0};
+    size_t n = 0;
+    char *text = io_read_all(path, most_bytes, &n, error);
+    bool ok = text && counts_table_parse(text, n, path, average, table, error);
+    mem_free(text);
     return ok;
 }
 

@@ -21,6 +21,9 @@ typedef struct {
 /* average: without a column prompt, selected / tokens; with one, the mean of that over prompts
  * (AVERAGE_PROMPTS), or over all their tokens together. Caller frees; safe after an error too. */
 bool counts_table_read(const char *path, Average average, CountsTable *table, Error *error);
+/* From a text; `file` stands for it in messages. */
+bool counts_table_parse(const char *text, size_t length, const char *file, Average average,
+                        CountsTable *table, Error *error);
 void counts_table_free(CountsTable *table);
 
 #endif
