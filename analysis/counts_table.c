@@ -4,6 +4,7 @@
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include "csv.h"
+#include <math.h>
 #include <string.h>
 
 enum { MOST_LAYERS = 100000, MOST_EXPERTS = 100000, MOST_GROUPS = 1000, MOST_CELLS = 1 << 26 };
@@ -97,16 +98,30 @@ static bool find_group(Reader *r, int64_t row, int32_t near, int32_t *group, Err
 }
 
 /* ---- rows ---- */
+/* An integer, also as tools write it that hold counts as reals: 12.0. */
+static bool read_count(const Csv *csv, int64_t row, int64_t column, int64_t least, int64_t most, int64_t *to,
+                       Error *error) {
+    double value;
+    if (!strchr(csv_field(csv, row, column).text, '.'))
+        return csv_integer(csv, row, column, least, most, to, error);
+    if (!csv_number(csv, row, column, &value, error)) return false;
+    if (value != floor(value) || value < (double)least || value > (double)most)
+        return csv_error(csv, row, column, error, "expected an integer from %lld to %lld: got %.17g",
+                         (long long)least, (long long)most, value);
+    *to = (int64_t)value;
+    return true;
+}
+
 static bool read_row(Reader *r, int64_t row, Error *error) {
     Row *to = &r->rows[row];
     int64_t layer, expert;
     int32_t near = row ? r->rows[row - 1].group : 0;
     const Csv *csv = &r->csv;
-    if (!csv_integer(csv, row, r->column[LAYER], 0, MOST_LAYERS - 1, &layer, error) ||
-        !csv_integer(csv, row, r->column[EXPERT], 0, MOST_EXPERTS - 1, &expert, error) ||
+    if (!read_count(csv, row, r->column[LAYER], 0, MOST_LAYERS - 1, &layer, error) ||
+        !read_count(csv, row, r->column[EXPERT], 0, MOST_EXPERTS - 1, &expert, error) ||
         !find_group(r, row, near, &to->group, error) ||
-        !csv_integer(csv, row, r->column[SELECTED], 0, most_tokens, &to->selected, error) ||
-        !csv_integer(csv, row, r->column[TOKENS], 1, most_tokens, &to->tokens, error))
+        !read_count(csv, row, r->column[SELECTED], 0, most_tokens, &to->selected, error) ||
+        !read_count(csv, row, r->column[TOKENS], 1, most_tokens, &to->tokens, error))
         return false;
     if (to->selected > to->tokens)
         return csv_error(csv, row, r->column[SELECTED], error,

@@ -5,7 +5,6 @@
 #include "../engine/io.h"
 #include "../kernels/check.h"
 #include <limits.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -109,9 +108,12 @@ static bool read_numbers(const Option *option, Json value, NumberList *to, Error
     Json at = {0};
     for (to->n = 0; json_next(&value, &at); to->n++) {
         double *number = &to->values[to->n];
-        if (!read_number(option, at, number, error)) return false;
-        if (option->type == OPTION_INTEGERS && *number != floor(*number))
-            return json_error(at, error, "expected an integer: got %.17g", *number);
+        int64_t whole = 0;
+        if (option->type == OPTION_NUMBERS && !read_number(option, at, number, error)) return false;
+        if (option->type == OPTION_INTEGERS) {
+            if (!json_integer(at, (int64_t)option->least, (int64_t)option->most, &whole, error)) return false;
+            *number = (double)whole;
+        }
         if (to->n && *number <= number[-1])
             return json_error(at, error, "expected ascending numbers: got %.17g after %.17g", *number,
                               number[-1]);

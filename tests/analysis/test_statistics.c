@@ -387,12 +387,21 @@ static void tables_that_contradict_themselves_are_refused(void **state) {
 #undef HEAD
 }
 
+static void counts_may_be_written_as_reals(void **state) {
+    (void)state;
+    JsonDocument *d = analyze_text("layer,expert,group,selected,tokens,note\n"
+                                   "0,0,a,3.0,10.0,x\n0,1,a,7.0,10.0,\n0,0,b,5,10,\n0,1,b,5,10,\n");
+    assert_value(d, "groups.a.curve[0].score", 0.7);
+    assert_contains(string_of(find(d, "warnings[0]")), "column note was not read");
+    json_free(d);
+}
+
 static void settings_are_checked(void **state) {
     (void)state;
     static const char *const wrong[][2] = {
         {"bootstraps=-1", "--set bootstraps: expected an integer from 0 to 1000000"},
         {"thresholds=1.5,1.2", "expected ascending numbers: got 1.2 after 1.5"},
-        {"top_sets=2.5", "expected an integer: got 2.5"},
+        {"top_sets=2.5", "--set top_sets: [0]: expected an integer"},
         {"tresholds=2", "expected an option of statistics: got another (did you mean thresholds?)"},
         {"model=x", "expected an option of statistics"},
         {"average", "expected OPTION=VALUE"},
@@ -457,6 +466,7 @@ int main(void) {
         cmocka_unit_test(unused_layers_and_experts_are_said),
         cmocka_unit_test(few_prompts_and_groups_are_said),
         cmocka_unit_test(tables_that_contradict_themselves_are_refused),
+        cmocka_unit_test(counts_may_be_written_as_reals),
         cmocka_unit_test(settings_are_checked),
         cmocka_unit_test(every_number_has_its_definition),
         cmocka_unit_test(memory_and_files_may_fail_anywhere),
