@@ -60,6 +60,8 @@ bool analyze_run(const AnalyzeRequest *request, Error *error) {
     bool ok = options_preset(SCOPE_STEP, &options, &pool, error);
     for (int64_t i = 0; ok && i < request->n_sets; i++)
         ok = apply_setting(request->sets[i], &options, &pool, error);
+    const char *wrong = ok ? statistics_contradiction(&options) : NULL;
+    if (wrong) ok = error_set(error, ERROR_BAD_INPUT, "%s", wrong);
     ok = ok && counts_table_read(request->counts, (Average)options.average, &table, error) &&
          io_make_folders(request->out, error) && write_readme(request->out, error) &&
          write_statistics(request, &table, &options, error);

@@ -141,7 +141,7 @@ const Definition definition_table[] = {
     {"classes[].counts.NAME", "cells",
      "that prefer the group: score / largest score of the other groups > tau (of two groups: ratio > tau, or "
      "< "
-     "1 / tau)"},
+     "1 / tau); switch class_rule: their difference > tau, or z, the difference over its standard error"},
     {"classes[].counts.shared", "cells", "that prefer none"},
     {"classes[].counts_low|high.NAME", "cells", INTERVAL},
     {"classes[].mean_depth.NAME", "share", "of the class"},

@@ -2,6 +2,7 @@
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include "job.h"
+#include "statistics.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -114,6 +115,13 @@ static void check_from(const Job *job, int64_t s, Problems *problems) {
     }
 }
 
+static void check_statistics(const Job *job, int64_t s, Problems *problems) {
+    Error error = {0};
+    const char *wrong = statistics_contradiction(&job->steps[s]);
+    if (wrong) error_set(&error, ERROR_BAD_INPUT, "%s: steps[%lld].%s", job->file, (long long)s, wrong);
+    problems_add(problems, &error);
+}
+
 static void check_complete(const Job *job, const char *place, OptionScope scope, int kind, const void *record,
                            Problems *problems) {
     Error error = {0};
@@ -146,6 +154,7 @@ void job_check(Job *job, Problems *problems) {
         if (step->name) check_name(job, s, problems);
         if (step->kind != STEP_REPORT) check_model(job, s, problems), check_groups(job, s, problems);
         if (step->kind == STEP_REPORT) check_from(job, s, problems);
+        if (step->kind != STEP_REPORT) check_statistics(job, s, problems);
     }
 }
 

@@ -21,6 +21,7 @@ static const char *const activation_scores[] = {"rate",        "layer_share",   
 static const char *const gradient_scores[] = {"l2", "l1", "mean_abs", "logit_abs", NULL};
 static const char *const dominants[] = {"share", "raw", NULL};
 static const char *const layer_statistics[] = {"scores", "prompts", NULL};
+static const char *const class_rules[] = {"ratio", "difference", "z", NULL};
 static const char *const test_statistics[] = {"t", "difference", NULL};
 static const char *const recomputes[] = {"auto", "always", "never", NULL};
 
@@ -124,9 +125,13 @@ const Option option_table[] = {
      .help = "dominant score of a layer: largest share of the layer's sum, or largest score"},
     {STEP(MEASURING, layer_statistics), CHOICE(layer_statistics, "\"scores\""), .statistics = true,
      .help = "layer statistics of the group's scores, or the mean of each prompt's"},
-    {STEP(MEASURING, thresholds), NUMBERS(1, 1e6, "[1.2, 1.5, 2]"), .statistics = true,
-     .help = "statistics: a cell prefers a group when the ratio of its scores exceeds this (open in the "
-             "literature)"},
+    {STEP(MEASURING, class_rule), CHOICE(class_rules, "\"ratio\""), .statistics = true,
+     .help =
+         "statistics: what makes a cell prefer a group: the ratio of its score there to its largest score "
+         "elsewhere, their difference, or z, the difference over its standard error (open in the "
+         "literature)"},
+    {STEP(MEASURING, thresholds), NUMBERS(0, 1e6, "[1.2, 1.5, 2]"), .statistics = true,
+     .help = "statistics: what that must exceed; of a ratio at least 1"},
     {STEP(MEASURING, top_sets), INTEGERS(1, 1e9, "[5, 10, 20, 50, 100]"), .statistics = true,
      .help = "statistics: sizes of the sets of largest cells that are compared"},
     {STEP(MEASURING, bootstraps), INTEGER(0, 1e6, "1000"), .statistics = true,

@@ -49,6 +49,7 @@ typedef enum {
 typedef enum { SCORE_L2, SCORE_L1, SCORE_MEAN_ABS, SCORE_LOGIT_ABS } GradientScore;
 typedef enum { DOMINANT_SHARE, DOMINANT_RAW } DominantScore;
 typedef enum { LAYERS_OF_SCORES, LAYERS_OF_PROMPTS } LayerStatistics;
+typedef enum { CLASS_RATIO, CLASS_DIFFERENCE, CLASS_Z } ClassRule;
 typedef enum { PERMUTE_T, PERMUTE_DIFFERENCE } TestStatistic;
 
 /* ---- records: texts are owned by the job ---- */
@@ -84,7 +85,7 @@ typedef struct {
     NumberList thresholds, top_sets;
     int64_t bootstraps, permutations, splits;
     double confidence, stable_share, near_tie;
-    int test_statistic;
+    int test_statistic, class_rule;
 } StepOptions;
 
 /* ---- the table ---- */

@@ -9,6 +9,12 @@
 #include <omp.h>
 #include <string.h>
 
+const char *statistics_contradiction(const StepOptions *options) {
+    if (options->class_rule == CLASS_RATIO && options->thresholds.n && options->thresholds.values[0] < 1)
+        return "thresholds: expected at least 1 where class_rule is ratio: got less";
+    return NULL;
+}
+
 /* ---- work ---- */
 int64_t work_top(const Work *work, int64_t i) { return (int64_t)work->options->top_sets.values[i]; }
 

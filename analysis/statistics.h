@@ -32,6 +32,9 @@ typedef struct {
     const char *no_others; /* why there can be none, or NULL */
 } StatisticsInput;
 
+/* What of the options contradicts itself, in words; NULL: nothing. */
+const char *statistics_contradiction(const StepOptions *options);
+
 /* FOLDER/statistics.json. The same bytes for any number of threads. */
 bool statistics_write(const StatisticsInput *input, const char *folder, Error *error);
 /* The same into a text; caller frees it, also after an error. */

@@ -15,9 +15,13 @@ typedef struct {
     double *facts;         /* [bootstraps,n_classes] at one threshold */
     double *low, *high;    /* [n_classes] */
     int64_t *chosen;       /* [C] */
+    double **errors;       /* [n_groups] of [C], where the rule is z */
+    Classifier rule;
 } Classes;
 
 static void classes_free(Classes *k) {
+    for (int64_t g = 0; k->errors && g + 1 < k->n_classes; g++) mem_free(k->errors[g]);
+    mem_free(k->errors);
     mem_free(k->scores);
     mem_free(k->classes);
     mem_free(k->facts);
@@ -36,9 +40,16 @@ static bool classes_make(Work *work, Classes *k, Error *error) {
                    .facts = mem_zeroed(B * G, sizeof *k->facts),
                    .low = mem_zeroed(G, sizeof *k->low),
                    .high = mem_zeroed(G, sizeof *k->high),
-                   .chosen = mem_zeroed(C, sizeof *k->chosen)};
-    return (k->scores && k->classes && k->facts && k->low && k->high && k->chosen) ||
-           error_out_of_memory(error, "classes of cells", (C + B * G) * 8);
+                   .chosen = mem_zeroed(C, sizeof *k->chosen),
+                   .errors = mem_zeroed(G, sizeof *k->errors)};
+    bool ok = k->scores && k->classes && k->facts && k->low && k->high && k->chosen && k->errors;
+    for (int64_t g = 0; ok && work->options->class_rule == CLASS_Z && g < work->in->n_groups; g++) {
+        k->errors[g] = mem_zeroed(C, sizeof **k->errors);
+        if ((ok = k->errors[g] != NULL)) stat_group_errors(work->cells, work->groups[g].group, k->errors[g]);
+    }
+    k->rule =
+        (Classifier){.rule = work->options->class_rule, .squared_errors = (const double *const *)k->errors};
+    return ok || error_out_of_memory(error, "classes of cells", (C + B * G) * 8);
 }
 
 static const char *no_samples(const Work *work) {
@@ -51,7 +62,7 @@ static const char *class_name(const Work *work, int64_t k) {
     return k < work->in->n_groups ? work->groups[k].group->name : "shared";
 }
 
-static bool resample(Classes *k, double tau, Error *error) {
+static bool resample(Classes *k, Error *error) {
     const Work *work = k->work;
     int64_t n = work->options->bootstraps, C = work->cells->n_cells, G = work->in->n_groups;
 #pragma omp parallel for schedule(static)
@@ -60,7 +71,7 @@ static bool resample(Classes *k, double tau, Error *error) {
         int64_t *classes = work->rooms[omp_get_thread_num()].classes;
         double *counts = k->facts + b * k->n_classes;
         for (int64_t g = 0; g < G; g++) scores[g] = work->groups[g].samples + b * C;
-        classify_cells(scores, G, C, tau, classes);
+        classify_cells(&k->rule, scores, G, C, classes);
         memset(counts, 0, (size_t)k->n_classes * sizeof *counts);
         for (int64_t c = 0; c < C; c++) counts[classes[c]]++;
     }
@@ -98,19 +109,19 @@ static void put_depth(Classes *k, Text *to) {
     write_end(to, '}');
 }
 
-static bool put_class(Classes *k, double tau, const char *reason, Text *to, Error *error) {
+static bool put_class(Classes *k, const char *reason, Text *to, Error *error) {
     const Cells *cells = k->work->cells;
     for (int64_t g = 0; g < k->work->in->n_groups; g++) k->scores[g] = k->work->groups[g].group->scores;
-    classify_cells(k->scores, k->work->in->n_groups, cells->n_cells, tau, k->classes);
+    classify_cells(&k->rule, k->scores, k->work->in->n_groups, cells->n_cells, k->classes);
     write_line(to);
     write_begin(to, NULL, '{');
-    write_number(to, "tau", tau);
+    write_number(to, "tau", k->rule.tau);
     put_counts(k, "counts", 0, cells->n_cells, to);
     if (reason) {
         write_null(to, "counts_low", reason);
         write_null(to, "counts_high", reason);
     } else {
-        if (!resample(k, tau, error)) return false;
+        if (!resample(k, error)) return false;
         put_reals(k, "counts_low", k->low, to);
         put_reals(k, "counts_high", k->high, to);
     }
@@ -128,12 +139,19 @@ static bool put_class(Classes *k, double tau, const char *reason, Text *to, Erro
 }
 
 bool statistics_put_classes(Work *work, Text *to, Error *error) {
+    write_line(to);
+    for (int64_t g = 0; g < work->in->n_groups; g++)
+        if (work->options->class_rule == CLASS_Z && work->groups[g].group->n_prompts < 2) {
+            write_null(to, "classes", "class_rule z needs two prompts of each group");
+            return true;
+        }
     Classes k;
     bool ok = classes_make(work, &k, error);
-    write_line(to);
     write_begin(to, "classes", '[');
-    for (int64_t i = 0; ok && i < work->options->thresholds.n; i++)
-        ok = put_class(&k, work->options->thresholds.values[i], no_samples(work), to, error);
+    for (int64_t i = 0; ok && i < work->options->thresholds.n; i++) {
+        k.rule.tau = work->options->thresholds.values[i];
+        ok = put_class(&k, no_samples(work), to, error);
+    }
     write_end(to, ']');
     classes_free(&k);
     return ok;

@@ -65,6 +65,19 @@ bool stat_group_mean(const Cells *cells, StatGroup *g) {
     return true;
 }
 
+void stat_group_errors(const Cells *cells, const StatGroup *g, double *errors) {
+    double n = (double)g->n_prompts;
+    for (int64_t c = 0; c < cells->n_cells; c++) {
+        double sum = 0, squares = 0;
+        for (int64_t p = 0; p < g->n_prompts; p++) sum += stat_group_score(cells, g, p, c);
+        for (int64_t p = 0; p < g->n_prompts; p++) {
+            double off = stat_group_score(cells, g, p, c) - sum / n;
+            squares += off * off;
+        }
+        errors[c] = squares / (n - 1) / n;
+    }
+}
+
 /* ---- of scores ---- */
 double stats_effective_cells(const double *scores, int64_t n_cells) {
     return scores_of_layer(scores, n_cells, DOMINANT_SHARE).effective;

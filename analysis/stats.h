@@ -43,6 +43,9 @@ bool stat_group_mean(const Cells *cells, StatGroup *group);
 /* A prompt's score of a cell. */
 double stat_group_score(const Cells *cells, const StatGroup *group, int64_t prompt, int64_t cell);
 
+/* errors [C]: squared standard errors of the mean of each cell's scores over at least two prompts. */
+void stat_group_errors(const Cells *cells, const StatGroup *group, double *errors);
+
 /* ---- of scores ---- */
 /* Shannon entropy of all cells' shares as a number of cells, exp(-sum s ln s); 0 when all are 0. */
 double stats_effective_cells(const double *scores, int64_t n_cells);

@@ -354,7 +354,9 @@ class Study:
 
     def class_of(self, scores, tau):
         """Index of the group that each cell prefers, or the number of groups."""
-        out = []
+        rule, out = self.o["class_rule"], []
+        if rule == "z":
+            errors = [self.rates(g).var(0, ddof=1) / self.size(g) for g in range(len(scores))]
         for c in range(self.C):
             found = len(scores)
             for g, s in enumerate(scores):
@@ -362,8 +364,14 @@ class Study:
                 rival, h = max(rest, key=lambda r: r[0])
                 if s[c] == 0 and rival == 0:
                     continue
-                ratio = (s[c] / rival if rival else math.inf) if g < h else (rival / s[c] if s[c] else math.inf)
-                if (g < h and ratio > tau) or (g > h and ratio < 1 / tau):
+                if rule == "ratio":
+                    ratio = (s[c] / rival if rival else math.inf) if g < h else (rival / s[c] if s[c] else math.inf)
+                    prefers = ratio > tau if g < h else ratio < 1 / tau
+                elif rule == "difference":
+                    prefers = s[c] - rival > tau
+                else:
+                    prefers = (s[c] - rival) / math.sqrt(errors[g][c] + errors[h][c]) > tau
+                if prefers:
                     found = g
                     break
             out.append(found)
@@ -401,7 +409,7 @@ class Study:
 
 DEFAULTS = {"average": "prompts", "dominant": "share", "layer_statistics": "scores", "thresholds": [1.2, 1.5, 2.0],
             "top_sets": [3, 5, 8, 50], "bootstraps": 40, "confidence": 0.9, "stable_share": 0.5, "permutations": 60,
-            "test_statistic": "t", "splits": 12}
+            "test_statistic": "t", "splits": 12, "class_rule": "ratio"}
 
 
 def main():
@@ -414,8 +422,10 @@ def main():
         "three": make_table(rng, {1: 5, 2: 5}, {"x": 5, "y": 6, "z": 4}, True),
     }
     cases = [("counts", "counts", {}, 0), ("prompts", "prompts", {}, 7),
-             ("pooled", "prompts", {"average": "tokens", "test_statistic": "difference", "dominant": "raw"}, 8),
-             ("of_prompts", "prompts", {"layer_statistics": "prompts", "confidence": 0.5}, 2**40 + 3),
+             ("pooled", "prompts", {"average": "tokens", "test_statistic": "difference", "dominant": "raw",
+                                     "class_rule": "difference", "thresholds": [0.05, 0.1]}, 8),
+             ("of_prompts", "prompts", {"layer_statistics": "prompts", "confidence": 0.5, "class_rule": "z",
+                                         "thresholds": [1.0, 2.5]}, 2**40 + 3),
              ("three", "three", {"thresholds": [1.1, 3.0], "stable_share": 0.25}, 9)]
     for name, table in tables.items():
         table.write(out / f"{name}.csv", rng)

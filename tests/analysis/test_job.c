@@ -175,7 +175,8 @@ static void bad_settings_are_refused(void **state) {
         {"steps.act.kind=gradient", "expected an option other than name and kind"},
         {"steps.act.loss=target", "expected an option of kind activation"},
         {"steps.grad.loss=targt", "(did you mean \"target\"?)"},
-        {"steps.grad.thresholds=0.5", "--set steps.grad.thresholds"},
+        {"steps.grad.thresholds=0.5", "steps[1].thresholds: expected at least 1 where class_rule is ratio"},
+        {"steps.grad.thresholds=-1", "--set steps.grad.thresholds"},
         {"prompts.a.limit=1 2", "--set prompts.a.limit"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

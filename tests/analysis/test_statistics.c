@@ -2,6 +2,7 @@
  * (tools/make_statistics_golden.py), on the same draws; closed forms; what is not defined; definitions. */
 #include "analysis/analyze.h"
 #include "analysis/classify.h"
+#include "analysis/options.h"
 #include "analysis/ranking.h"
 #include "analysis/resample.h"
 #include "engine/text.h"
@@ -267,12 +268,21 @@ static void classes_follow_the_ratio(void **state) {
     const double *const scores[3] = {a, b, c};
     int64_t got[6];
     const int64_t two[6] = {2, 2, 2, 2, 1, 0}, wide[6] = {0, 2, 1, 2, 1, 0}, three[6] = {0, 3, 1, 3, 1, 2};
-    classify_cells(scores, 2, 6, 1.5, got);
+    classify_cells(&(Classifier){CLASS_RATIO, 1.5, NULL}, scores, 2, 6, got);
     assert_memory_equal(got, two, sizeof got);
-    classify_cells(scores, 2, 6, 1.4, got);
+    classify_cells(&(Classifier){CLASS_RATIO, 1.4, NULL}, scores, 2, 6, got);
     assert_memory_equal(got, wide, sizeof got);
-    classify_cells(scores, 3, 6, 1.4, got);
+    classify_cells(&(Classifier){CLASS_RATIO, 1.4, NULL}, scores, 3, 6, got);
     assert_memory_equal(got, three, sizeof got);
+    classify_cells(&(Classifier){CLASS_DIFFERENCE, 0.9, NULL}, scores, 2, 6, got);
+    assert_memory_equal(got, wide, sizeof got);
+    classify_cells(&(Classifier){CLASS_DIFFERENCE, 1, NULL}, scores, 2, 6, got);
+    for (int i = 0; i < 6; i++) assert_int_equal(got[i], 2);
+    const double none[6] = {0}, some[6] = {0.25, 0, 0.26, 0, 0, 1};
+    const double *const errors[2] = {none, some};
+    const int64_t z[6] = {2, 2, 2, 2, 1, 2};
+    classify_cells(&(Classifier){CLASS_Z, 2, errors}, scores, 2, 6, got);
+    assert_memory_equal(got, z, sizeof got);
 }
 
 /* One cell is never the same in both groups, the other has no difference: p is the least that 999
@@ -404,6 +414,7 @@ static void settings_are_checked(void **state) {
         {"top_sets=2.5", "--set top_sets: [0]: expected an integer"},
         {"tresholds=2", "expected an option of statistics: got another (did you mean thresholds?)"},
         {"model=x", "expected an option of statistics"},
+        {"thresholds=0.5", "thresholds: expected at least 1 where class_rule is ratio"},
         {"average", "expected OPTION=VALUE"},
         {"test_statistic=z", "expected one of t, difference"},
     };
