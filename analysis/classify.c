@@ -3,7 +3,8 @@
 #include "options.h"
 #include <math.h>
 
-/* Whether group g, whose largest rival at cell c is `other`, is preferred. 0 / 0 is NaN: no comparison holds. */
+/* Whether group g, whose largest rival at cell c is `other`, is preferred. 0 / 0 is NaN: no comparison
+ * holds. */
 static bool prefers(const Classifier *k, const double *const *scores, int64_t g, int64_t other, int64_t c) {
     double own = scores[g][c], rival = scores[other][c];
     switch (k->rule) {

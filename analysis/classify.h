@@ -11,8 +11,9 @@ typedef struct {
 
 /* classes [n_cells]: the group that a cell prefers, or n_groups for shared. scores [n_groups] of [n_cells].
  * A cell prefers a group when its score there exceeds its largest score elsewhere by the rule: their ratio is
- * larger than tau (arXiv 2605.24270: ratio > tau, < 1 / tau, else shared; the ratio is the earlier group over
- * the later one), or their difference is, or the difference over its standard error. 0 in all groups: shared. */
+ * larger than tau (arXiv 2605.24270: ratio > tau, < 1 / tau, else shared; the ratio is the earlier group
+ * over the later one), or their difference is, or the difference over its standard error. 0 in all groups:
+ * shared. */
 void classify_cells(const Classifier *classifier, const double *const *scores, int64_t n_groups,
                     int64_t n_cells, int64_t *classes);
 

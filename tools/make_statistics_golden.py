@@ -74,8 +74,10 @@ class Table:
 def make_table(rng, experts_in, sizes, has_prompts, unused=()):
     cells = [(layer, e) for layer, n in experts_in.items() for e in range(n)]
     groups = {}
+    draw = lambda: np.concatenate([rng.dirichlet(np.full(k, 0.8)) * 2 for k in experts_in.values()])
+    common = draw()
     for name, n in sizes.items():
-        rate = np.concatenate([rng.dirichlet(np.full(k, 0.8)) * 2 for k in experts_in.values()])
+        rate = 0.85 * common + 0.15 * draw()  # groups differ, but not everywhere
         selected, tokens = [], []
         for _ in range(n):
             by_layer = {layer: int(rng.integers(150, 600)) for layer in experts_in}
