@@ -45,11 +45,6 @@ void write_string(Text *to, const char *key, const char *value) {
     text_put_json(to, value, strlen(value));
 }
 
-void write_bool(Text *to, const char *key, bool value) {
-    write_key(to, key);
-    text_put_string(to, value ? "true" : "false");
-}
-
 static void suffixed(char name[100], const char *key, const char *suffix) {
     snprintf(name, 100, "%.80s%s", key, suffix);
 }

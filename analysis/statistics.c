@@ -30,6 +30,17 @@ const char *work_no_top(const Work *work, int64_t i, char reason[100]) {
     return reason;
 }
 
+int64_t work_stable_size(const Work *work, int64_t l) {
+    int64_t n = work->cells->begin[l + 1] - work->cells->begin[l];
+    return (int64_t)floor(work->options->stable_share * (double)n + 1e-9);
+}
+
+const char *work_no_stable(const Work *work) {
+    for (int64_t l = 0; l < work->cells->n_layers; l++)
+        if (work_stable_size(work, l) > 0) return NULL;
+    return "stable_share of a layer's experts is less than one";
+}
+
 Pool work_pool(const Work *work, const StatGroup *a, const StatGroup *b) {
     return (Pool){.cells = work->cells, .groups = {a, b}, .n_groups = b ? 2 : 1};
 }
@@ -42,8 +53,7 @@ static void work_free(Work *work) {
     }
     for (int64_t g = 0; work->groups && g < work->in->n_groups; g++) {
         GroupWork *w = &work->groups[g];
-        void *blocks[] = {w->order,     w->rank,      w->cumulative, w->samples,
-                          w->halves[0], w->halves[1], w->stable};
+        void *blocks[] = {w->order, w->cumulative, w->samples, w->halves[0], w->halves[1], w->stable};
         for (size_t k = 0; k < sizeof blocks / sizeof *blocks; k++) mem_free(blocks[k]);
     }
     mem_free(work->rooms);
@@ -78,7 +88,6 @@ static bool make_group(const Work *work, const StatGroup *group, GroupWork *w) {
     size_t n = (size_t)C + 1;
     *w = (GroupWork){.group = group,
                      .order = mem_zeroed(n, sizeof *w->order),
-                     .rank = mem_zeroed(n, sizeof *w->rank),
                      .cumulative = mem_zeroed(n, sizeof *w->cumulative),
                      .stable = mem_zeroed(n, sizeof *w->stable),
                      .no_samples = why_not(work, group, work->options->bootstraps, "bootstraps: 0"),
@@ -86,9 +95,8 @@ static bool make_group(const Work *work, const StatGroup *group, GroupWork *w) {
                      .no_ranking = stats_all_equal(group->scores, C)
                                        ? "all scores of a group are equal: they give no ranking"
                                        : NULL};
-    if (!w->order || !w->rank || !w->cumulative || !w->stable) return false;
+    if (!w->order || !w->cumulative || !w->stable) return false;
     ranking_sort(group->scores, C, work->rooms->ranked, w->order);
-    for (int64_t i = 0; i < C; i++) w->rank[w->order[i]] = i + 1;
     scores_accumulate(group->scores, w->order, C, w->cumulative);
     return true;
 }

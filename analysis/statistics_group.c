@@ -19,9 +19,7 @@ typedef struct {
     double *observed;               /* [n_facts] */
     double *low, *high;             /* [n_facts]; NULL without resamples */
     double *score_low, *score_high; /* [C] */
-    int64_t n_kept[MOST_NUMBERS];   /* cells that every resample had among its top k */
-    double depth_kept[MOST_NUMBERS];
-    bool *kept; /* [MOST_NUMBERS,C] */
+    bool *kept;                     /* [MOST_NUMBERS,C] cells that every resample had among its top k */
 } GroupFacts;
 
 static void facts_free(GroupFacts *f) {
@@ -75,9 +73,8 @@ static void count_kept(const Work *work, Room *room) {
     int64_t C = cells->n_cells, n_top = work_count_top(work);
     memset(room->taken, 0, (size_t)cells->n_layers * sizeof *room->taken);
     for (int64_t i = 0; i < C; i++) {
-        int64_t c = room->order[0][i], l = cells->row[c], n = cells->begin[l + 1] - cells->begin[l];
-        if (room->taken[l]++ < (int64_t)floor(work->options->stable_share * (double)n + 1e-9))
-            room->kept[c]++;
+        int64_t c = room->order[0][i], l = cells->row[c];
+        if (room->taken[l]++ < work_stable_size(work, l)) room->kept[c]++;
         for (int64_t t = 0; t < n_top; t++)
             if (i < work_top(work, t)) room->kept[(t + 1) * C + c]++;
     }
@@ -308,7 +305,10 @@ static bool put_stable(const GroupFacts *f, Text *to, Error *error) {
     }
     bool ok = true;
     write_begin(to, "stable_selection", '{');
-    ok = put_cell_set(work->cells, "layer_top", f->own->stable, to, error);
+    if (work_no_stable(work))
+        write_null(to, "layer_top", work_no_stable(work));
+    else
+        ok = put_cell_set(work->cells, "layer_top", f->own->stable, to, error);
     write_begin(to, "top", '[');
     for (int64_t i = 0; ok && i < work->options->top_sets.n; i++) {
         char room[100];

@@ -195,7 +195,7 @@ static void put_test(const Pair *p, Text *to) {
 
 /* Stable in both groups, and in one of them only (SAFEx: E_id, E_ctrl). */
 static bool put_stable(Pair *p, Text *to, Error *error) {
-    const char *reason = either(p->no_samples, p->no_ranking);
+    const char *reason = either(either(p->no_samples, p->no_ranking), work_no_stable(p->work));
     if (reason) {
         write_null(to, "stable_selection", reason);
         return true;

@@ -8,7 +8,7 @@
 
 typedef struct {
     const StatGroup *group;
-    int64_t *order, *rank;  /* [C] cells, largest first; of a cell, from 1 */
+    int64_t *order;         /* [C] cells, largest first */
     double *cumulative;     /* [C] along order */
     const char *no_ranking; /* why cells cannot be ranked, or NULL */
     double *samples;        /* [bootstraps,C] scores of every resample; NULL: */
@@ -41,6 +41,10 @@ typedef struct {
 int64_t work_count_top(const Work *work);
 int64_t work_top(const Work *work, int64_t i);
 const char *work_no_top(const Work *work, int64_t i, char reason[100]); /* NULL: it fits */
+
+/* floor(stable_share x experts) of a layer, and why there is no stable selection, where that is 0 in all. */
+int64_t work_stable_size(const Work *work, int64_t layer);
+const char *work_no_stable(const Work *work);
 
 /* The pooled prompts of one group, or of two. */
 Pool work_pool(const Work *work, const StatGroup *a, const StatGroup *b);

@@ -118,6 +118,15 @@ static void every_number_is_that_of_scipy(void **state) {
     json_free(cases);
 }
 
+static void a_share_of_no_expert_selects_none(void **state) {
+    (void)state;
+    const char *const sets[] = {"stable_share=0.1"};
+    JsonDocument *d = must_analyze(GOLDEN "prompts.csv", "share", sets, 1, 7);
+    assert_undefined(d, "groups.a.stable_selection.layer_top", "is less than one");
+    assert_undefined(d, "stable_selection", "is less than one");
+    json_free(d);
+}
+
 /* A comparison that cannot fail proves nothing. */
 static void the_comparison_sees_a_difference(void **state) {
     (void)state;
@@ -466,6 +475,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_number_is_that_of_scipy),
         cmocka_unit_test(the_comparison_sees_a_difference),
+        cmocka_unit_test(a_share_of_no_expert_selects_none),
         cmocka_unit_test(draws_are_those_of_the_golden_files),
         cmocka_unit_test(threads_change_no_byte),
         cmocka_unit_test(small_tables_have_their_numbers),
