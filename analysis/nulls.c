@@ -201,15 +201,20 @@ bool permutation_test(const Pool *pool, const Resamples *orders, int statistic, 
 }
 
 /* ---- rotation ---- */
-/* sums[e] of a layer of n_experts over the prompts, each rotated by its own number of places. */
-static void sum_rotated(const double *values, int64_t n_prompts, int64_t n_experts, const int32_t *places,
+/* sums[e] of a layer of E experts over the prompts, each rotated by its own number of places. A row of `twice`
+ * holds a prompt's scores two times, so that a rotation is a plain run; four prompts are added in one pass, in
+ * their order. */
+static void sum_rotated(const double *twice, int64_t n_prompts, int64_t E, const int32_t *places,
                         double *sums) {
-    memset(sums, 0, (size_t)n_experts * sizeof *sums);
-    for (int64_t p = 0; p < n_prompts; p++, values += n_experts) {
-        int64_t shift = places[p], n_head = n_experts - shift;
-        for (int64_t e = 0; e < n_head; e++) sums[e] += values[shift + e];
-        for (int64_t e = 0; e < shift; e++) sums[n_head + e] += values[e];
+    memset(sums, 0, (size_t)E * sizeof *sums);
+    int64_t p = 0;
+    for (; p + 4 <= n_prompts; p += 4) {
+        const double *rows = twice + 2 * p * E, *a = rows + places[p], *b = rows + 2 * E + places[p + 1],
+                     *c = rows + 4 * E + places[p + 2], *d = rows + 6 * E + places[p + 3];
+        for (int64_t e = 0; e < E; e++) sums[e] = (((sums[e] + a[e]) + b[e]) + c[e]) + d[e];
     }
+    for (; p < n_prompts; p++)
+        for (int64_t e = 0; e < E; e++) sums[e] += twice[2 * p * E + places[p] + e];
 }
 
 typedef struct {
@@ -218,7 +223,7 @@ typedef struct {
     uint64_t seed;
     int64_t key, n;
     double *scores;  /* [n,C] */
-    double *packed;  /* [P,E] of one layer */
+    double *packed;  /* [P,2E] of one layer, each row two times */
     int32_t *places; /* [threads,P] */
     Ranked *ranked;  /* [threads,2C] */
     int64_t *order;  /* [threads,C] */
@@ -236,8 +241,8 @@ static void rotate_layer(Rotation *r, int64_t l) {
     int64_t P = r->group->n_prompts, C = r->cells->n_cells, first = r->cells->begin[l],
             E = r->cells->begin[l + 1] - first;
     double whole = (double)P;
-    for (int64_t p = 0; p < P; p++)
-        memcpy(r->packed + p * E, r->group->values + p * C + first, (size_t)E * sizeof *r->packed);
+    for (int64_t p = 0; p < 2 * P; p++)
+        memcpy(r->packed + p * E, r->group->values + p / 2 * C + first, (size_t)E * sizeof *r->packed);
     if (r->group->tokens) whole = scores_sum(r->group->tokens + l, P, r->cells->n_layers);
 #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < r->n; b++) {
@@ -263,7 +268,7 @@ bool rotation_null(const Cells *cells, const StatGroup *group, uint64_t seed, in
                   .key = key,
                   .n = n,
                   .scores = mem_zeroed((size_t)n, (size_t)C * sizeof(double)),
-                  .packed = mem_zeroed((size_t)P, (size_t)most * sizeof(double)),
+                  .packed = mem_zeroed(2 * (size_t)P, (size_t)most * sizeof(double)),
                   .places = mem_zeroed((size_t)threads, (size_t)P * sizeof(int32_t)),
                   .ranked = mem_zeroed((size_t)threads, 2 * (size_t)C * sizeof(Ranked)),
                   .order = mem_zeroed((size_t)threads, (size_t)C * sizeof(int64_t))};
