@@ -139,12 +139,15 @@ static bool put_class(Classes *k, const char *reason, Text *to, Error *error) {
 }
 
 bool statistics_put_classes(Work *work, Text *to, Error *error) {
+    const char *reason = work->in->n_groups < 2 ? "there is one group" : NULL;
+    for (int64_t g = 0; g < work->in->n_groups && !reason; g++)
+        if (work->options->class_rule == CLASS_Z && work->groups[g].group->n_prompts < 2)
+            reason = "class_rule z needs two prompts of each group";
     write_line(to);
-    for (int64_t g = 0; g < work->in->n_groups; g++)
-        if (work->options->class_rule == CLASS_Z && work->groups[g].group->n_prompts < 2) {
-            write_null(to, "classes", "class_rule z needs two prompts of each group");
-            return true;
-        }
+    if (reason) {
+        write_null(to, "classes", reason);
+        return true;
+    }
     Classes k;
     bool ok = classes_make(work, &k, error);
     write_begin(to, "classes", '[');

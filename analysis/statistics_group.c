@@ -278,6 +278,7 @@ static bool put_concentration(const Work *work, int64_t g, const GroupFacts *f, 
     write_integer(to, "effective_cells", C);
     write_end(to, '}');
     const char *reason = !group->n_prompts         ? work->in->no_prompts
+                         : group->n_prompts == 1   ? "the group has one prompt"
                          : n < 1                   ? "permutations: 0"
                          : f->observed[FACT_K] < 1 ? no_total
                                                    : NULL;

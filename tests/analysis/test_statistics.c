@@ -358,11 +358,13 @@ static void few_prompts_and_groups_are_said(void **state) {
                                    "0,0,a,3,10,x\n0,1,a,7,10,x\n0,0,b,5,90,x\n0,1,b,6,90,x\n");
     assert_undefined(d, "groups.a.bootstrap", "the group has one prompt");
     assert_undefined(d, "permutation", "nothing to permute");
+    assert_undefined(d, "groups.a.concentration.rotation", "the group has one prompt");
     assert_undefined(d, "groups.a.depth[0].mean_depth", "k is larger");
     assert_contains(string_of(find(d, "warnings[0]")), "groups a and b have 10 and 90 tokens a prompt");
     json_free(d);
     d = analyze_text("layer,expert,group,selected,tokens\n0,0,a,3,10\n0,1,a,7,10\n");
     assert_undefined(d, "differences", "there is one group");
+    assert_undefined(d, "classes", "there is one group");
     assert_value(d, "groups.a.k80", 2);
     json_free(d);
 }
