@@ -29,6 +29,7 @@ bench: ## speed and memory beside this machine's limits and the peers that are i
 	@tools/install_deps.sh bench
 	@$(MAKE) --no-print-directory all
 	bench/run.sh $(BUILD)
+	bench/statistics.sh $(BUILD)
 
 mutation: ## plant bugs in the GPU's kernels and see which tests catch them (an hour)
 	@$(MAKE) --no-print-directory all

@@ -2,6 +2,7 @@
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include "job.h"
+#include "statistics.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -55,6 +56,17 @@ static void check_name(const Job *job, int64_t s, Problems *problems) {
         }
 }
 
+/* Classes of cells are named by groups, or shared. */
+static void check_group_name(const Job *job, int64_t i, Problems *problems) {
+    Error error = {0};
+    if (!strcmp(job->prompts[i].name, "shared"))
+        error_set(&error, ERROR_BAD_INPUT,
+                  "%s: prompts.shared: expected another name: \"shared\" is the class of cells that prefer "
+                  "no group",
+                  job->file);
+    problems_add(problems, &error);
+}
+
 static void check_model(const Job *job, int64_t s, Problems *problems) {
     StepOptions *step = &job->steps[s];
     if (!step->model[0] && job->n_models == 1) step->model = job->models[0].name;
@@ -103,6 +115,13 @@ static void check_from(const Job *job, int64_t s, Problems *problems) {
     }
 }
 
+static void check_statistics(const Job *job, int64_t s, Problems *problems) {
+    Error error = {0};
+    const char *wrong = statistics_contradiction(&job->steps[s]);
+    if (wrong) error_set(&error, ERROR_BAD_INPUT, "%s: steps[%lld].%s", job->file, (long long)s, wrong);
+    problems_add(problems, &error);
+}
+
 static void check_complete(const Job *job, const char *place, OptionScope scope, int kind, const void *record,
                            Problems *problems) {
     Error error = {0};
@@ -121,6 +140,7 @@ void job_check(Job *job, Problems *problems) {
     for (int64_t i = 0; i < job->n_prompts; i++) {
         snprintf(place, sizeof place, "prompts.%.80s", job->prompts[i].name);
         check_complete(job, place, SCOPE_PROMPTS, -1, &job->prompts[i], problems);
+        check_group_name(job, i, problems);
     }
     if (!job->n_steps && !problems->n) {
         Error error = {0};
@@ -134,6 +154,7 @@ void job_check(Job *job, Problems *problems) {
         if (step->name) check_name(job, s, problems);
         if (step->kind != STEP_REPORT) check_model(job, s, problems), check_groups(job, s, problems);
         if (step->kind == STEP_REPORT) check_from(job, s, problems);
+        if (step->kind != STEP_REPORT) check_statistics(job, s, problems);
     }
 }
 
@@ -200,26 +221,6 @@ static bool find_target(Job *job, const char *path, Target *to, Error *error) {
                      name, near);
 }
 
-/* The value as JSON: texts without quotes and lists without brackets are put in theirs. */
-static void put_value(const Option *option, const char *value, Text *to) {
-    bool is_text =
-        option->type == OPTION_STRING || option->type == OPTION_PATH || option->type == OPTION_CHOICE;
-    if (is_text && value[0] != '"') {
-        text_put_json(to, value, strlen(value));
-    } else if (option->type == OPTION_NAMES && value[0] != '[') {
-        text_put_string(to, "[");
-        for (const char *at = value; *at;) {
-            size_t n = strcspn(at, ",");
-            text_put_json(to, at, n);
-            at += n + (at[n] == ',');
-            if (*at) text_put_string(to, ", ");
-        }
-        text_put_string(to, "]");
-    } else {
-        text_put_string(to, value);
-    }
-}
-
 bool job_apply_setting(Job *job, const char *setting, Error *error) {
     const char *equals = strchr(setting, '=');
     char path[256], place[300];
@@ -235,15 +236,5 @@ bool job_apply_setting(Job *job, const char *setting, Error *error) {
     if (!option) return false;
     if (option->scope == SCOPE_STEP && (!strcmp(option->name, "kind") || !strcmp(option->name, "name")))
         return json_error(at, error, "expected an option other than name and kind");
-    Text json = {0};
-    put_value(option, equals + 1, &json);
-    JsonDocument *document = NULL;
-    if (json.failed)
-        error_out_of_memory(error, place, json.length);
-    else
-        document = json_parse(json.bytes ? json.bytes : "", json.length, place, error);
-    bool ok = document && option_read(option, json_root(document), to.record, ".", &job->pool, error);
-    json_free(document);
-    text_free(&json);
-    return ok;
+    return option_read_text(option, equals + 1, place, to.record, &job->pool, error);
 }

@@ -1,6 +1,8 @@
 /* The program: verbs, and what their exit code is. Everything it can do is in the table of verbs. */
+#include "analyze.h"
 #include "arguments.h"
 #include "conform.h"
+#include "definitions.h"
 #include "inspect.h"
 #include "options.h"
 #include "replies.h"
@@ -61,6 +63,26 @@ static bool run_run(const Arguments *a, Error *error) {
                           .version = version,
                           .to = stdout};
     return run_job(&request, error);
+}
+
+/* ---- analyze ---- */
+static const Flag analyze_flags[] = {
+    {"--out", "FOLDER", "where statistics.json goes", false},
+    {"--set", "OPTION=VALUE", "thresholds, top_sets, bootstraps, ...: those of statistics in `options`",
+     true},
+    {"--seed", "N", "of all random draws (0)", false},
+    {0},
+};
+
+static bool run_analyze(const Arguments *a, Error *error) {
+    const char *sets[MAX_ARGUMENTS];
+    AnalyzeRequest request = {.counts = a->operand,
+                              .out = arguments_value(a, "--out", NULL),
+                              .sets = sets,
+                              .n_sets = arguments_values(a, "--set", sets)};
+    if (!request.out) return error_set(error, ERROR_BAD_INPUT, "--out: expected a folder: got none");
+    return arguments_integer(a, "--seed", 0, INT64_C(1) << 53, &request.seed, error) &&
+           analyze_run(&request, error);
 }
 
 /* ---- report ---- */
@@ -232,15 +254,24 @@ static bool run_bench(const Arguments *a, Error *error) {
            bench_checkpoint(shape, layers, compute, folder, error);
 }
 
-/* ---- options ---- */
-static bool run_options(const Arguments *a, Error *error) {
-    (void)a;
+/* ---- options, definitions ---- */
+static bool print_document(void document(Text *), Error *error) {
     Text text = {0};
-    options_document(&text);
-    bool ok = !text.failed || error_out_of_memory(error, "the options", text.length);
+    document(&text);
+    bool ok = !text.failed || error_out_of_memory(error, "a document", text.length);
     if (ok) fwrite(text.bytes, 1, text.length, stdout);
     text_free(&text);
     return ok;
+}
+
+static bool run_options(const Arguments *a, Error *error) {
+    (void)a;
+    return print_document(options_document, error);
+}
+
+static bool run_definitions(const Arguments *a, Error *error) {
+    (void)a;
+    return print_document(definitions_document, error);
 }
 
 static const Verb verbs[] = {
@@ -249,6 +280,14 @@ static const Verb verbs[] = {
      "resolved\n"
      "job, a manifest and report.html. A folder of the same job is resumed, one of another job is refused.\n",
      run_flags, run_run},
+    {"analyze", "COUNTS.csv", "statistics of a table of counts, from whatever tool it came",
+     "The header is layer,expert,group,selected,tokens and optionally prompt: in that group (and prompt) "
+     "`selected` of\n"
+     "`tokens` tokens chose the expert. Writes FOLDER/statistics.json, as jobs do; without a column prompt, "
+     "what "
+     "needs\n"
+     "prompts (intervals, tests, reliability) is null. `gatetape definitions` says what each number means.\n",
+     analyze_flags, run_analyze},
     {"report", "FOLDER", "draw the figures and write report.html of a run folder",
      "Needs gnuplot for the figures; without it the page is written with the tables alone.\n", NULL,
      run_report},
@@ -278,6 +317,7 @@ static const Verb verbs[] = {
      bench_flags, run_bench},
     {"options", NULL, "print every option of a job, with values, defaults and meaning", NULL, NULL,
      run_options},
+    {"definitions", NULL, "print what every number of statistics.json means", NULL, NULL, run_definitions},
     {0},
 };
 

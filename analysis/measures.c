@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <string.h>
 
-typedef enum { PER_PROMPT, PER_CELL } Extent;
+typedef enum { PER_PROMPT, PER_LAYER, PER_CELL } Extent;
 
 typedef struct {
     const char *name;
@@ -15,7 +15,7 @@ typedef struct {
     size_t offset; /* of the pointer */
 } Column;
 
-enum { ACTIVATION = 1 << STEP_ACTIVATION, GRADIENT = 1 << STEP_GRADIENT, N_COLUMNS = 11 };
+enum { ACTIVATION = 1 << STEP_ACTIVATION, GRADIENT = 1 << STEP_GRADIENT, N_COLUMNS = 13 };
 
 #define COLUMN(field, kinds, extent, dtype)                                                                  \
     { #field, (kinds), (extent), (dtype), offsetof(Measures, field) }
@@ -28,6 +28,8 @@ static const Column columns[N_COLUMNS] = {
     COLUMN(weight, ACTIVATION, PER_CELL, DTYPE_F32),
     COLUMN(largest, ACTIVATION, PER_CELL, DTYPE_F32),
     COLUMN(norm, ACTIVATION, PER_CELL, DTYPE_F32),
+    COLUMN(near_ties, ACTIVATION, PER_LAYER, DTYPE_I64),
+    COLUMN(margin, ACTIVATION, PER_LAYER, DTYPE_F32),
     COLUMN(l2, GRADIENT, PER_CELL, DTYPE_F32),
     COLUMN(l1, GRADIENT, PER_CELL, DTYPE_F32),
     COLUMN(logit_abs, GRADIENT, PER_CELL, DTYPE_F32),
@@ -39,13 +41,16 @@ static bool has_column(const Column *column, int kind) { return (column->kinds &
 
 /* Entries of one prompt. */
 static int64_t width(const Column *column, const Measures *m) {
-    return column->extent == PER_CELL ? m->n_layers * m->n_experts : 1;
+    return column->extent == PER_CELL    ? m->n_layers * m->n_experts
+           : column->extent == PER_LAYER ? m->n_layers
+                                         : 1;
 }
 
 static Tensor tensor_of(const Column *column, Measures *m) {
     void *data = *pointer_of(column, m);
     if (column->extent == PER_CELL)
         return tensor_cube(data, column->dtype, m->n_prompts, m->n_layers, m->n_experts);
+    if (column->extent == PER_LAYER) return tensor_matrix(data, column->dtype, m->n_prompts, m->n_layers);
     return tensor_vector(data, column->dtype, m->n_prompts);
 }
 

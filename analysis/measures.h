@@ -24,6 +24,9 @@ typedef struct {
     float *weight;     /* sum of combine weights */
     float *largest;    /* largest magnitude in the expert's outputs */
     float *norm;       /* largest L2 norm of an output */
+    /* activation, [P,L] */
+    int64_t *near_ties; /* counted tokens whose margin is below the step's near_tie */
+    float *margin;      /* least margin of a counted token; infinite when there is none */
     /* gradient of the prompt's loss, [P,L,E] */
     float *l2, *l1;   /* norms of the gate row's gradient */
     float *logit_abs; /* sum over tokens of |dL/dlogit| */

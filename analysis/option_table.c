@@ -22,6 +22,8 @@ static const char *const activation_scores[] = {"rate",        "layer_share",   
 static const char *const gradient_scores[] = {"l2", "l1", "mean_abs", "logit_abs", NULL};
 static const char *const dominants[] = {"share", "raw", NULL};
 static const char *const layer_statistics[] = {"scores", "prompts", NULL};
+static const char *const class_rules[] = {"ratio", "difference", "z", NULL};
+static const char *const test_statistics[] = {"t", "difference", NULL};
 static const char *const recomputes[] = {"auto", "always", "never", NULL};
 
 enum {
@@ -39,6 +41,8 @@ enum {
 #define INTEGER(a, b, value) .type = OPTION_INTEGER, .least = (a), .most = (b), .preset = (value)
 #define NUMBER(a, b, value) .type = OPTION_NUMBER, .least = (a), .most = (b), .preset = (value)
 #define CHOICE(names, value) .type = OPTION_CHOICE, .choices = (names), .preset = (value)
+#define NUMBERS(a, b, value) .type = OPTION_NUMBERS, .least = (a), .most = (b), .preset = (value)
+#define INTEGERS(a, b, value) .type = OPTION_INTEGERS, .least = (a), .most = (b), .preset = (value)
 #define BOOL(value) .type = OPTION_BOOL, .preset = (value)
 #define STRING(value) .type = OPTION_STRING, .preset = (value)
 
@@ -116,15 +120,43 @@ const Option option_table[] = {
      .help = "which tokens are counted (open in the literature)"},
     {STEP(ACTIVATION, last_tokens), INTEGER(1, 1e9, "1"),
      .help = "tokens last: how many at the prompt's end"},
-    {STEP(ACTIVATION, average), CHOICE(averages, "\"prompts\""),
+    {STEP(ACTIVATION, average), CHOICE(averages, "\"prompts\""), .statistics = true,
      .help = "of the score: each prompt counts alike, or each token"},
     {STEP(GRADIENT, loss), CHOICE(losses, "\"prompt\""),
      .help =
          "mean negative log-likelihood of the prompt's own tokens, of its target, or of the generated reply"},
-    {STEP(MEASURING, dominant), CHOICE(dominants, "\"share\""),
+    {STEP(MEASURING, dominant), CHOICE(dominants, "\"share\""), .statistics = true,
      .help = "dominant score of a layer: largest share of the layer's sum, or largest score"},
-    {STEP(MEASURING, layer_statistics), CHOICE(layer_statistics, "\"scores\""),
+    {STEP(MEASURING, layer_statistics), CHOICE(layer_statistics, "\"scores\""), .statistics = true,
      .help = "layer statistics of the group's scores, or the mean of each prompt's"},
+    {STEP(MEASURING, class_rule), CHOICE(class_rules, "\"ratio\""), .statistics = true,
+     .help =
+         "statistics: what makes a cell prefer a group: the ratio of its score there to its largest score "
+         "elsewhere, their difference, or z, the difference over its standard error (open in the "
+         "literature)"},
+    {STEP(MEASURING, thresholds), NUMBERS(0, 1e6, "[1.2, 1.5, 2]"), .statistics = true,
+     .help = "statistics: what that must exceed; of a ratio at least 1"},
+    {STEP(MEASURING, top_sets), INTEGERS(1, 1e9, "[5, 10, 20, 50, 100]"), .statistics = true,
+     .help = "statistics: sizes of the sets of largest cells that are compared"},
+    {STEP(MEASURING, bootstraps), INTEGER(0, 1e6, "1000"), .statistics = true,
+     .help = "statistics: resamples of the prompts for intervals and stable selection; 0: none"},
+    {STEP(MEASURING, confidence), NUMBER(0.01, 0.9999, "0.95"), .statistics = true,
+     .help = "statistics: share of the resamples that an interval holds"},
+    {STEP(MEASURING, stable_share), NUMBER(0, 1, "0.25"), .statistics = true,
+     .help =
+         "statistics: share of a layer's experts that a stable selection takes in every resample (SAFEx's "
+         "alpha, open in the literature)"},
+    {STEP(MEASURING, permutations), INTEGER(0, 1e6, "1000"), .statistics = true,
+     .help = "statistics: permutations of prompts between groups, and rotations of experts; 0: none"},
+    {STEP(MEASURING, test_statistic), CHOICE(test_statistics, "\"t\""), .statistics = true,
+     .help = "statistics: what permutations compare: t, the difference over the standard deviation of the "
+             "cell's scores; or the difference itself"},
+    {STEP(MEASURING, splits), INTEGER(0, 1e6, "100"), .statistics = true,
+     .help = "statistics: random halves of the prompts for reliability; 0: none"},
+    {STEP(ACTIVATION, near_tie), NUMBER(0, 1e6, "0.001"), .statistics = true,
+     .help =
+         "statistics: a token's choice is a near tie when the least chosen router logit is less than this "
+         "above the largest other"},
     {STEP(MEASURING, max_new_tokens), INTEGER(1, 1e6, "64"),
      .help = "longest generated reply, where one is needed"},
     {STEP(MEASURING, temperature), NUMBER(0, 100, "0"), .help = "of the generated reply; 0: greedy"},

@@ -101,6 +101,26 @@ static bool read_names(Json value, NameList *to, TextPool *pool, Error *error) {
     return true;
 }
 
+static bool read_numbers(const Option *option, Json value, NumberList *to, Error *error) {
+    if (!value.node || json_type(value) != JSON_ARRAY || json_count(value) > MOST_NUMBERS)
+        return json_error(value, error, "expected an array of at most %d numbers: got %s", MOST_NUMBERS,
+                          value.node ? json_type_name(json_type(value)) : "nothing");
+    Json at = {0};
+    for (to->n = 0; json_next(&value, &at); to->n++) {
+        double *number = &to->values[to->n];
+        int64_t whole = 0;
+        if (option->type == OPTION_NUMBERS && !read_number(option, at, number, error)) return false;
+        if (option->type == OPTION_INTEGERS) {
+            if (!json_integer(at, (int64_t)option->least, (int64_t)option->most, &whole, error)) return false;
+            *number = (double)whole;
+        }
+        if (to->n && *number <= number[-1])
+            return json_error(at, error, "expected ascending numbers: got %.17g after %.17g", *number,
+                              number[-1]);
+    }
+    return true;
+}
+
 /* An absolute path, links resolved where it exists; a missing file is found out when it is opened. */
 static bool read_path(Json value, const char *folder, const char **to, TextPool *pool, Error *error) {
     const char *name;
@@ -130,8 +150,47 @@ bool option_read(const Option *option, Json value, void *record, const char *fol
         return *(const char **)to != NULL;
     case OPTION_PATH: return read_path(value, folder, to, pool, error);
     case OPTION_NAMES: return read_names(value, to, pool, error);
+    case OPTION_NUMBERS:
+    case OPTION_INTEGERS: return read_numbers(option, value, to, error);
     }
     return false;
+}
+
+/* The value as JSON: texts without quotes and lists without brackets are put in theirs. */
+static void put_value(const Option *option, const char *value, Text *to) {
+    bool is_text =
+        option->type == OPTION_STRING || option->type == OPTION_PATH || option->type == OPTION_CHOICE;
+    if (is_text && value[0] != '"') {
+        text_put_json(to, value, strlen(value));
+    } else if (option->type == OPTION_NAMES && value[0] != '[') {
+        text_put_string(to, "[");
+        for (const char *at = value; *at;) {
+            size_t n = strcspn(at, ",");
+            text_put_json(to, at, n);
+            at += n + (at[n] == ',');
+            if (*at) text_put_string(to, ", ");
+        }
+        text_put_string(to, "]");
+    } else if ((option->type == OPTION_NUMBERS || option->type == OPTION_INTEGERS) && value[0] != '[') {
+        text_format(to, "[%s]", value);
+    } else {
+        text_put_string(to, value);
+    }
+}
+
+bool option_read_text(const Option *option, const char *value, const char *place, void *record,
+                      TextPool *pool, Error *error) {
+    Text json = {0};
+    put_value(option, value, &json);
+    JsonDocument *document = NULL;
+    if (json.failed)
+        error_out_of_memory(error, place, json.length);
+    else
+        document = json_parse(json.bytes ? json.bytes : "", json.length, place, error);
+    bool ok = document && option_read(option, json_root(document), record, ".", pool, error);
+    json_free(document);
+    text_free(&json);
+    return ok;
 }
 
 bool options_preset(OptionScope scope, void *record, TextPool *pool, Error *error) {
@@ -199,6 +258,15 @@ bool options_complete(OptionScope scope, int kind, const void *record, Json at, 
 /* ---- out ---- */
 static void put_string(Text *to, const char *text) { text_put_json(to, text, strlen(text)); }
 
+static void write_numbers(const NumberList *list, Text *to) {
+    text_put_string(to, "[");
+    for (int64_t i = 0; i < list->n; i++) {
+        if (i) text_put_string(to, ", ");
+        text_put_f64(to, list->values[i]);
+    }
+    text_put_string(to, "]");
+}
+
 static void write_value(const Option *option, const void *value, Text *to) {
     switch (option->type) {
     case OPTION_BOOL: text_put_string(to, *(const bool *)value ? "true" : "false"); break;
@@ -215,7 +283,10 @@ static void write_value(const Option *option, const void *value, Text *to) {
             put_string(to, list->names[i]);
         }
         text_put_string(to, "]");
+        break;
     }
+    case OPTION_NUMBERS:
+    case OPTION_INTEGERS: write_numbers(value, to); break;
     }
 }
 
@@ -236,6 +307,16 @@ void options_write(OptionScope scope, int kind, const void *record, int indent, 
     }
 }
 
+void options_write_statistics(int kind, const void *record, Text *to) {
+    bool first = true;
+    for (const Option *o = option_table; o < option_table + n_options; o++) {
+        if (!o->statistics || !applies(o, SCOPE_STEP, kind)) continue;
+        if (!first) text_put_string(to, ", ");
+        option_write(o, record, to);
+        first = false;
+    }
+}
+
 const char *option_choice(const char *name, OptionScope scope, int value) {
     for (const Option *o = option_table; o < option_table + n_options; o++)
         if (o->scope == scope && o->type == OPTION_CHOICE && !strcmp(o->name, name)) return o->choices[value];
@@ -245,7 +326,8 @@ const char *option_choice(const char *name, OptionScope scope, int value) {
 
 /* ---- help ---- */
 static void document_type(const Option *o, Text *to) {
-    static const char *const types[] = {"true or false", "integer", "number", "", "text", "path", "names"};
+    static const char *const types[] = {"true or false", "integer", "number",  "",        "text",
+                                        "path",          "names",   "numbers", "integers"};
     if (o->type == OPTION_CHOICE) {
         char list[300];
         list_choices(o->choices, list, sizeof list);
@@ -253,7 +335,8 @@ static void document_type(const Option *o, Text *to) {
     } else {
         text_put_string(to, types[o->type]);
     }
-    if (o->type == OPTION_INTEGER || o->type == OPTION_NUMBER)
+    if (o->type == OPTION_INTEGER || o->type == OPTION_NUMBER || o->type == OPTION_NUMBERS ||
+        o->type == OPTION_INTEGERS)
         text_format(to, " from %.16g to %.16g", o->least, o->most);
 }
 

@@ -15,6 +15,12 @@ typedef struct {
     int64_t n;
 } NameList;
 
+enum { MOST_NUMBERS = 16 };
+typedef struct {
+    double values[MOST_NUMBERS];
+    int64_t n;
+} NumberList;
+
 /* ---- choices: the order is that of the names in option_table.c ---- */
 typedef enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA } DeviceChoice;
 typedef enum { DENSE_OWN, DENSE_CUBLAS } DenseChoice;
@@ -44,6 +50,8 @@ typedef enum {
 typedef enum { SCORE_L2, SCORE_L1, SCORE_MEAN_ABS, SCORE_LOGIT_ABS } GradientScore;
 typedef enum { DOMINANT_SHARE, DOMINANT_RAW } DominantScore;
 typedef enum { LAYERS_OF_SCORES, LAYERS_OF_PROMPTS } LayerStatistics;
+typedef enum { CLASS_RATIO, CLASS_DIFFERENCE, CLASS_Z } ClassRule;
+typedef enum { PERMUTE_T, PERMUTE_DIFFERENCE } TestStatistic;
 
 /* ---- records: texts are owned by the job ---- */
 typedef struct {
@@ -74,6 +82,11 @@ typedef struct {
     int64_t last_tokens, max_new_tokens, top_k;
     double temperature, top_p;
     bool gate_rows;
+    /* statistics.json */
+    NumberList thresholds, top_sets;
+    int64_t bootstraps, permutations, splits;
+    double confidence, stable_share, near_tie;
+    int test_statistic, class_rule;
 } StepOptions;
 
 /* ---- the table ---- */
@@ -84,7 +97,9 @@ typedef enum {
     OPTION_CHOICE,  /* int */
     OPTION_STRING,  /* const char * */
     OPTION_PATH,    /* const char *, made absolute */
-    OPTION_NAMES    /* NameList */
+    OPTION_NAMES,   /* NameList */
+    OPTION_NUMBERS, /* NumberList */
+    OPTION_INTEGERS /* NumberList of integers */
 } OptionType;
 
 typedef struct {
@@ -94,8 +109,9 @@ typedef struct {
     OptionType type;
     size_t offset;              /* of its field in the scope's record */
     const char *preset;         /* the default as JSON; NULL: must be given */
-    double least, most;         /* of an OPTION_INTEGER or OPTION_NUMBER */
+    double least, most;         /* of an OPTION_INTEGER or OPTION_NUMBER, or of each in a list */
     const char *const *choices; /* of an OPTION_CHOICE, NULL-terminated */
+    bool statistics;            /* says how statistics.json is made of a step's results, or of a table's */
     bool same_results;          /* cannot change a number: a job stays the same job when it changes */
     const char *help;
 } Option;
@@ -118,6 +134,10 @@ bool options_preset(OptionScope scope, void *record, TextPool *pool, Error *erro
 /* One value into its field. `folder` is what a relative path counts from. */
 bool option_read(const Option *option, Json value, void *record, const char *folder, TextPool *pool,
                  Error *error);
+/* The same from a text as the command line has it: texts need no quotes, lists are a,b,c. `place` stands
+ * before messages. */
+bool option_read_text(const Option *option, const char *value, const char *place, void *record,
+                      TextPool *pool, Error *error);
 /* By name; NULL and an Error at `at` that names the nearest one when there is none, or when it belongs to
  * other kinds of steps. `kind` < 0: not a step. */
 const Option *option_find(OptionScope scope, int kind, const char *name, Json at, Error *error);
@@ -129,6 +149,8 @@ void option_write(const Option *option, const void *record, Text *to);
 /* All options of a scope as the members of an object, one a line, indented; `identity` leaves out the paths
  * and what cannot change a number. */
 void options_write(OptionScope scope, int kind, const void *record, int indent, bool identity, Text *to);
+/* The same of those that say how statistics are made, on one line. */
+void options_write_statistics(int kind, const void *record, Text *to);
 /* The choice's name, as in the job. */
 const char *option_choice(const char *name, OptionScope scope, int value);
 /* What `gatetape options` prints: every option, its values, default and meaning. */

@@ -265,7 +265,8 @@ bool results_write(const StepResults *r, Error *error) {
         ok = group_scores_make(r->step, r->config, &r->measures[g], &scores[g], error);
     ok = ok && write_scores(r, scores, error) && write_curve(r, scores, error) &&
          write_layers(r, scores, error) && write_prompts(r, error) && write_arrays(r, scores, error) &&
-         write_replies(r, error) && results_write_facts(r, scores, error);
+         write_replies(r, error) && results_write_statistics(r, scores, error) &&
+         results_write_facts(r, scores, error);
     for (int64_t g = 0; g < r->n_groups; g++) group_scores_free(&scores[g]);
     mem_free(scores);
     return ok;

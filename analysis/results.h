@@ -6,9 +6,11 @@
 #ifndef GATETAPE_RESULTS_H
 #define GATETAPE_RESULTS_H
 #include "batches.h"
+#include "job.h"
 
 typedef struct {
-    const StepOptions *step;
+    const Job *job;
+    const StepOptions *step; /* of the job */
     const ModelConfig *config;
     const PromptEncoder *encoder; /* for the texts of replies */
     const PromptGroup *groups;    /* of the step, in its order */
@@ -38,6 +40,7 @@ bool group_scores_make(const StepOptions *step, const ModelConfig *config, const
 void group_scores_free(GroupScores *scores);
 
 bool results_write_text(const char *folder, const char *name, Text *text, Error *error); /* frees the text */
+bool results_write_statistics(const StepResults *results, const GroupScores *scores, Error *error);
 bool results_write_facts(const StepResults *results, const GroupScores *scores, Error *error);
 /* The decoder layer of expert layer l. */
 int64_t results_decoder_layer(const ModelConfig *config, int64_t l);

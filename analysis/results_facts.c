@@ -1,5 +1,6 @@
 /* step.json, the mark of a finished step with what a reader must know of it, and README.txt. */
 #include "results.h"
+#include "definitions.h"
 #include "scores.h"
 #include "trace.h"
 #include <string.h>
@@ -179,6 +180,7 @@ static const char readme[] =
     "per_prompt.safetensors   GROUP.score [P,L,E] f32 and GROUP.selected [P,L,E] i64 (activation); P as in "
     "prompts.csv,\n"
     "                 L over layers with experts\n"
+    "statistics.json  all statistics of the step's groups, with intervals and tests; see below\n"
     "responses.jsonl  generated replies, where the step needs them\n"
     "traces/          routing of every token, where asked for; as sensitive as the prompts\n"
     "gate_rows/       full gradients of the router rows, where asked for\n";
@@ -186,5 +188,7 @@ static const char readme[] =
 bool results_write_readme(const char *folder, Error *error) {
     Text text = {0};
     text_put_string(&text, readme);
+    text_put_string(&text, "\n");
+    definitions_document(&text);
     return results_write_text(folder, "README.txt", &text, error);
 }

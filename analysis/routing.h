@@ -9,8 +9,9 @@
 #include "trace.h"
 
 /* Runs a pass over the batch, whose prompts are those from number `at` of the block on, and fills their
- * rows of `to`. trace may be NULL. */
-bool routing_measure(const Model *model, const Batch *batch, int64_t at, Measures *to, Trace *trace,
-                     Error *error);
+ * rows of `to`. near_tie: a smaller margin, least chosen logit less largest other, counts as one. trace may
+ * be NULL. */
+bool routing_measure(const Model *model, const Batch *batch, int64_t at, double near_tie, Measures *to,
+                     Trace *trace, Error *error);
 
 #endif

@@ -210,10 +210,11 @@ static void print_work(const Planner *p, const Work *work) {
         p->rates.bytes / 1e9);
     fputs("  files: ", p->to);
     print_text(p->to, p->out, strlen(p->out));
-    fprintf(
-        p->to,
-        "/%s/{step.json,scores.csv,curve.csv,coverage.csv,layers.csv,prompts.csv,per_prompt.safetensors}\n",
-        p->step->name);
+    fprintf(p->to,
+            "/%s/"
+            "{step.json,scores.csv,curve.csv,coverage.csv,layers.csv,prompts.csv,statistics.json,per_prompt."
+            "safetensors}\n",
+            p->step->name);
 }
 
 static bool plan_step(const Planner *p, Work *work, Error *error) {

@@ -52,6 +52,13 @@ float *scores_of_prompts(const StepOptions *step, const Measures *m, int64_t n_e
     return scores;
 }
 
+void scores_numerators(const StepOptions *step, const Measures *m, int64_t n_experts_per_token,
+                       double *values) {
+    for (int64_t i = 0; i < m->n_prompts * m->n_layers * m->n_experts; i++)
+        values[i] = activation_score(step, (double)m->selected[i], m->mass[i], m->weight[i], 1,
+                                     (double)n_experts_per_token, (double)m->n_layers);
+}
+
 /* ---- of a group ---- */
 bool scores_mean(const float *per_prompt, int64_t n_prompts, int64_t n_cells, double *mean) {
     double *column = mem_zeroed(n_prompts ? (size_t)n_prompts : 1, sizeof *column);
@@ -122,10 +129,12 @@ void scores_accumulate(const double *scores, const int64_t *order, int64_t n_cel
     for (int64_t i = 0; i < n_cells; i++) cumulative[i] = ratio(cumulative[i], sum);
 }
 
+bool scores_reach(double sum, double share) { return sum >= share - 1e-12; }
+
 int64_t scores_coverage(const double *cumulative, int64_t n_cells, double share) {
     if (!n_cells || cumulative[n_cells - 1] <= 0) return 0;
     int64_t n = 1;
-    while (n < n_cells && cumulative[n - 1] < share) n++;
+    while (n < n_cells && !scores_reach(cumulative[n - 1], share)) n++;
     return n;
 }
 

@@ -17,6 +17,11 @@ double scores_sum(const double *values, int64_t n, int64_t stride);
 float *scores_of_prompts(const StepOptions *step, const Measures *measures, int64_t n_experts_per_token,
                          int64_t hidden_size);
 
+/* values [P,L,E]: of an activation step what of a prompt's score is summed over its counted tokens; divided
+ * by their number it is the score, without the rounding to f32. */
+void scores_numerators(const StepOptions *step, const Measures *measures, int64_t n_experts_per_token,
+                       double *values);
+
 /* [n_cells]: the mean of columns of [P,n_cells]. False when out of memory. */
 bool scores_mean(const float *per_prompt, int64_t n_prompts, int64_t n_cells, double *mean);
 
@@ -29,6 +34,8 @@ bool scores_sort(const double *scores, int64_t n_cells, int64_t *order);
 /* cumulative[i]: share of the total that the first i + 1 of `order` hold; the last is exactly 1. All 0 when
  * the total is 0. */
 void scores_accumulate(const double *scores, const int64_t *order, int64_t n_cells, double *cumulative);
+/* Whether a sum of shares is at least `share`; what rounding leaves 1e-12 short of it counts as reached. */
+bool scores_reach(double sum, double share);
 /* Least number of cells that hold a share of the total; 0 when the total is 0. */
 int64_t scores_coverage(const double *cumulative, int64_t n_cells, double share);
 

@@ -184,7 +184,8 @@ bool step_run(const StepRun *run, Error *error) {
     if (ok) show_notes(run, &notes);
     ok = ok && measure_groups(run, groups, measures, error);
     if (ok) {
-        StepResults results = {.step = run->step,
+        StepResults results = {.job = run->job,
+                               .step = run->step,
                                .config = &run->model->config,
                                .encoder = run->encoder,
                                .groups = groups,

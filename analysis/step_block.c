@@ -144,7 +144,8 @@ static bool write_kept(const StepRun *run, const Block *block, Kept *kept, Error
 static bool measure_batch(const StepRun *run, const Batch *batch, int64_t at, Measures *m, Kept *kept,
                           Error *error) {
     if (run->step->kind == STEP_ACTIVATION)
-        return routing_measure(run->model, batch, at, m, kept->trace.logits ? &kept->trace : NULL, error);
+        return routing_measure(run->model, batch, at, run->step->near_tie, m,
+                               kept->trace.logits ? &kept->trace : NULL, error);
     GateGradientOptions options = {.recompute = run->step->recompute,
                                    .memory_limit_bytes = (size_t)run->job->options.memory_limit_mib << 20,
                                    .rows = kept->rows};

@@ -167,6 +167,9 @@ typedef void count_experts_fn(Queue *q, Tensor selected, Tensor mass, Tensor wei
 /* largest[g,e] = max(itself, |y[m,:]|), norm[g,e] = max(itself, L2 norm of y[m,:])    [G,E] real, y as of
  * moe_down */
 typedef void expert_peaks_fn(Queue *q, Tensor largest, Tensor norm, Tensor y, MoePlan plan, Tensor group);
+/* margin[t] = least logit of the chosen experts less the largest of the others, infinite when there is no
+ * other      margin [T] real, ids [T,K], logits [T,E] real */
+typedef void route_margin_fn(Queue *q, Tensor margin, Tensor ids, Tensor logits);
 /* grad[g,e,:] += sum over t in [offsets[g], offsets[g+1]) in order of dlogits[t,e] x[t,:]
  * grad [G,E,D] real, dlogits [T,E] real, x [T,D] act, offsets [G+1] i32 */
 typedef void gate_grad_fn(Queue *q, Tensor grad, Tensor dlogits, Tensor x, Tensor offsets);
@@ -202,7 +205,8 @@ typedef void sample_fn(Queue *q, Tensor ids, Tensor scratch, Tensor logits, Tens
     X(dense) X(dense_bwd) X(swiglu) X(swiglu_bwd) X(sigmoid_scale) X(sigmoid_scale_bwd)                  \
     X(route) X(route_bwd) X(moe_plan) X(moe_gate_up) X(moe_hidden) X(moe_gate_up_bwd)                    \
     X(moe_down) X(moe_down_bwd) X(moe_swiglu_bwd) X(moe_hidden_bwd) X(moe_combine)                       \
-    X(count_experts) X(expert_peaks) X(gate_grad) X(row_norms) X(segment_sums) X(find_nonfinite)         \
+    X(count_experts) X(expert_peaks) X(route_margin) X(gate_grad) X(row_norms) X(segment_sums)           \
+    X(find_nonfinite)                                                                                    \
     X(cross_entropy) X(cross_entropy_bwd) X(argmax) X(sample)
 /* clang-format on */
 

@@ -209,6 +209,9 @@ static void cost_count_experts(Queue *q, Tensor selected, Tensor mass, Tensor we
 static void cost_expert_peaks(Queue *q, Tensor largest, Tensor norm, Tensor y, MoePlan plan, Tensor group) {
     spend(q, 3 * count(y), 0, TOUCHES(largest, largest, norm, norm, y, plan.pairs, group));
 }
+static void cost_route_margin(Queue *q, Tensor margin, Tensor ids, Tensor logits) {
+    spend(q, count(logits), 0, TOUCHES(margin, ids, logits));
+}
 static void cost_gate_grad(Queue *q, Tensor grad, Tensor dlogits, Tensor x, Tensor offsets) {
     double product = 2 * count(dlogits) * (double)tensor_columns(x);
     spend(q, product, 0, TOUCHES(grad, grad, dlogits, x, offsets));

@@ -100,6 +100,24 @@ static void gate_grad_tile(Tensor grad, Tensor dlogits, Tensor x, int64_t g, int
     }
 }
 
+void CPU_OP(route_margin)(Queue *q, Tensor margin, Tensor ids, Tensor logits) {
+    if (q->failed_op) return;
+    int64_t tokens = tensor_count(margin), experts = tensor_columns(logits), choices = tensor_columns(ids);
+#pragma omp parallel for schedule(static) if (tensor_count(logits) > WORTH_THREADS)
+    for (int64_t t = 0; t < tokens; t++) {
+        const int32_t *chosen = ints(ids) + t * choices;
+        const real *row = reals(logits) + t * experts;
+        real least_chosen = INFINITY, other = -INFINITY;
+        for (int64_t e = 0; e < experts; e++) {
+            bool is_chosen = false;
+            for (int64_t k = 0; k < choices; k++) is_chosen = is_chosen || chosen[k] == e;
+            if (is_chosen && row[e] < least_chosen) least_chosen = row[e];
+            if (!is_chosen && row[e] > other) other = row[e];
+        }
+        reals(margin)[t] = least_chosen - other;
+    }
+}
+
 void CPU_OP(gate_grad)(Queue *q, Tensor grad, Tensor dlogits, Tensor x, Tensor offsets) {
     if (q->failed_op) return;
     int64_t groups = grad.shape[0], experts = grad.shape[1], columns = grad.shape[2];

@@ -160,6 +160,36 @@ extern "C" void cuda_expert_peaks(Queue *q, Tensor largest, Tensor norm, Tensor 
     });
 }
 
+/* ---- route_margin: sixteen lanes a token, expert e at lane e % 16 ---- */
+static __global__ void __launch_bounds__(THREADS)
+    margins_of_tokens(float *margin, const int32_t *ids, const float *logits, int64_t tokens, int experts,
+                      int choices) {
+    const int64_t t = (int64_t)blockIdx.x * ROWS + threadIdx.x / LANES;
+    float chosen = INFINITY, other = -INFINITY;
+    for (int e = threadIdx.x % LANES; e < (t < tokens ? experts : 0); e += LANES) {
+        const float z = load(&logits[t * experts + e]);
+        bool is_chosen = false;
+        for (int k = 0; k < choices; k++) is_chosen |= load(&ids[t * choices + k]) == e;
+        if (is_chosen)
+            chosen = fminf(chosen, z);
+        else
+            other = fmaxf(other, z);
+    }
+#pragma unroll
+    for (int d = LANES / 2; d; d /= 2) {
+        chosen = fminf(chosen, __shfl_xor_sync(~0u, chosen, d));
+        other = fmaxf(other, __shfl_xor_sync(~0u, other, d));
+    }
+    if (t < tokens && threadIdx.x % LANES == 0) store(&margin[t], chosen - other);
+}
+
+extern "C" void cuda_route_margin(Queue *q, Tensor margin, Tensor ids, Tensor logits) {
+    const Call call(q, "route_margin", margin, ids, logits);
+    const int64_t tokens = tensor_count(margin);
+    LAUNCH(call, blocks_for(tokens, ROWS), THREADS, 0, margins_of_tokens, reals(margin), ints(ids),
+           reals(logits), tokens, (int)tensor_columns(logits), (int)tensor_columns(ids));
+}
+
 /* ---- gate_grad ---- */
 constexpr int GRAD_EXPERTS = 8, GRAD_COLUMNS = 4;   /* a thread's part; a slab: 8 experts of a block */
 constexpr int STAGED_TOKENS = 64, SUM_TOKENS = 256; /* in shared memory; of a sum (ops.h) */

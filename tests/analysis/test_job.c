@@ -86,6 +86,7 @@ static const struct {
     {"\"kind\": \"activation\"", "\"kid\": \"activation\"", "steps[0].kind: expected a string: got nothing"},
     {"\"kind\": \"activation\"", "\"kind\": \"activation\", \"loss\": \"target\"",
      "steps[0].loss: expected an option of kind activation: got one of kind gradient"},
+    {"\"b\": {", "\"shared\": {", "prompts.shared: expected another name"},
     {"\"name\": \"act\", ", "", "steps[0]: expected \"name\""},
     {"\"name\": \"grad\"", "\"name\": \"act\"", "steps[1].name: expected another name than that of steps[0]"},
     {"\"name\": \"grad\"", "\"name\": \"../x\"", "steps[1].name: expected a name of letters"},
@@ -140,10 +141,14 @@ static void settings_change_the_job(void **state) {
                                        "models.demo.chat_template=none",
                                        "steps.grad.loss=\"generated\"",
                                        "steps.act.trace=full",
+                                       "steps.grad.thresholds=1.25,3",
+                                       "steps.grad.top_sets=[4]",
                                        "batch_tokens=10"};
     Job job;
     Error error = {0};
-    if (!parse(good, sets, 8, &job, &error)) fail_msg("%s", error.text);
+    if (!parse(good, sets, 10, &job, &error)) fail_msg("%s", error.text);
+    assert_true(job.steps[1].thresholds.n == 2 && job.steps[1].thresholds.values[1] == 3);
+    assert_true(job.steps[1].top_sets.n == 1 && job.steps[0].top_sets.n == 5);
     assert_int_equal(job.options.batch_tokens, 10);
     assert_int_equal(job_prompts(&job, "a")->limit, 4);
     assert_int_equal(job.steps[0].tokens, COUNT_LAST);
@@ -170,6 +175,8 @@ static void bad_settings_are_refused(void **state) {
         {"steps.act.kind=gradient", "expected an option other than name and kind"},
         {"steps.act.loss=target", "expected an option of kind activation"},
         {"steps.grad.loss=targt", "(did you mean \"target\"?)"},
+        {"steps.grad.thresholds=0.5", "steps[1].thresholds: expected at least 1 where class_rule is ratio"},
+        {"steps.grad.thresholds=-1", "--set steps.grad.thresholds"},
         {"prompts.a.limit=1 2", "--set prompts.a.limit"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -91,6 +91,17 @@ static void values_are_checked(void **state) {
     read_value(groups, &r, &pool, "[\"a\", \"a\"]", "expected each name once: got \"a\" again");
     read_value(groups, &r, &pool, "\"a\"", "expected an array of names: got a string");
     mem_free(r.step.groups.names);
+    const Option *sizes = find(SCOPE_STEP, STEP_GRADIENT, "top_sets"),
+                 *thresholds = find(SCOPE_STEP, STEP_GRADIENT, "thresholds");
+    read_value(sizes, &r, &pool, "[2, 30]", NULL);
+    assert_true(r.step.top_sets.n == 2 && r.step.top_sets.values[1] == 30);
+    read_value(sizes, &r, &pool, "[2, 2.5]", "[1]: expected an integer");
+    read_value(sizes, &r, &pool, "[0]", "[0]: expected an integer from 1 to 1000000000: got 0");
+    read_value(sizes, &r, &pool, "[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17]",
+               "an array of at most 16 numbers");
+    read_value(thresholds, &r, &pool, "[2, 1.5]", "[1]: expected ascending numbers: got 1.5 after 2");
+    read_value(thresholds, &r, &pool, "1.5", "expected an array of at most 16 numbers: got a number");
+    read_value(thresholds, &r, &pool, "[\"a\"]", "expected a number: got \"a\"");
     r = (Record){.model = {0}};
     read_value(find(SCOPE_MODEL, -1, "path"), &r, &pool, "\"\"", "expected a path: got an empty text");
     pool_free(&pool);

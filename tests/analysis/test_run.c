@@ -1,8 +1,10 @@
 /* Runs of a small job on the demo model: same bytes whatever the batch and wherever it was stopped; what
  * is refused; what a full disk leaves. */
+#include "../../analysis/csv.h"
 #include "../../analysis/run.h"
+#include "../../engine/safetensors.h"
 #include "../../kernels/device.h"
-#include "../engine/scratch.h"
+#include "statistics_file.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/file.h>
@@ -31,6 +33,8 @@ static const char *const tables[] = {"README.txt",
                                      "grad/coverage.csv",
                                      "grad/layers.csv",
                                      "grad/prompts.csv",
+                                     "act/statistics.json",
+                                     "grad/statistics.json",
                                      "act/per_prompt.safetensors",
                                      "grad/per_prompt.safetensors",
                                      "act/traces/b.0000.safetensors"};
@@ -296,6 +300,138 @@ static void missing_things_are_named(void **state) {
     remove_run("none");
 }
 
+/* ---- statistics ---- */
+static JsonDocument *read_statistics(const char *out, const char *step) {
+    char name[200];
+    snprintf(name, sizeof name, "%s/%s/statistics.json", out, step);
+    return read_json(scratch_path(name));
+}
+
+static void assert_near(double got, double want) {
+    if (!(fabs(got - want) <= 1e-7 * fabs(want))) fail_msg("expected %.9g: got %.9g", want, got);
+}
+
+/* The tables of a step say the same, in f32. */
+static void assert_as_tables(const char *out, const char *step, const char *group) {
+    JsonDocument *d = read_statistics(out, step);
+    char name[200], path[200];
+    Csv csv;
+    Error error = {0};
+    static const char *const keys[] = {"k80", "k90", "k95"};
+    snprintf(name, sizeof name, "%s/%s/coverage.csv", out, step);
+    if (!csv_read(scratch_path(name), 1 << 20, &csv, &error)) fail_msg("%s", error.text);
+    for (int64_t r = 0; r < csv.n_rows; r++)
+        for (int k = 0; k < 3 && !strcmp(csv_field(&csv, r, 0).text, group); k++) {
+            snprintf(path, sizeof path, "groups.%s.%s", group, keys[k]);
+            assert_near(value_at(d, path),
+                        strtod(csv_field(&csv, r, csv_find_column(&csv, keys[k])).text, NULL));
+        }
+    csv_free(&csv);
+    snprintf(name, sizeof name, "%s/%s/curve.csv", out, step);
+    if (!csv_read(scratch_path(name), 1 << 20, &csv, &error)) fail_msg("%s", error.text);
+    for (int64_t r = 0, i = 0; r < csv.n_rows; r++) {
+        if (strcmp(csv_field(&csv, r, 0).text, group) != 0) continue;
+        snprintf(path, sizeof path, "groups.%s.curve[%d].score", group, (int)i++);
+        assert_near(value_at(d, path), strtod(csv_field(&csv, r, csv_find_column(&csv, "score")).text, NULL));
+    }
+    csv_free(&csv);
+    json_free(d);
+}
+
+static void statistics_are_those_of_the_tables(void **state) {
+    (void)state;
+    assert_as_tables("whole", "act", "b");
+    assert_as_tables("whole", "grad", "a");
+    assert_as_tables("whole", "grad", "b");
+    const char *const sets[] = {"steps.act.average=tokens", "steps.act.score=layer_share",
+                                "steps.grad.layer_statistics=prompts", "prompts.a.limit=5"};
+    must_run("pooled", sets, 4);
+    assert_as_tables("pooled", "act", "b");
+    size_t n, m;
+    char *one = read_table("whole", "act/statistics.json", &n),
+         *other = read_table("pooled", "act/statistics.json", &m);
+    assert_true(n != m || memcmp(one, other, n) != 0);
+    mem_free(one);
+    mem_free(other);
+    remove_run("pooled");
+}
+
+/* Near ties of the step against the margins of its trace. */
+static void near_ties_are_those_of_the_trace(void **state) {
+    (void)state;
+    const char *set = "steps.act.near_tie=0.3";
+    must_run("ties", &set, 1);
+    JsonDocument *d = read_statistics("ties", "act");
+    Error error = {0};
+    TensorSet *trace = safetensors_open(scratch_path("ties/act/traces/b.0000.safetensors"), &error);
+    if (!trace) fail_msg("%s", error.text);
+    const TensorEntry *entry = safetensors_find(trace, "topk_margin");
+    int64_t L = entry->shape[0], T = entry->shape[1], n_all = 0;
+    float *margin = mem_alloc((size_t)entry->n_bytes);
+    assert_true(safetensors_read(trace, entry, 0, margin, (size_t)entry->n_bytes, &error));
+    for (int64_t l = 0; l < L; l++) {
+        char path[100];
+        int64_t n = 0;
+        float least = INFINITY;
+        for (int64_t t = 0; t < T; t++) {
+            n += margin[l * T + t] < 0.3;
+            least = fminf(least, margin[l * T + t]);
+        }
+        snprintf(path, sizeof path, "groups.b.near_ties.layers[%d].n", (int)l);
+        assert_int_equal((int64_t)value_at(d, path), n);
+        snprintf(path, sizeof path, "groups.b.near_ties.layers[%d].least_margin", (int)l);
+        assert_true(value_at(d, path) == (double)least);
+        n_all += n;
+    }
+    assert_true(n_all > 0 && n_all < L * T);
+    assert_int_equal((int64_t)value_at(d, "groups.b.near_ties.n"), n_all);
+    assert_near(value_at(d, "groups.b.near_ties.share"), (double)n_all / (double)(L * T));
+    mem_free(margin);
+    safetensors_close(trace);
+    json_free(d);
+    remove_run("ties");
+}
+
+static void steps_are_compared_with_those_before(void **state) {
+    (void)state;
+    JsonDocument *d = read_statistics("whole", "grad"), *before = read_statistics("whole", "act");
+    assert_string_equal(string_of(find(d, "between_steps[0].step")), "act");
+    assert_string_equal(string_of(find(d, "between_steps[0].group")), "b");
+    assert_int_equal(json_count(find(d, "between_steps")), 1);
+    int shared = 0;
+    for (int i = 0; i < 5; i++)
+        for (int k = 0; k < 5; k++) {
+            char one[100], other[100];
+            bool same = true;
+            for (int part = 0; part < 2; part++) {
+                snprintf(one, sizeof one, "groups.b.curve[%d].%s", i, part ? "expert" : "layer");
+                snprintf(other, sizeof other, "groups.b.curve[%d].%s", k, part ? "expert" : "layer");
+                same = same && value_at(d, one) == value_at(before, other);
+            }
+            shared += same;
+        }
+    assert_int_equal((int)value_at(d, "between_steps[0].overlap[0].shared"), shared);
+    json_free(d);
+    json_free(before);
+}
+
+static void every_number_of_a_job_has_its_definition(void **state) {
+    (void)state;
+    int *used = mem_zeroed((size_t)n_definitions, sizeof *used);
+    static const char *const steps[] = {"act", "grad"};
+    for (int s = 0; s < 2; s++) {
+        JsonDocument *d = read_statistics("whole", steps[s]);
+        walk(d, json_root(d), "", used);
+        json_free(d);
+    }
+    for (int64_t i = 0; i < n_definitions; i++) {
+        const char *path = definition_table[i].path;
+        if ((strstr(path, "near_ties") || strstr(path, "between_steps")) && !used[i])
+            fail_msg("%s is defined and nowhere written", path);
+    }
+    mem_free(used);
+}
+
 /* ---- other switches ---- */
 static void replies_are_generated_and_counted(void **state) {
     (void)state;
@@ -376,6 +512,10 @@ int main(void) {
         cmocka_unit_test(sets_that_must_be_disjoint_are),
         cmocka_unit_test(common_prompts_of_a_step_are_warned_of),
         cmocka_unit_test(missing_things_are_named),
+        cmocka_unit_test(statistics_are_those_of_the_tables),
+        cmocka_unit_test(near_ties_are_those_of_the_trace),
+        cmocka_unit_test(steps_are_compared_with_those_before),
+        cmocka_unit_test(every_number_of_a_job_has_its_definition),
         cmocka_unit_test(replies_are_generated_and_counted),
         cmocka_unit_test(truncation_is_counted),
         cmocka_unit_test(a_plan_touches_nothing),

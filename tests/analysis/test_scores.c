@@ -188,7 +188,7 @@ static void measure(const Golden *g, const StepOptions *step, int64_t n, Measure
         int64_t size = batch_size(&block, at, 0, (BatchLimits){1000000, n});
         assert_true(batch_make(&block, at, size, &batch, &error));
         bool ok = step->kind == STEP_ACTIVATION
-                      ? routing_measure(&g->model, &batch, at, m, trace, &error)
+                      ? routing_measure(&g->model, &batch, at, 0.01, m, trace, &error)
                       : gate_gradient_measure(&g->model, &batch, at, &options, m, &error);
         if (!ok) fail_msg("%s", error.text);
         if (trace) trace_put_batch(trace, &batch, &g->group, at);

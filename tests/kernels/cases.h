@@ -252,6 +252,7 @@ static const Case CASES[] = {
     {"moe_combine", build_moe_combine, call_moe_combine, 2, false},
     {"count_experts", build_count_experts, call_count_experts, 2, false},
     {"expert_peaks", build_expert_peaks, call_expert_peaks, 1, false},
+    {"route_margin", build_route_margin, call_route_margin, 1, true},
     {"gate_grad", build_gate_grad, call_gate_grad, 1, false},
     {"row_norms", build_row_norms, call_row_norms, 3, true},
     {"segment_sums", build_segment_sums, call_segment_sums, 3, false},

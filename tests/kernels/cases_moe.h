@@ -211,6 +211,13 @@ BUILD(expert_peaks) {
     p->reduction = (double)p->width;
 }
 CALL(expert_peaks) { (void)p, o->expert_peaks(q, t[3], t[4], t[5], plan_at(t), t[6]); }
+BUILD(route_margin) { /* one expert more than can be chosen: a margin is finite */
+    row_arg(p, OUT, REAL, NONE, NONE);
+    add_ids(p, IN, choices_of(p), p->width + 1);
+    row_arg(p, IN, REAL, p->width + 1, NONE);
+    p->reduction = 2;
+}
+CALL(route_margin) { (void)p, o->route_margin(q, t[0], t[1], t[2]); }
 BUILD(gate_grad) {
     whole_arg(p, SUM, REAL, N_GROUPS, 11, p->width);
     row_arg(p, IN, REAL, 11, NONE);

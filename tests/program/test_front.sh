@@ -33,10 +33,10 @@ one_error() {
 # ---- help and version ----
 expect 0 --help
 silent err
-for verb in run report inspect generate tokenize conform options; do says out "  $verb"; done
+for verb in run analyze report inspect generate tokenize conform options definitions; do says out "  $verb"; done
 expect 0 --version
 grep -qE '^gatetape [0-9]+\.[0-9]+\.[0-9]+( \([0-9a-f]{12}\))?$' out || fail "--version: got $(cat out)"
-for verb in run report inspect generate tokenize conform options; do
+for verb in run analyze report inspect generate tokenize conform options definitions; do
     expect 0 "$verb" --help
     silent err
     says out "usage: gatetape $verb"
@@ -78,6 +78,26 @@ says out "top 2 of 8"
 says out "BF16"
 expect 0 options
 says out "over_long"
+
+# ---- analyze, definitions ----
+expect 0 definitions
+says out "groups.NAME.k80 (cells)"
+expect 0 analyze "$source/tests/data/statistics/counts.csv" --out analyzed
+silent out
+says analyzed/statistics.json '"bootstrap": null, "bootstrap_reason": "the table has no column prompt"'
+says analyzed/README.txt "groups.NAME.k80 (cells)"
+expect 0 analyze "$source/tests/data/statistics/prompts.csv" --out analyzed --set bootstraps=50 --set top_sets=2,4 --seed 3
+says analyzed/statistics.json '"top_sets": [2, 4], "bootstraps": 50'
+grep -qw nan analyzed/statistics.json && fail "analyze: a number that is none"
+expect 2 analyze "$source/tests/data/statistics/counts.csv"
+one_error '--out: expected a folder: got none'
+expect 2 analyze nowhere.csv --out none
+one_error 'nowhere.csv'
+printf 'layer,expert,group,selected,tokens\n0,0,a,\033[2J,10\n' > evil.csv
+expect 2 analyze evil.csv --out none
+one_error 'evil.csv:2: column selected: expected an integer from 0'
+grep -q "$(printf '\033')" err && fail "an escape character reached standard error"
+[ -e none ] && fail "analyze: a refused table leaves a folder"
 
 # ---- tokenize there and back ----
 printf '"How do I wake the glass gardens?"\n"caf\\u00e9\\n"\n' > strings.jsonl
