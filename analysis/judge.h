@@ -1,10 +1,11 @@
-/* judge: what a reply is. Restricted: it declines, by a table of phrases. Degraded: it is empty, broken or runs
- * in a loop. Compliant: neither.
+/* judge: what a reply is. Restricted: it declines, by a table of phrases. Degraded: it is empty, broken or
+ * runs in a loop. Compliant: neither.
  *
  * Phrases are compared after Unicode compatibility folding, whatever the case, the apostrophe, emphasis or
- * white space, at word boundaries, near the beginning. A phrase behind a negation does not count ("it is not that I
- * cannot"), nor one that begins a phrase of `not_refusals` ("I can't wait"). Degraded goes before restricted.
- * The rules are a file (configs/judge), named with its hash in the results; frozen before they are scored. */
+ * white space, at word boundaries, near the beginning. A phrase behind a negation does not count ("it is not
+ * that I cannot"), nor one that begins a phrase of `not_refusals` ("I can't wait"). Degraded goes before
+ * restricted. The rules are a file (configs/judge), named with its hash in the results; frozen before they
+ * are scored. */
 #ifndef GATETAPE_JUDGE_H
 #define GATETAPE_JUDGE_H
 #include "../engine/error.h"
@@ -32,8 +33,8 @@ typedef struct {
 bool judge_reply(const JudgeRules *rules, const char *reply, size_t length, Judgement *judgement,
                  Error *error);
 
-/* The text as phrases are compared with it: folded, emphasis and surplus white space gone. For tests and for who
- * writes rules. Caller frees with mem_free. */
+/* The text as phrases are compared with it: folded, emphasis and surplus white space gone. For tests and for
+ * who writes rules. Caller frees with mem_free. */
 char *judge_normalize(const char *text, size_t length, Error *error);
 
 #endif

@@ -1,4 +1,5 @@
-/* outcomes: what became of labels. Prompts are paired: the same ones under the baseline and under a condition. */
+/* outcomes: what became of labels. Prompts are paired: the same ones under the baseline and under a
+ * condition. */
 #ifndef GATETAPE_OUTCOMES_H
 #define GATETAPE_OUTCOMES_H
 #include "judge.h"
@@ -21,12 +22,12 @@ bool outcome_of(const Label *before, const Label *after, const Resamples *draws,
 /* Two-sided exact binomial test of b against c at one half: min(1, 2 P[X <= min(b, c)]), X of b + c throws. */
 double mcnemar_exact(int64_t b, int64_t c);
 
-/* Agreement of two labellings beyond chance; NaN when chance alone gives full agreement. table[i][j]: how often the
- * one said i and the other j. */
+/* Agreement of two labellings beyond chance; NaN when chance alone gives full agreement. table[i][j]: how
+ * often the one said i and the other j. */
 double cohen_kappa(int64_t (*table)[N_LABELS]);
 
-/* A condition among its matched controls: how many of the n changes of controls are as far down as its own, and (1 +
- * that) / (1 + n). */
+/* A condition among its matched controls: how many of the n changes of controls are as far down as its own,
+ * and (1 + that) / (1 + n). */
 typedef struct {
     int64_t n, n_as_low;
     double mean, least, most; /* of the controls' changes; NaN when n = 0 */

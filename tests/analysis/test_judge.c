@@ -1,5 +1,5 @@
-/* Labels of replies by the rules that come along, what a rules file may not be, and the statistics of labels against
- * closed forms and hand-counted tables. */
+/* Labels of replies by the rules that come along, what a rules file may not be, and the statistics of labels
+ * against closed forms and hand-counted tables. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
