@@ -107,14 +107,15 @@ bool decoder_check_batch(const Model *model, const PromptBatch *batch, int64_t n
 }
 
 bool rows_open(Rows *rows, int64_t n_rows, int64_t n_prompts, Error *error) {
-    size_t n = 4 * (size_t)n_rows + 3 * (size_t)n_prompts + 1;
+    size_t n = 5 * (size_t)n_rows + 3 * (size_t)n_prompts + 1;
     *rows = (Rows){.n_rows = n_rows, .n_prompts = n_prompts, .block = mem_alloc(n * sizeof(int32_t))};
     if (!rows->block) return error_out_of_memory(error, "the rows of a batch", n * sizeof(int32_t));
     rows->ids = rows->block;
     rows->positions = rows->ids + n_rows;
     rows->targets = rows->positions + n_rows;
     rows->cache_rows = rows->targets + n_rows;
-    rows->offsets = rows->cache_rows + n_rows;
+    rows->edits = rows->cache_rows + n_rows;
+    rows->offsets = rows->edits + n_rows;
     rows->kv_begin = rows->offsets + n_prompts + 1;
     rows->kv_length = rows->kv_begin + n_prompts;
     return true;
@@ -125,6 +126,11 @@ void rows_close(Rows *rows) {
     *rows = (Rows){0};
 }
 
+RouteEdits decoder_edit_shapes(const EditTable *t, DType real) {
+    return (RouteEdits){.modes = tensor_cube(NULL, DTYPE_I32, t->n_layers, t->n_sets, t->n_experts),
+                        .values = tensor_cube(NULL, real, t->n_layers, t->n_sets, t->n_experts)};
+}
+
 Tensor decoder_upload(Decoder *d, Context *c, const Rows *rows) {
     const ModelConfig *config = &d->model->config;
     d->positions = tape_upload(c, DTYPE_I32, rows->n_rows, rows->positions);
@@ -132,6 +138,7 @@ Tensor decoder_upload(Decoder *d, Context *c, const Rows *rows) {
     d->spans = (Spans){tape_upload(c, DTYPE_I32, rows->n_prompts + 1, rows->offsets),
                        tape_upload(c, DTYPE_I32, rows->n_prompts, rows->kv_begin),
                        tape_upload(c, DTYPE_I32, rows->n_prompts, rows->kv_length)};
+    if (d->edits) d->edit_tensors.rows = tape_upload(c, DTYPE_I32, rows->n_rows, rows->edits);
     if (d->cache) d->cache_rows = tape_upload(c, DTYPE_I32, rows->n_rows, rows->cache_rows);
     return tape_upload(c, DTYPE_I32, rows->n_rows, rows->ids);
 }

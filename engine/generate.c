@@ -20,8 +20,7 @@ typedef struct {
     Workspace workspace;
     LayerRun *runs;
     int64_t *findings;
-    const void *route_bias; /* reals on the host */
-    void *owned_bias;
+    RouteEdits edits;    /* modes and values on the device */
     int64_t *first_rows; /* [P]: where a prompt's rows of the cache begin */
     int64_t *running;    /* [P]: the prompts of the step's rows, ascending */
     int64_t n_running;
@@ -51,6 +50,7 @@ static void prefill_rows(Generator *g) {
             g->rows.ids[begin + i] = batch->tokens[begin + i];
             g->rows.positions[begin + i] = (int32_t)i;
             g->rows.cache_rows[begin + i] = (int32_t)(g->first_rows[p] + i);
+            g->rows.edits[begin + i] = g->options->prompt_edits ? g->options->prompt_edits[p] : -1;
         }
         g->rows.offsets[p] = (int32_t)begin;
         g->rows.kv_begin[p] = (int32_t)g->first_rows[p];
@@ -69,6 +69,7 @@ static void step_rows(Generator *g) {
         g->rows.ids[i] = n ? g->made[p * g->options->max_new_tokens + n - 1] : 0;
         g->rows.positions[i] = (int32_t)position;
         g->rows.cache_rows[i] = (int32_t)(g->first_rows[p] + position);
+        g->rows.edits[i] = g->options->generated_edits ? g->options->generated_edits[p] : -1;
         g->rows.offsets[i] = (int32_t)i;
         g->rows.kv_begin[i] = (int32_t)g->first_rows[p];
         g->rows.kv_length[i] = (int32_t)(position + 1);
@@ -116,15 +117,12 @@ static void run_program(Generator *g, Context *c) {
     Decoder d = {.model = g->model,
                  .hooks = g->hooks,
                  .site = {c->device, c->queue, g->error},
+                 .edits = g->options->edits,
+                 .edit_tensors = g->edits,
                  .cache = &g->cache,
                  .runs = g->runs};
     decoder_checks_clear(g->findings, n_checks);
     d.nonfinite = tape_upload(c, DTYPE_I64, n_checks, g->findings);
-    if (g->route_bias) {
-        int64_t n = config->n_moe_layers * config->n_experts;
-        d.route_bias = tensor_as_matrix(tape_upload(c, c->real, n, g->route_bias), config->n_moe_layers,
-                                        config->n_experts);
-    }
     Tensor ids = decoder_upload(&d, c, &g->rows);
     Var *x = decoder_run(&d, c, nn_embed(c, NULL, ids, w->embedding, false));
     if (g->rows.n_rows > g->n_running) {
@@ -242,10 +240,38 @@ static bool reserve_cache(Generator *g) {
     return false;
 }
 
+/* The table stays on the device; a step only says which set each of its rows has. */
+static bool reserve_edits(Generator *g) {
+    const EditTable *table = g->options->edits;
+    const Device *device = g->model->device;
+    if (!table) return true;
+    g->edits = decoder_edit_shapes(table, g->model->compute == DTYPE_F64 ? DTYPE_F64 : DTYPE_F32);
+    g->edits.modes.data = device->alloc(tensor_bytes(g->edits.modes));
+    g->edits.values.data = device->alloc(tensor_bytes(g->edits.values));
+    return (g->edits.modes.data && g->edits.values.data) ||
+           error_out_of_memory(g->error, "edits of the router", 2 * tensor_bytes(g->edits.modes));
+}
+
+static bool copy_edits(Generator *g) {
+    const EditTable *table = g->options->edits;
+    const Context *c = &g->workspace.context;
+    if (!table) return true;
+    void *owned;
+    const void *values = decoder_reals(c->real, table->values, tensor_count(g->edits.values), &owned);
+    bool ok = values || error_out_of_memory(g->error, "edits of the router", tensor_bytes(g->edits.values));
+    if (ok) {
+        c->device->copy_in(c->queue, g->edits.modes, table->modes);
+        c->device->copy_in(c->queue, g->edits.values, values);
+        ok = workspace_sync(&g->workspace, g->error);
+    }
+    mem_free(owned);
+    return ok;
+}
+
 static bool generator_open(Generator *g) {
     const ModelConfig *config = &g->model->config;
     size_t p = (size_t)g->batch->n_prompts;
-    int64_t n = g->batch->offsets[p], cells = config->n_moe_layers * config->n_experts;
+    int64_t n = g->batch->offsets[p];
     if (!rows_open(&g->rows, n, g->batch->n_prompts, g->error)) return false;
     g->runs = mem_zeroed((size_t)config->n_layers, sizeof *g->runs);
     g->findings = mem_alloc((size_t)decoder_n_checks(config) * sizeof *g->findings);
@@ -257,23 +283,22 @@ static bool generator_open(Generator *g) {
     g->made = mem_zeroed(p, (size_t)g->options->max_new_tokens * sizeof *g->made);
     g->n_made = mem_zeroed(p, sizeof *g->n_made);
     g->stopped = mem_zeroed(p, sizeof *g->stopped);
-    DType real = g->model->compute == DTYPE_F64 ? DTYPE_F64 : DTYPE_F32;
-    if (g->options->route_bias)
-        g->route_bias = decoder_reals(real, g->options->route_bias, cells, &g->owned_bias);
     bool ok = g->runs && g->findings && g->first_rows && g->running && g->keys && g->last_rows && g->drawn &&
-              g->made && g->n_made && g->stopped && (!g->options->route_bias || g->route_bias);
+              g->made && g->n_made && g->stopped;
     if (!ok) return error_out_of_memory(g->error, "generation", p * (size_t)g->options->max_new_tokens * 4);
     size_t n_bytes = 0;
-    return reserve_cache(g) && measure(g, &n_bytes) &&
+    return reserve_cache(g) && reserve_edits(g) && measure(g, &n_bytes) &&
            workspace_open(&g->workspace, g->model, g->model->device, false, g->error) &&
-           workspace_reserve(&g->workspace, n_bytes, g->error);
+           workspace_reserve(&g->workspace, n_bytes, g->error) && copy_edits(g);
 }
 
 static void generator_close(Generator *g) {
-    void *blocks[] = {g->runs,  g->findings, g->first_rows, g->running, g->keys,      g->last_rows,
-                      g->drawn, g->made,     g->n_made,     g->stopped, g->owned_bias};
+    void *blocks[] = {g->runs,      g->findings, g->first_rows, g->running, g->keys,
+                      g->last_rows, g->drawn,    g->made,       g->n_made,  g->stopped};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     if (g->graph) g->model->device->graph_free(g->graph);
+    if (g->edits.modes.data) g->model->device->free(g->edits.modes.data);
+    if (g->edits.values.data) g->model->device->free(g->edits.values.data);
     rows_close(&g->rows);
     workspace_close(&g->workspace);
     kv_cache_close(&g->cache);
@@ -308,6 +333,11 @@ bool generate(const Model *model, const PromptBatch *batch, const GenerateOption
         return error_set(error, ERROR_BAD_INPUT, "max_new_tokens: expected at least 1: got %lld",
                          (long long)options->max_new_tokens);
     if (!decoder_check_batch(model, batch, options->max_new_tokens, error)) return false;
+    if (options->edits && !edit_table_check(options->edits, &model->config, error)) return false;
+    for (int64_t p = 0; options->edits && p < batch->n_prompts; p++)
+        check((!options->prompt_edits || options->prompt_edits[p] < options->edits->n_sets) &&
+                  (!options->generated_edits || options->generated_edits[p] < options->edits->n_sets),
+              "a set of edits of prompt %lld", (long long)p);
     Generator g = {.model = model, .batch = batch, .options = options, .hooks = hooks ? hooks : &none};
     int64_t vocabulary = model->config.vocab_size;
     g.error = error;

@@ -10,7 +10,10 @@ typedef struct {
     const int64_t *prompt_keys; /* [P]: stands for the prompt in the random numbers; NULL: 0, 1, ... */
     const int32_t *stop_tokens; /* generation of a prompt ends after one of them */
     int64_t n_stop_tokens;
-    const float *route_bias; /* as in PassOptions */
+    const EditTable *edits; /* NULL: none */
+    /* [P]: the set of edits of a prompt's tokens, and of those that it generates; < 0: none. NULL: none. The
+     * first token is chosen by the prompt's last. */
+    const int32_t *prompt_edits, *generated_edits;
     /* Called after each step with how many prompts still run; false: interrupted. May be NULL. */
     bool (*progress)(void *context, int64_t step, int64_t n_running);
     void *progress_context;
