@@ -101,10 +101,32 @@ static bool read_names(Json value, NameList *to, TextPool *pool, Error *error) {
     return true;
 }
 
+static bool read_numbers(const Option *option, Json value, NumberList *to, Error *error) {
+    if (!value.node || json_type(value) != JSON_ARRAY)
+        return json_error(value, error, "expected an array of numbers: got %s",
+                          json_type_name(json_type(value)));
+    size_t n = (size_t)json_count(value);
+    double *values = mem_zeroed(n ? n : 1, sizeof *values);
+    if (!values) return error_out_of_memory(error, "numbers", n * sizeof *values);
+    mem_free(to->values);
+    *to = (NumberList){values, 0};
+    Json at = {0};
+    while (json_next(&value, &at)) {
+        if (!read_number(option, at, &values[to->n], error)) return false;
+        if (to->n && values[to->n] <= values[to->n - 1])
+            return json_error(at, error, "expected ascending numbers: got %g after %g", values[to->n],
+                              values[to->n - 1]);
+        to->n++;
+    }
+    return true;
+}
+
 /* An absolute path, links resolved where it exists; a missing file is found out when it is opened. */
-static bool read_path(Json value, const char *folder, const char **to, TextPool *pool, Error *error) {
+static bool read_path(Json value, const char *folder, bool optional, const char **to, TextPool *pool,
+                      Error *error) {
     const char *name;
     if (!json_string(value, &name, error)) return false;
+    if (!name[0] && optional) return (*to = pool_put(pool, "", 0, error)) != NULL;
     if (!name[0]) return json_error(value, error, "expected a path: got an empty text");
     char *joined = io_join(folder, name);
     if (!joined) return error_out_of_memory(error, "a path", strlen(name));
@@ -128,10 +150,26 @@ bool option_read(const Option *option, Json value, void *record, const char *fol
         if (!json_string(value, &text, error)) return false;
         *(const char **)to = pool_put(pool, text, strlen(text), error);
         return *(const char **)to != NULL;
-    case OPTION_PATH: return read_path(value, folder, to, pool, error);
+    case OPTION_PATH: return read_path(value, folder, option->preset != NULL, to, pool, error);
     case OPTION_NAMES: return read_names(value, to, pool, error);
+    case OPTION_NUMBERS: return read_numbers(option, value, to, error);
     }
     return false;
+}
+
+void options_free(OptionScope scope, void *record) {
+    for (const Option *o = option_table; o < option_table + n_options; o++) {
+        if (o->scope != scope) continue;
+        if (o->type == OPTION_NAMES) {
+            NameList *list = field_of(o, record);
+            mem_free(list->names);
+            *list = (NameList){0};
+        } else if (o->type == OPTION_NUMBERS) {
+            NumberList *list = field_of(o, record);
+            mem_free(list->values);
+            *list = (NumberList){0};
+        }
+    }
 }
 
 bool options_preset(OptionScope scope, void *record, TextPool *pool, Error *error) {
@@ -215,6 +253,16 @@ static void write_value(const Option *option, const void *value, Text *to) {
             put_string(to, list->names[i]);
         }
         text_put_string(to, "]");
+        break;
+    }
+    case OPTION_NUMBERS: {
+        const NumberList *list = value;
+        text_put_string(to, "[");
+        for (int64_t i = 0; i < list->n; i++) {
+            if (i) text_put_string(to, ", ");
+            text_put_f64(to, list->values[i]);
+        }
+        text_put_string(to, "]");
     }
     }
 }
@@ -245,7 +293,8 @@ const char *option_choice(const char *name, OptionScope scope, int value) {
 
 /* ---- help ---- */
 static void document_type(const Option *o, Text *to) {
-    static const char *const types[] = {"true or false", "integer", "number", "", "text", "path", "names"};
+    static const char *const types[] = {"true or false", "integer", "number", "",
+                                        "text",          "path",    "names",  "ascending numbers"};
     if (o->type == OPTION_CHOICE) {
         char list[300];
         list_choices(o->choices, list, sizeof list);
@@ -253,7 +302,7 @@ static void document_type(const Option *o, Text *to) {
     } else {
         text_put_string(to, types[o->type]);
     }
-    if (o->type == OPTION_INTEGER || o->type == OPTION_NUMBER)
+    if (o->type == OPTION_INTEGER || o->type == OPTION_NUMBER || o->type == OPTION_NUMBERS)
         text_format(to, " from %.16g to %.16g", o->least, o->most);
 }
 

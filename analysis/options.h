@@ -8,12 +8,17 @@
 #include "../engine/text.h"
 
 typedef enum { SCOPE_JOB, SCOPE_MODEL, SCOPE_PROMPTS, SCOPE_STEP, N_SCOPES } OptionScope;
-typedef enum { STEP_ACTIVATION, STEP_GRADIENT, STEP_REPORT, N_STEP_KINDS } StepKind;
+typedef enum { STEP_ACTIVATION, STEP_GRADIENT, STEP_INTERVENTION, STEP_REPORT, N_STEP_KINDS } StepKind;
 
 typedef struct {
     const char **names; /* array owned, the texts by the job */
     int64_t n;
 } NameList;
+
+typedef struct {
+    double *values; /* owned */
+    int64_t n;
+} NumberList;
 
 /* ---- choices: the order is that of the names in option_table.c ---- */
 typedef enum { DEVICE_AUTO, DEVICE_CPU, DEVICE_CUDA } DeviceChoice;
@@ -44,6 +49,9 @@ typedef enum { SCORE_L2, SCORE_L1, SCORE_MEAN_ABS, SCORE_LOGIT_ABS } GradientSco
 typedef enum { DOMINANT_SHARE, DOMINANT_RAW } DominantScore;
 typedef enum { LAYERS_OF_SCORES, LAYERS_OF_PROMPTS } LayerStatistics;
 
+typedef enum { RANK_DIFFERENCE, RANK_RATIO, RANK_SCORE } RankBy;
+typedef enum { APPLIES_TO_BOTH, APPLIES_TO_PROMPT, APPLIES_TO_GENERATED } AppliesTo;
+
 /* ---- records: texts are owned by the job ---- */
 typedef struct {
     int64_t schema_version, seed;
@@ -73,6 +81,14 @@ typedef struct {
     int64_t last_tokens, max_new_tokens, top_k;
     double temperature, top_p;
     bool gate_rows;
+    /* intervention */
+    NameList rank_groups, cells;
+    NumberList top, traffic;
+    const char *counts, *traffic_group, *selection;
+    int rank_by, mode, applies_to; /* mode: EditMode less EDIT_MASK */
+    double value, class_ratio;
+    int64_t random_sets, layer_matched_sets, traffic_matched_sets;
+    bool exclude_super;
 } StepOptions;
 
 /* ---- the table ---- */
@@ -82,8 +98,9 @@ typedef enum {
     OPTION_NUMBER,  /* double */
     OPTION_CHOICE,  /* int */
     OPTION_STRING,  /* const char * */
-    OPTION_PATH,    /* const char *, made absolute */
-    OPTION_NAMES    /* NameList */
+    OPTION_PATH,    /* const char *, made absolute; "" where the preset is */
+    OPTION_NAMES,   /* NameList */
+    OPTION_NUMBERS  /* NumberList, ascending */
 } OptionType;
 
 typedef struct {
@@ -93,7 +110,7 @@ typedef struct {
     OptionType type;
     size_t offset;              /* of its field in the scope's record */
     const char *preset;         /* the default as JSON; NULL: must be given */
-    double least, most;         /* of an OPTION_INTEGER or OPTION_NUMBER */
+    double least, most;         /* of an OPTION_INTEGER, OPTION_NUMBER or each of OPTION_NUMBERS */
     const char *const *choices; /* of an OPTION_CHOICE, NULL-terminated */
     bool same_results;          /* cannot change a number: a job stays the same job when it changes */
     const char *help;
@@ -114,6 +131,8 @@ void pool_free(TextPool *pool);
 
 /* Fills a record with the presets; options without one stay zero. */
 bool options_preset(OptionScope scope, void *record, TextPool *pool, Error *error);
+/* Frees the lists of a record. */
+void options_free(OptionScope scope, void *record);
 /* One value into its field. `folder` is what a relative path counts from. */
 bool option_read(const Option *option, Json value, void *record, const char *folder, TextPool *pool,
                  Error *error);

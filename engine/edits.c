@@ -75,15 +75,13 @@ bool edit_table_put(EditTable *t, const ModelConfig *config, int64_t set, CellEd
     return true;
 }
 
-bool edit_table_check(const EditTable *t, const ModelConfig *config, Error *error) {
+bool edit_table_check_set(const EditTable *t, const ModelConfig *config, int64_t set, Error *error) {
     int64_t k = config->n_experts_per_token;
-    check(t->n_layers == config->n_moe_layers && t->n_experts == config->n_experts,
-          "edits of %lld x %lld cells", (long long)t->n_layers, (long long)t->n_experts);
-    for (int64_t i = 0; i < t->n_layers * t->n_sets; i++) {
-        const int32_t *modes = t->modes + i * t->n_experts;
+    for (int64_t l = 0; l < t->n_layers; l++) {
+        const int32_t *modes = t->modes + (l * t->n_sets + set) * t->n_experts;
         int64_t n_forced = count_mode(modes, t->n_experts, EDIT_FORCE),
                 n_masked = count_mode(modes, t->n_experts, EDIT_MASK);
-        long long layer = (long long)decoder_layer(config, i / t->n_sets);
+        long long layer = (long long)decoder_layer(config, l);
         if (n_forced && n_forced != k)
             return error_set(error, ERROR_BAD_INPUT,
                              "layer %lld: expected %lld forced experts, as many as a token takes: got %lld",
@@ -95,5 +93,13 @@ bool edit_table_check(const EditTable *t, const ModelConfig *config, Error *erro
                              layer, (long long)k, (long long)(t->n_experts - n_masked),
                              (long long)t->n_experts, (long long)n_masked);
     }
+    return true;
+}
+
+bool edit_table_check(const EditTable *t, const ModelConfig *config, Error *error) {
+    check(t->n_layers == config->n_moe_layers && t->n_experts == config->n_experts,
+          "edits of %lld x %lld cells", (long long)t->n_layers, (long long)t->n_experts);
+    for (int64_t set = 0; set < t->n_sets; set++)
+        if (!edit_table_check_set(t, config, set, error)) return false;
     return true;
 }

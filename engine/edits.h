@@ -29,6 +29,8 @@ bool edit_table_put(EditTable *table, const ModelConfig *config, int64_t set, Ce
 
 /* False and an Error with layer and counts for a set that leaves fewer than K experts of a layer, or forces
  * another number than K. */
+bool edit_table_check_set(const EditTable *table, const ModelConfig *config, int64_t set, Error *error);
+/* The same of all sets. */
 bool edit_table_check(const EditTable *table, const ModelConfig *config, Error *error);
 
 /* "mask", "bias", ... as interventions.json has them; NULL-terminated, EDIT_MASK first. */

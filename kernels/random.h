@@ -12,7 +12,13 @@
 #endif
 
 /* What a number is for: equal ids and positions give unrelated numbers for two purposes. */
-typedef enum { RANDOM_SAMPLE = 0, RANDOM_WEIGHTS = 1, RANDOM_SPLIT = 2, RANDOM_TEST = 3 } RandomPurpose;
+typedef enum {
+    RANDOM_SAMPLE = 0,
+    RANDOM_WEIGHTS = 1,
+    RANDOM_SPLIT = 2,
+    RANDOM_TEST = 3,
+    RANDOM_CONTROL = 5 /* sets of cells that controls of an intervention draw */
+} RandomPurpose;
 
 /* counter becomes four random words; ten rounds. */
 RANDOM void philox4x32(uint32_t counter[4], const uint32_t key[2]) {

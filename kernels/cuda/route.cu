@@ -120,10 +120,11 @@ template <bool EDITED> struct Logits {
 #pragma unroll
             for (int c = 0; c < PACK; c++) x[c] = first + c < n ? load(&row[first + c]) : -INFINITY;
         }
-        if (!EDITED || !modes) return;
+        if constexpr (EDITED) {
 #pragma unroll
-        for (int c = 0; c < PACK; c++)
-            if (first + c < n) x[c] = edited(first + c, x[c]);
+            for (int c = 0; c < PACK; c++)
+                if (modes && first + c < n) x[c] = edited(first + c, x[c]);
+        }
     }
 };
 
@@ -186,7 +187,7 @@ DEVICE void edit_weights(const Logits<EDITED> &z, float *weights, const int32_t 
 /* WHOLE: a row has at most GROUPS chunks. Else the chunks of a row are GROUPS runs of neighbours, and the
  * exponentials wait in probs. */
 template <int GROUPS, bool WHOLE, bool EDITED>
-static __global__ void __launch_bounds__(THREADS) route_tokens(Router a) {
+static __global__ void __launch_bounds__(THREADS, 4) route_tokens(Router a) {
     const int lane = threadIdx.x % QUAD;
     const int64_t t = (int64_t)blockIdx.x * TOKENS + threadIdx.x / QUAD;
     Logits<EDITED> z = token_logits<EDITED>(a, t);
@@ -196,8 +197,10 @@ static __global__ void __launch_bounds__(THREADS) route_tokens(Router a) {
     int32_t *ids = &a.ids[t * a.choices];
     const bool forced = read_edits(z, ids);
     auto each_chunk = [&](int group, auto f) {
-        if (WHOLE) return f(group * CHUNK + lane * PACK);
-        for (int j = group * span; j < min((group + 1) * span, chunks); j++) f(j * CHUNK + lane * PACK);
+        if constexpr (WHOLE)
+            f(group * CHUNK + lane * PACK);
+        else
+            for (int j = group * span; j < min((group + 1) * span, chunks); j++) f(j * CHUNK + lane * PACK);
     };
     float x[PACK], rest[GROUPS];
 
@@ -322,7 +325,7 @@ template <class F> static void with_groups(int64_t experts, F f) {
     if (experts <= 4 * CHUNK) return f(std::integral_constant<int, 4>{}, whole);
     if (experts <= 8 * CHUNK) return f(std::integral_constant<int, 8>{}, whole);
     if (experts <= 16 * CHUNK) return f(std::integral_constant<int, 16>{}, whole);
-    f(std::integral_constant<int, 16>{}, std::false_type{});
+    f(std::integral_constant<int, 8>{}, std::false_type{});
 }
 
 extern "C" void cuda_route(Queue *q, Tensor probs, Tensor ids, Tensor weights, Tensor logits,
