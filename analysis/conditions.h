@@ -1,8 +1,9 @@
-/* conditions: what an intervention step compares. The baseline, the selected sets (of each ranking step by each rule,
- * listed, imported), and for each of them the controls: random sets as large, layer matched, traffic matched.
+/* conditions: what an intervention step compares. The baseline, the selected sets (of each ranking step by
+ * each rule, listed, imported), and for each of them the controls: random sets as large, layer matched,
+ * traffic matched.
  *
- * A random set of a rule serves all sources. A set that does not exist (a budget below the first cell, no set with
- * such traffic) is a condition with a reason and no cells: it stands in the tables and is not run. */
+ * A random set of a rule serves all sources. A set that does not exist (a budget below the first cell, no
+ * set with such traffic) is a condition with a reason and no cells: it is listed in the tables, not run. */
 #ifndef GATETAPE_CONDITIONS_H
 #define GATETAPE_CONDITIONS_H
 #include "../engine/edits.h"
@@ -43,8 +44,8 @@ typedef struct {
     EditTable table;
 } Conditions;
 
-/* Reads RUN/STEP/scores.csv of the steps named. Errors: a table that does not fit the model, a set that leaves too few
- * experts, a super expert in a list. Caller frees; safe after an error too. */
+/* Reads RUN/STEP/scores.csv of the steps named. Errors: a table that does not fit the model, a set that
+ * leaves too few experts, a super expert in a list. Caller frees; safe after an error too. */
 bool conditions_make(const Job *job, const StepOptions *step, const ModelConfig *config,
                      const char *run_folder, Conditions *conditions, Error *error);
 void conditions_free(Conditions *conditions);

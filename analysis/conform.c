@@ -214,7 +214,8 @@ static bool check_edit_bits(Run *run, const ConformEdit *edit, const ConformValu
     return true;
 }
 
-/* Every edit computed, then written, then compared: a case without expected values still gets its actual ones. */
+/* Every edit computed, then written, then compared: a case without expected values still gets its actual
+ * ones. */
 static bool check_edits(Run *run, TensorSet *expected, ConformValues *values, Error *error) {
     ConformEdits *edits = &run->edits;
     bool ok = true;

@@ -73,8 +73,8 @@ typedef struct {
 bool conform_compute(const Model *model, const ConformCase *c, int64_t n_parts, Recompute recompute,
                      ConformValues *values, Error *error);
 void conform_values_free(ConformValues *values);
-/* The same of a forward pass under set 0 of the edits: moe_layers, router_logits (before the edits), topk_ids,
- * topk_weights, logits, nll. */
+/* The same of a forward pass under set 0 of the edits: moe_layers, router_logits (before the edits),
+ * topk_ids, topk_weights, logits, nll. */
 bool conform_compute_edited(const Model *model, const ConformCase *c, int64_t n_parts, const EditTable *edits,
                             ConformValues *values, Error *error);
 
@@ -92,7 +92,8 @@ typedef struct {
 /* None where the case has no such file. Caller frees; safe after an error too. */
 bool conform_edits_read(const char *folder, const ModelConfig *config, ConformEdits *edits, Error *error);
 void conform_edits_free(ConformEdits *edits);
-/* router_logits as the edit leaves them, forced experts far above all in their order: what choices are judged by. */
+/* router_logits as the edit leaves them, forced experts far above all in their order: what choices are
+ * judged by. */
 void conform_edit_logits(const EditTable *edits, Tensor router_logits);
 /* FOLDER/actual_interventions.safetensors: values[i] of edits->edits[i] as NAME.logits, .nll, .topk_ids,
  * .topk_weights. */

@@ -1,5 +1,5 @@
-/* Sets of cells for controls. Each draw shuffles the cells that may be taken and goes through them; a share is met
- * by trying again, or by exchanging cells while that brings it nearer. */
+/* Sets of cells for controls. Each draw shuffles the cells that may be taken and goes through them; a share
+ * is met by trying again, or by exchanging cells while that brings it nearer. */
 #include "selection.h"
 #include "../engine/alloc.h"
 #include "../kernels/random.h"
@@ -100,7 +100,8 @@ int64_t draw_layer_matched(Draw *draw, const DrawFrom *from, const int64_t *like
     return !made ? -1 : n_taken == n ? n : 0;
 }
 
-/* Cells of a shuffled hat that fit below the upper end; the number taken, 0 when the lower end is not reached. */
+/* Cells of a shuffled hat that fit below the upper end; the number taken, 0 when the lower end is not
+ * reached. */
 static int64_t fill(const DrawFrom *from, Hat *hat, double share, int64_t *cells) {
     int64_t n = 0;
     double sum = 0;

@@ -1,5 +1,5 @@
-/* The replies of an intervention step, block by block. A batch mixes prompts and conditions: each sequence has its set
- * of edits, and a reply does not depend on what else is decoded with it. */
+/* The replies of an intervention step, block by block. A batch mixes prompts and conditions: each sequence
+ * has its set of edits, and a reply does not depend on what else is decoded with it. */
 #include "intervene.h"
 #include "../engine/alloc.h"
 #include "../engine/generate.h"

@@ -1,9 +1,10 @@
 /* intervene: one step of kind intervention. The same prompts are answered under the baseline and under every
  * condition, with the same seeds, decoded together in batches.
  *
- * RUN/STEP gets conditions.csv (one row a condition: what it is, how many cells, their traffic, or why it is not
- * defined), cells.csv (the cells of each), excluded.csv (super experts), prompts.csv, responses/CONDITION.jsonl, and
- * last step.json. Responses are judged by other steps. Finished blocks of 64 prompts are not run again. */
+ * RUN/STEP gets conditions.csv (one row a condition: what it is, how many cells, their traffic, or why it is
+ * not defined), cells.csv (the cells of each), excluded.csv (super experts), prompts.csv,
+ * responses/CONDITION.jsonl, and last step.json. Responses are judged by other steps. Finished blocks of 64
+ * prompts are not run again. */
 #ifndef GATETAPE_INTERVENE_H
 #define GATETAPE_INTERVENE_H
 #include "conditions.h"

@@ -116,7 +116,8 @@ static bool has_group(const StepOptions *step, const char *group) {
     return false;
 }
 
-/* A step that an intervention reads scores or counts of: a measuring one of the same model that has the groups. */
+/* A step that an intervention reads scores or counts of: a measuring one of the same model that has the
+ * groups. */
 static void check_source(const Job *job, int64_t s, const char *key, const char *name, Problems *problems) {
     const StepOptions *step = &job->steps[s], *source = find_before(job, s, name);
     char what[400];
@@ -138,7 +139,8 @@ static void check_source(const Job *job, int64_t s, const char *key, const char 
     }
 }
 
-/* Fills in where counts come from: the first activation step of `from`; and whose traffic: the last ranked group. */
+/* Fills in where counts come from: the first activation step of `from`; and whose traffic: the last ranked
+ * group. */
 static void check_counts(const Job *job, int64_t s, Problems *problems) {
     StepOptions *step = &job->steps[s];
     for (int64_t i = 0; !step->counts[0] && i < step->from.n; i++) {

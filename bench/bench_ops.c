@@ -30,8 +30,8 @@ typedef struct {
     Spans spans;
 } Set;
 
-/* Device memory: `pool` holds random numbers, `scratch` results, both dealt out round and round; `ints` holds indices
- * and plans of the case at hand. */
+/* Device memory: `pool` holds random numbers, `scratch` results, both dealt out round and round; `ints`
+ * holds indices and plans of the case at hand. */
 typedef struct {
     const Device *device;
     Queue *queue;

@@ -1,5 +1,5 @@
-/* edits: experts that are changed inside the router. A table holds sets of edits; prompts, or tokens, are given a
- * set each, so that one batch can run under many conditions.
+/* edits: experts that are changed inside the router. A table holds sets of edits; prompts, or tokens, are
+ * given a set each, so that one batch can run under many conditions.
  *
  * A set edits a cell once at most. What the modes do stands in kernels/ops.h (EditMode). */
 #ifndef GATETAPE_EDITS_H

@@ -86,8 +86,8 @@ typedef enum {
     RECOMPUTE_NEVER
 } Recompute;
 
-/* What the routers of another pass decided on the same tokens, on the host, as trace files hold it: it takes the
- * place of this pass's decisions. */
+/* What the routers of another pass decided on the same tokens, on the host, as trace files hold it: it takes
+ * the place of this pass's decisions. */
 typedef struct {
     const int32_t *ids;   /* [L_moe,T,K], distinct experts of a token in their order */
     const float *weights; /* [L_moe,T,K] */

@@ -42,8 +42,8 @@ typedef struct {
     float scale;      /* weights are multiplied by it last (1: unchanged) */
 } RouterRule;
 
-/* What an edit does to an expert of one token. Logit edits come first, then the choice, then the rule's weights,
- * then the edits of weights. */
+/* What an edit does to an expert of one token. Logit edits come first, then the choice, then the rule's
+ * weights, then the edits of weights. */
 typedef enum {
     EDIT_NONE,
     EDIT_MASK,    /* logit = -infinity; never chosen */
@@ -148,8 +148,8 @@ typedef void sigmoid_scale_bwd_fn(Queue *q, Tensor dx, Tensor dgate, Tensor dy, 
  * [T,K] real by the rule, largest first (forced ones in the order given). */
 typedef void route_fn(Queue *q, Tensor probs, Tensor ids, Tensor weights, Tensor logits, RouteEdits edits,
                       RouterRule rule);
-/* dlogits += gradient through the weights, ids constant; a promoted or demoted expert's goes to the logit that
- * it was set from */
+/* dlogits += gradient through the weights, ids constant; a promoted or demoted expert's goes to the logit
+ * that it was set from */
 typedef void route_bwd_fn(Queue *q, Tensor dlogits, Tensor dweights, Tensor probs, Tensor ids, Tensor weights,
                           Tensor logits, RouteEdits edits, RouterRule rule);
 /* Fill plan's tensors from ids [T,K]. */

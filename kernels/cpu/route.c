@@ -36,7 +36,7 @@ static TokenEdits token_edits(RouteEdits edits, int64_t t, int64_t experts) {
     return (TokenEdits){ints(edits.modes) + row * experts, reals(edits.values) + row * experts};
 }
 
-/* A row that no token could be routed by fails the op: too few experts left, or not each place forced once. */
+/* A row that no token could be routed by fails the op: too few experts left, or not each place forced. */
 static bool row_is_sound(Queue *q, const int32_t *modes, const real *values, RouteShape n) {
     int64_t n_masked = 0, n_forced = 0;
     uint64_t places = 0;
@@ -201,8 +201,8 @@ static int64_t source_of(Sources s, int64_t e) {
     return s.modes[e] == EDIT_PROMOTE ? s.high : s.modes[e] == EDIT_DEMOTE ? s.low : e;
 }
 
-/* g: from the gradient of the weights after edit_weights to the one before. v: the weights before it, times any
- * factor. */
+/* g: from the gradient of the weights after edit_weights to the one before. v: the weights before it, times
+ * any factor. */
 static void edit_weights_gradient(real *g, const real *v, const int32_t *ids, TokenEdits edits,
                                   int64_t choices) {
     real all = 0, left = 0, kept = 0;

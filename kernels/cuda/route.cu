@@ -1,13 +1,14 @@
 /* The router: softmax and top-k in either order, edited or not, and their gradient.
  *
- * A token is four lanes. Of every sixteen experts (a chunk) a lane has four neighbours, read and written as one
- * 16-byte word; a lane keeps four sums, so that sums have the order of kernels/cpu/lanes.h and results its bits.
- * Kept in registers is the largest logit left of each of the lane's chunks: a choice is a maximum over them and
- * over the four lanes, then the lowest expert that has it, whose chunk alone is looked through again. Logits come
- * from memory once, later from L1; probs are written once. Instructions are the limit beyond a few choices.
- * exp and division take short forms with the same bits where the logits are not far apart.
- * Where fewer than K experts are numbers above -infinity, -infinity, NaN and at last masked ones follow, each in
- * order of index (the CPU refuses the last), so that ids are distinct and valid whatever the logits hold. */
+ * A token is four lanes. Of every sixteen experts (a chunk) a lane has four neighbours, read and written as
+ * one 16-byte word; a lane keeps four sums, so that sums have the order of kernels/cpu/lanes.h and results
+ * its bits. Kept in registers is the largest logit left of each of the lane's chunks: a choice is a maximum
+ * over them and over the four lanes, then the lowest expert that has it, whose chunk alone is looked through
+ * again. Logits come from memory once, later from L1; probs are written once. Instructions are the limit
+ * beyond a few choices. exp and division take short forms with the same bits where the logits are not far
+ * apart. Where fewer than K experts are numbers above -infinity, -infinity, NaN and at last masked ones
+ * follow, each in order of index (the CPU refuses the last), so that ids are distinct and valid whatever the
+ * logits hold. */
 #include "device.cuh"
 #include <type_traits>
 
@@ -35,8 +36,8 @@ DEVICE float largest_of(const float (&x)[PACK]) { return fmaxf(fmaxf(x[0], x[1])
 
 /* ---- exp(x - largest), and its quotient ---- */
 /* Where x is at most this far below, exp is beyond 2^-70: scaling by a power of two is an addition to the
- * exponent, and a quotient by the sum is a product with its inverse, corrected twice, which rounds as a division
- * does (Markstein's theorem; nothing underflows on the way). */
+ * exponent, and a quotient by the sum is a product with its inverse, corrected twice, which rounds as a
+ * division does (Markstein's theorem; nothing underflows on the way). */
 constexpr float NEAR = -48.0f, LEAST_NEAR = 0x1p-70f;
 
 /* exp_f32 of NEAR <= x <= 0, without the ends. */

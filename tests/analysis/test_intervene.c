@@ -1,5 +1,6 @@
-/* The step kind intervention on the demo model: its conditions are what the options say, the baseline is what the model
- * says without any, every run has the same bytes, stopped or batched as it may be; and what is refused. */
+/* The step kind intervention on the demo model: its conditions are what the options say, the baseline is
+ * what the model says without any, every run has the same bytes, stopped or batched as it may be; and what
+ * is refused. */
 #include "../../analysis/conditions.h"
 #include "../../analysis/run.h"
 #include "../../kernels/device.h"
@@ -151,8 +152,8 @@ static const char *response(const char *lines, int n, size_t *length) {
     return begin;
 }
 
-/* The baseline is what a step without interventions generates, sampled with the same seeds; silenced experts change
- * some replies. */
+/* The baseline is what a step without interventions generates, sampled with the same seeds; silenced experts
+ * change some replies. */
 static void the_baseline_is_the_model(void **state) {
     (void)state;
     char *said = read_table("whole", "said/responses.jsonl"),

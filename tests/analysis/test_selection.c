@@ -1,5 +1,5 @@
-/* Selection of cells and the sets that controls draw: ranks, budgets, super experts, and that every draw is what it is
- * said to be and the same again. */
+/* Selection of cells and the sets that controls draw: ranks, budgets, super experts, and that every draw is
+ * what it is said to be and the same again. */
 #include "analysis/selection.h"
 #include "engine/alloc.h"
 #include "tests/engine/scratch.h"

@@ -1,5 +1,6 @@
-/* The router of the device cuda has the bits of the CPU's: all rules, edited and not, rows of every width that
- * takes another path (packed or not, whole or in runs of chunks), with ties, far logits, infinities and NaN. */
+/* The router of the device cuda has the bits of the CPU's: all rules, edited and not, rows of every width
+ * that takes another path (packed or not, whole or in runs of chunks), with ties, far logits, infinities and
+ * NaN. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>

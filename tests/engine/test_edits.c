@@ -1,5 +1,6 @@
-/* Edits of the router in the decoder: tables and what they refuse, sets by prompt and by token, prompt tokens and
- * generated ones apart, decoding over the cache against a packed pass, and the replay of recorded routes. */
+/* Edits of the router in the decoder: tables and what they refuse, sets by prompt and by token, prompt
+ * tokens and generated ones apart, decoding over the cache against a packed pass, and the replay of recorded
+ * routes. */
 #include "engine/generate.h"
 #include "random_model.h"
 #include "scratch.h"
