@@ -10,13 +10,16 @@ typedef struct {
     const StepRun *run;
     const Conditions *conditions;
     int64_t *running, n_run;
+    int64_t
+        n_forks; /* edits of generated tokens alone: all conditions go on from one pass over a prompt; else 1 */
     int64_t n_done; /* replies, earlier runs included */
 } Work;
 
-/* ---- a batch: replies [at, at + n) of a block, number p * n_run + i ---- */
+/* ---- a batch: replies [at, at + n) of a block, number p * n_run + i; at and n multiples of n_forks ---- */
 typedef struct {
+    int64_t n_prompts;
     int64_t *offsets, *keys;
-    int32_t *tokens, *prompt_edits, *generated_edits;
+    int32_t *tokens, *prompt_edits, *generated_edits; /* [n_prompts], [n_prompts], [n] */
 } Sequences;
 
 static void sequences_free(Sequences *s) {
@@ -27,39 +30,47 @@ static void sequences_free(Sequences *s) {
     mem_free(s->generated_edits);
 }
 
+static bool sequences_room(Sequences *s, int64_t n, int64_t n_tokens, Error *error) {
+    s->offsets = mem_zeroed((size_t)n + 1, sizeof *s->offsets);
+    s->keys = mem_zeroed((size_t)n, sizeof *s->keys);
+    s->tokens = mem_zeroed((size_t)n_tokens, sizeof *s->tokens);
+    s->prompt_edits = mem_zeroed((size_t)n, sizeof *s->prompt_edits);
+    s->generated_edits = mem_zeroed((size_t)n, sizeof *s->generated_edits);
+    return (s->offsets && s->keys && s->tokens && s->prompt_edits && s->generated_edits) ||
+           error_out_of_memory(error, "a batch", (size_t)n_tokens * sizeof *s->tokens);
+}
+
 static bool sequences_make(const Work *w, const PromptGroup *group, int64_t first, int64_t at, int64_t n,
                            Sequences *s, Error *error) {
     int64_t n_tokens = 0;
-    for (int64_t i = 0; i < n; i++) n_tokens += group->prompts[first + (at + i) / w->n_run].n_prompt;
-    *s = (Sequences){.offsets = mem_zeroed((size_t)n + 1, sizeof *s->offsets),
-                     .keys = mem_zeroed((size_t)n, sizeof *s->keys),
-                     .tokens = mem_zeroed((size_t)n_tokens, sizeof *s->tokens),
-                     .prompt_edits = mem_zeroed((size_t)n, sizeof *s->prompt_edits),
-                     .generated_edits = mem_zeroed((size_t)n, sizeof *s->generated_edits)};
-    if (!s->offsets || !s->keys || !s->tokens || !s->prompt_edits || !s->generated_edits)
-        return error_out_of_memory(error, "a batch", (size_t)n_tokens * sizeof *s->tokens);
     int applies_to = w->run->step->applies_to;
+    *s = (Sequences){.n_prompts = n / w->n_forks};
+    for (int64_t i = 0; i < n; i += w->n_forks)
+        n_tokens += group->prompts[first + (at + i) / w->n_run].n_prompt;
+    if (!sequences_room(s, n, n_tokens, error)) return false;
     for (int64_t i = 0; i < n; i++) {
-        int64_t p = first + (at + i) / w->n_run,
-                set = w->conditions->list[w->running[(at + i) % w->n_run]].set;
+        int64_t p = first + (at + i) / w->n_run, own = i / w->n_forks;
+        int32_t set = (int32_t)w->conditions->list[w->running[(at + i) % w->n_run]].set;
+        s->generated_edits[i] = applies_to == APPLIES_TO_PROMPT ? -1 : set;
+        if (i % w->n_forks) continue;
         const EncodedPrompt *prompt = &group->prompts[p];
-        memcpy(s->tokens + s->offsets[i], prompt->tokens, (size_t)prompt->n_prompt * sizeof *s->tokens);
-        s->offsets[i + 1] = s->offsets[i] + prompt->n_prompt;
-        s->keys[i] = step_prompt_key(w->run, group, p);
-        s->prompt_edits[i] = applies_to == APPLIES_TO_GENERATED ? -1 : (int32_t)set;
-        s->generated_edits[i] = applies_to == APPLIES_TO_PROMPT ? -1 : (int32_t)set;
+        memcpy(s->tokens + s->offsets[own], prompt->tokens, (size_t)prompt->n_prompt * sizeof *s->tokens);
+        s->offsets[own + 1] = s->offsets[own] + prompt->n_prompt;
+        s->keys[own] = step_prompt_key(w->run, group, p);
+        s->prompt_edits[own] = applies_to == APPLIES_TO_GENERATED ? -1 : set;
     }
     return true;
 }
 
-/* As many as batch_tokens and batch_prompts allow, at least one. */
+/* As many as batch_tokens and batch_prompts allow, the forks of one prompt at least. */
 static int64_t batch_length(const Work *w, const PromptGroup *group, int64_t first, int64_t at,
                             int64_t n_all) {
     BatchLimits limits = step_limits(w->run->job);
     int64_t n = 0, n_tokens = 0;
-    for (; at + n < n_all; n++) {
-        n_tokens += group->prompts[first + (at + n) / w->n_run].n_prompt + w->run->step->max_new_tokens;
-        if (n && (n_tokens > limits.most_tokens || n == limits.most_prompts)) break;
+    for (; at + n < n_all; n += w->n_forks) {
+        int64_t n_prompt = group->prompts[first + (at + n) / w->n_run].n_prompt;
+        n_tokens += w->n_forks * (n_prompt + w->run->step->max_new_tokens);
+        if (n && (n_tokens > limits.most_tokens || n == limits.most_prompts * w->n_forks)) break;
     }
     return n;
 }
@@ -70,7 +81,7 @@ static bool keep_generating(void *context, int64_t step, int64_t n_running) {
     return !*((const StepRun *)context)->stop;
 }
 
-static bool generate_sequences(const Work *w, const Sequences *s, int64_t n, Generation *made, Error *error) {
+static bool generate_sequences(const Work *w, const Sequences *s, Generation *made, Error *error) {
     const StepOptions *step = w->run->step;
     const ModelConfig *config = &w->run->model->config;
     int64_t n_valid = tokenizer_size(w->run->encoder->tokenizer);
@@ -89,7 +100,7 @@ static bool generate_sequences(const Work *w, const Sequences *s, int64_t n, Gen
         .generated_edits = s->generated_edits,
         .progress = keep_generating,
         .progress_context = (void *)(uintptr_t)w->run};
-    PromptBatch batch = {n, s->offsets, s->tokens};
+    PromptBatch batch = {s->n_prompts, s->offsets, s->tokens};
     return generate(w->run->model, &batch, &options, NULL, made, error) && step_goes_on(w->run, error);
 }
 
@@ -99,8 +110,7 @@ static bool run_batch(Work *w, const PromptGroup *group, int64_t first, int64_t 
     Sequences sequences;
     Generation made = {0};
     bool ok = sequences_make(w, group, first, at, n, &sequences, error) &&
-              generate_sequences(w, &sequences, n, &made, error) &&
-              measures_put_replies(to, at, &made, error);
+              generate_sequences(w, &sequences, &made, error) && measures_put_replies(to, at, &made, error);
     if (!ok && error->code != ERROR_INTERRUPTED)
         error_add_place(error, "group %s, prompts from \"%.60s\"", group->options->name,
                         group->prompts[first + at / w->n_run].entry->id);
@@ -184,6 +194,7 @@ static bool list_running(const Conditions *conditions, Work *w, Text *notes, Err
         else
             w->running[w->n_run++] = i;
     }
+    w->n_forks = w->run->step->applies_to == APPLIES_TO_GENERATED ? w->n_run : 1;
     return true;
 }
 

@@ -214,3 +214,34 @@ const void *decoder_reals(DType real, const float *from, int64_t n, void **owned
     for (int64_t i = 0; to && i < n; i++) to[i] = (double)from[i];
     return *owned = to;
 }
+
+/* ---- edits ---- */
+bool decoder_edits_reserve(const EditTable *table, const Model *model, RouteEdits *to, Error *error) {
+    if (!table) return true;
+    *to = decoder_edit_shapes(table, model->compute == DTYPE_F64 ? DTYPE_F64 : DTYPE_F32);
+    to->modes.data = model->device->alloc(tensor_bytes(to->modes));
+    to->values.data = model->device->alloc(tensor_bytes(to->values));
+    return (to->modes.data && to->values.data) ||
+           error_out_of_memory(error, "edits of the router", 2 * tensor_bytes(to->modes));
+}
+
+bool decoder_edits_copy(const EditTable *table, Workspace *w, RouteEdits to, Error *error) {
+    const Context *c = &w->context;
+    if (!table) return true;
+    void *owned;
+    const void *values = decoder_reals(c->real, table->values, tensor_count(to.values), &owned);
+    bool ok = values || error_out_of_memory(error, "edits of the router", tensor_bytes(to.values));
+    if (ok) {
+        c->device->copy_in(c->queue, to.modes, table->modes);
+        c->device->copy_in(c->queue, to.values, values);
+        ok = workspace_sync(w, error);
+    }
+    mem_free(owned);
+    return ok;
+}
+
+void decoder_edits_free(const Device *device, RouteEdits *edits) {
+    if (edits->modes.data) device->free(edits->modes.data);
+    if (edits->values.data) device->free(edits->values.data);
+    *edits = (RouteEdits){0};
+}

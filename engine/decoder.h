@@ -104,6 +104,12 @@ bool workspace_drop_spare(const Model *model);
 /* Waits. False and an Error when an op has failed. */
 bool workspace_sync(Workspace *w, Error *error);
 
+/* A table that stays on the model's device for many runs: memory for it, its contents, its end. Nothing for
+ * edits NULL. */
+bool decoder_edits_reserve(const EditTable *edits, const Model *model, RouteEdits *to, Error *error);
+bool decoder_edits_copy(const EditTable *edits, Workspace *w, RouteEdits to, Error *error);
+void decoder_edits_free(const Device *device, RouteEdits *edits);
+
 /* from[0..n) as reals of the context (f64 in the table f64); *owned is the copy to free, NULL when none was
  * needed. NULL when out of memory. */
 const void *decoder_reals(DType real, const float *from, int64_t n, void **owned);

@@ -186,6 +186,51 @@ static void test_sets_do_not_touch_each_other(void **state) {
     random_model_close(&model);
 }
 
+/* Continuations that share one pass over their prompt have the tokens of prompts run each for itself. */
+static void test_forks_are_prompts_of_their_own(void **state) {
+    (void)state;
+    enum { N_FORKS = 3 };
+    Model model;
+    EditTable table;
+    Error error = {0};
+    int32_t tokens[R_TOKENS], sets[R_PROMPTS * N_FORKS];
+    int64_t keys[R_PROMPTS] = {4, 9, 1, 7};
+    random_tokens(tokens, 34);
+    for (int s = 0; s < R_PROMPTS * N_FORKS; s++) sets[s] = s % (N_SETS + 1) - 1;
+    random_model_open(&model, like_mixtral(DTYPE_F32), cpu_device(), DTYPE_F32, 9);
+    fill(&table, &model);
+    for (int sampled = 0; sampled < 2; sampled++) {
+        GenerateOptions options = {
+            .max_new_tokens = N_NEW,
+            .rule = {.temperature = 0.8f * (float)sampled, .top_p = 1, .n_valid = R_VOCABULARY, .seed = 5},
+            .prompt_keys = keys,
+            .stop_tokens = (const int32_t[]){3, 17, 40},
+            .n_stop_tokens = 3,
+            .edits = &table,
+            .generated_edits = sets,
+            .n_forks = N_FORKS};
+        PromptBatch batch = {R_PROMPTS, R_OFFSETS, tokens};
+        Generation forked, one;
+        assert_true(generate(&model, &batch, &options, NULL, &forked, &error));
+        assert_int_equal(forked.n_prompts, R_PROMPTS * N_FORKS);
+        for (int64_t s = 0; s < R_PROMPTS * N_FORKS; s++) {
+            int64_t p = s / N_FORKS, n = R_OFFSETS[p + 1] - R_OFFSETS[p];
+            PromptBatch alone = {1, (const int64_t[]){0, n}, tokens + R_OFFSETS[p]};
+            GenerateOptions own = options;
+            own.n_forks = 1, own.generated_edits = &sets[s], own.prompt_keys = &keys[p];
+            assert_true(generate(&model, &alone, &own, NULL, &one, &error));
+            assert_int_equal(one.offsets[1], forked.offsets[s + 1] - forked.offsets[s]);
+            assert_memory_equal(one.tokens, forked.tokens + forked.offsets[s],
+                                (size_t)one.offsets[1] * sizeof *one.tokens);
+            assert_int_equal(one.stopped[0], forked.stopped[s]);
+            generation_free(&one);
+        }
+        generation_free(&forked);
+    }
+    edit_table_free(&table);
+    random_model_close(&model);
+}
+
 /* ---- replay ---- */
 typedef struct {
     int32_t ids[R_LAYERS * R_TOKENS * 3];
@@ -282,6 +327,7 @@ int main(void) {
         cmocka_unit_test(test_bad_edits),
         cmocka_unit_test(test_decoding_has_the_bits_of_a_packed_pass),
         cmocka_unit_test(test_sets_do_not_touch_each_other),
+        cmocka_unit_test(test_forks_are_prompts_of_their_own),
         cmocka_unit_test(test_replay),
         cmocka_unit_test(test_without_memory),
     };
