@@ -5,11 +5,13 @@
 #include <string.h>
 
 bool step_reads_targets(const StepOptions *step) {
+    if (step->kind == STEP_INTERVENTION) return false;
     if (step->kind == STEP_GRADIENT) return step->loss == LOSS_TARGET;
     return step->tokens == COUNT_TARGET || step->tokens == COUNT_PROMPT_TARGET;
 }
 
 bool step_generates(const StepOptions *step) {
+    if (step->kind == STEP_INTERVENTION) return true;
     if (step->kind == STEP_GRADIENT) return step->loss == LOSS_GENERATED;
     return step->tokens == COUNT_GENERATED || step->tokens == COUNT_PROMPT_GENERATED;
 }

@@ -39,6 +39,7 @@ typedef struct {
     Model model;
     ConformValues values;
     Bounds bounds;
+    ConformEdits edits;
     int n_checked, n_failed;
 } Run;
 
@@ -66,13 +67,23 @@ static void print_place(FILE *to, Tensor t, int64_t element) {
     fputc(']', to);
 }
 
+static void print_name(const Run *run, const char *name) {
+    Text text = {0};
+    const char *prefix = run->c.prefix ? run->c.prefix : "";
+    text_put_terminal(&text, prefix, strlen(prefix));
+    text_put_string(&text, name);
+    fprintf(run->to, "%-18s", text.bytes ? text.bytes : name);
+    text_free(&text);
+}
+
 static bool check_values(Run *run, const ConformReach *reach, ConformName name, Error *error) {
     const ConformInfo *info = &conform_infos[name];
     double bound = info->kind == CONFORM_GRADIENT ? run->bounds.gradient : run->bounds.value;
     ConformDifference d;
     if (!conform_compare(&run->c, reach, name, run->values.tensors[name], &d, error)) return false;
-    fprintf(run->to, "%-18s %10.2e %8.0e  %lld of %lld rows", info->name, d.error, bound,
-            (long long)d.n_compared, (long long)d.n_rows);
+    print_name(run, info->name);
+    fprintf(run->to, " %10.2e %8.0e  %lld of %lld rows", d.error, bound, (long long)d.n_compared,
+            (long long)d.n_rows);
     bool parallel = info->kind != CONFORM_GRADIENT || d.cosine >= run->bounds.cosine;
     if (info->kind == CONFORM_GRADIENT) fprintf(run->to, ", cosine %.7f", d.cosine);
     if (d.error > bound) print_place(run->to, run->values.tensors[name], d.where);
@@ -82,8 +93,9 @@ static bool check_values(Run *run, const ConformReach *reach, ConformName name, 
 
 static void check_choices(Run *run, const ConformReach *reach) {
     int64_t n = reach->n_choices - reach->n_after - reach->n_loose;
-    fprintf(run->to, "%-18s %10lld %8d  %lld of %lld choices", "topk_ids", (long long)reach->n_wrong, 0,
-            (long long)n, (long long)reach->n_choices);
+    print_name(run, "topk_ids");
+    fprintf(run->to, " %10lld %8d  %lld of %lld choices", (long long)reach->n_wrong, 0, (long long)n,
+            (long long)reach->n_choices);
     if (reach->n_near || n < reach->n_choices)
         fprintf(run->to, "; %lld closer than %.0e, %lld fell otherwise, %lld stand behind those",
                 (long long)reach->n_near, (double)run->bounds.route_margin, (long long)reach->n_loose,
@@ -143,7 +155,7 @@ static bool check_tensors(Run *run, Error *error) {
     if (!conform_reach(&run->c, &run->values, run->bounds.route_margin, &reach, error)) return false;
     bool ok = true;
     for (ConformName name = 0; ok && name < N_CONFORM_TENSORS; name++) {
-        if (!safetensors_find(run->c.expected, conform_infos[name].name)) {
+        if (!conform_has(&run->c, conform_infos[name].name)) {
             print_unchecked(run, "tensor ", conform_infos[name].name, "the case does not have it");
             continue;
         }
@@ -161,6 +173,86 @@ static bool check_tensors(Run *run, Error *error) {
         }
     }
     conform_reach_free(&reach);
+    return ok;
+}
+
+/* ---- interventions ---- */
+/* Compares one edit's tensors, as `run` with other expected and computed ones. */
+static bool check_edit(Run *run, const ConformEdit *edit, Error *error) {
+    static const ConformName names[] = {CONFORM_TOPK_IDS, CONFORM_TOPK_WEIGHTS, CONFORM_LOGITS, CONFORM_NLL};
+    ConformReach reach;
+    conform_edit_logits(&edit->table, run->values.tensors[CONFORM_ROUTER_LOGITS]);
+    if (!conform_reach(&run->c, &run->values, run->bounds.route_margin, &reach, error)) return false;
+    bool ok = true;
+    for (size_t i = 0; ok && i < sizeof names / sizeof *names; i++) {
+        if (!conform_has(&run->c, conform_infos[names[i]].name)) {
+            print_unchecked(run, run->c.prefix, conform_infos[names[i]].name, "the case does not have it");
+        } else if (names[i] == CONFORM_TOPK_IDS) {
+            check_choices(run, &reach);
+        } else {
+            ok = check_values(run, &reach, names[i], error);
+        }
+    }
+    conform_reach_free(&reach);
+    return ok;
+}
+
+static bool check_edit_bits(Run *run, const ConformEdit *edit, const ConformValues *values, Error *error) {
+    ConformValues again;
+    if (!conform_compute_edited(&run->model, &run->c, run->c.n_prompts, &edit->table, &again, error))
+        return false;
+    bool same = true;
+    for (int i = 0; i < N_CONFORM_TENSORS; i++)
+        if (tensor_present(again.tensors[i]))
+            same = same &&
+                   !memcmp(again.tensors[i].data, values->tensors[i].data, tensor_bytes(again.tensors[i]));
+    fputs("same bits: ", run->to);
+    print_name(run, "");
+    fprintf(run->to, " packed and one prompt at a time: %s", same ? "equal" : "not equal");
+    verdict(run, same);
+    conform_values_free(&again);
+    return true;
+}
+
+/* Every edit computed, then written, then compared: a case without expected values still gets its actual
+ * ones. */
+static bool check_edits(Run *run, TensorSet *expected, ConformValues *values, Error *error) {
+    ConformEdits *edits = &run->edits;
+    bool ok = true;
+    for (int64_t i = 0; ok && i < edits->n; i++)
+        ok = conform_compute_edited(&run->model, &run->c, 1, &edits->edits[i].table, &values[i], error);
+    if (ok && run->options->out) ok = conform_edits_write(edits, values, run->options->out, error);
+    for (int64_t i = 0; ok && i < edits->n; i++) {
+        Run one = *run;
+        one.c.prefix = edits->edits[i].prefix;
+        ok = check_edit_bits(&one, &edits->edits[i], &values[i], error);
+        one.c.expected = expected;
+        one.values = values[i];
+        ok = ok && check_edit(&one, &edits->edits[i], error);
+        run->n_checked = one.n_checked, run->n_failed = one.n_failed;
+    }
+    return ok;
+}
+
+static bool run_edits(Run *run, Error *error) {
+    const char *folder = run->options->folder;
+    ConformEdits *edits = &run->edits;
+    if (!conform_edits_read(folder, &run->model.config, edits, error)) return false;
+    if (!edits->n) return true;
+    char *path = io_join(folder, "expected_interventions.safetensors");
+    ConformValues *values = mem_zeroed((size_t)edits->n, sizeof *values);
+    bool ok =
+        (path && values) || error_out_of_memory(error, "interventions", (size_t)edits->n * sizeof *values);
+    TensorSet *expected = NULL;
+    if (ok && io_exists(path))
+        ok = (expected = safetensors_open(path, error)) != NULL;
+    else if (ok)
+        print_unchecked(run, "", "interventions", "the case has no expected_interventions.safetensors");
+    ok = ok && check_edits(run, expected, values, error);
+    for (int64_t i = 0; values && i < edits->n; i++) conform_values_free(&values[i]);
+    if (expected) safetensors_close(expected);
+    mem_free(values);
+    mem_free(path);
     return ok;
 }
 
@@ -194,7 +286,6 @@ static bool known(const char *name) {
 /* Files of a case that belong to other checks are named, so that nobody takes silence for agreement. */
 static bool list_unchecked(const Run *run, Error *error) {
     static const char *const prefixes[][2] = {
-        {"expected_interventions", "edits of the routing are not part of this check"},
         {"expected_lora", "training is not part of this check"},
         {"adapter", "adapters are not part of this check"},
     };
@@ -261,7 +352,7 @@ static bool run_checks(Run *run, Error *error) {
               check_bits(run, "one prompt at a time", n, RECOMPUTE_ALWAYS, error) &&
               (n < 2 || check_bits(run, "split in two", 2, RECOMPUTE_ALWAYS, error)) &&
               check_bits(run, "with all activations kept", 1, RECOMPUTE_NEVER, error) &&
-              list_unchecked(run, error);
+              run_edits(run, error) && list_unchecked(run, error);
     if (!ok) return false;
     if (device->each_kernel) device->each_kernel(print_kernel, run->to);
     if (run->n_failed)
@@ -280,6 +371,7 @@ bool conform_run(const ConformOptions *options, FILE *to, bool *agrees, Error *e
     if (ok) {
         ok = run_checks(&run, error);
         conform_values_free(&run.values);
+        conform_edits_free(&run.edits);
         model_close(&run.model);
     }
     conform_case_free(&run.c);

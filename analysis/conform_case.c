@@ -3,6 +3,7 @@
 #include "conform_parts.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"
+#include <stdio.h>
 #include <string.h>
 
 const ConformInfo conform_infos[N_CONFORM_TENSORS] = {
@@ -21,9 +22,18 @@ const ConformInfo conform_infos[N_CONFORM_TENSORS] = {
     [CONFORM_GREEDY_TOKENS] = {"greedy_tokens", CONFORM_EXACT, ROWS_FIXED},
 };
 
+static const TensorEntry *find(const ConformCase *c, const char *name) {
+    char full[300];
+    if (snprintf(full, sizeof full, "%s%s", c->prefix ? c->prefix : "", name) >= (int)sizeof full)
+        return NULL;
+    return c->expected ? safetensors_find(c->expected, full) : NULL;
+}
+
+bool conform_has(const ConformCase *c, const char *name) { return find(c, name) != NULL; }
+
 bool conform_read(const ConformCase *c, const char *name, DType dtype, Tensor *tensor, Error *error) {
     *tensor = (Tensor){0};
-    const TensorEntry *entry = safetensors_find(c->expected, name);
+    const TensorEntry *entry = find(c, name);
     if (!entry) return error_set(error, ERROR_BAD_INPUT, "%s: expected a tensor %s: got none", c->path, name);
     if (!entry->dtype_known || entry->dtype != dtype || entry->n_dims < 1 || entry->n_dims > TENSOR_MAX_DIMS)
         return error_set(error, ERROR_BAD_INPUT, "%s: %s: expected %s of 1 to %d dimensions: got %s of %d",

@@ -119,7 +119,7 @@ static bool reach_judge(const ConformCase *c, const ConformValues *values, Judge
                         Error *error) {
     Tensor actual = values->tensors[CONFORM_TOPK_IDS], logits = values->tensors[CONFORM_ROUTER_LOGITS],
            own = {0};
-    bool given = safetensors_find(c->expected, "router_logits") != NULL;
+    bool given = conform_has(c, "router_logits");
     bool ok = conform_read(c, "topk_ids", DTYPE_I64, &judge->ids, error) &&
               shapes_equal(c, "topk_ids", judge->ids, actual, error) &&
               (!given || (conform_read(c, "router_logits", DTYPE_F32, &own, error) &&
@@ -140,7 +140,7 @@ bool conform_reach(const ConformCase *c, const ConformValues *values, float boun
                    Error *error) {
     bool ok = reach_new(c, values, reach, error);
     Judge judge = {.bound = bound};
-    if (ok && safetensors_find(c->expected, "topk_ids")) ok = reach_judge(c, values, &judge, reach, error);
+    if (ok && conform_has(c, "topk_ids")) ok = reach_judge(c, values, &judge, reach, error);
     if (!ok) conform_reach_free(reach);
     return ok;
 }

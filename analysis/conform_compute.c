@@ -17,7 +17,15 @@ static bool values_add(ConformValues *values, ConformName name, DType dtype, int
     return t.data || error_out_of_memory(error, conform_infos[name].name, tensor_bytes(t));
 }
 
-static bool values_new(const ModelConfig *config, const ConformCase *c, ConformValues *values, Error *error) {
+/* `names`: a bit 1 << ConformName for each tensor wanted. */
+enum {
+    ALL_NAMES = (1 << N_CONFORM_TENSORS) - 1,
+    EDITED_NAMES = 1 << CONFORM_MOE_LAYERS | 1 << CONFORM_ROUTER_LOGITS | 1 << CONFORM_TOPK_IDS |
+                   1 << CONFORM_TOPK_WEIGHTS | 1 << CONFORM_LOGITS | 1 << CONFORM_NLL
+};
+
+static bool values_new(const ModelConfig *config, const ConformCase *c, unsigned names, ConformValues *values,
+                       Error *error) {
     int64_t l = config->n_moe_layers, t = c->n_tokens, p = c->n_prompts, e = config->n_experts;
     int64_t k = config->n_experts_per_token, d = config->hidden_size, targets = c->target_starts ? p : 0;
     const struct {
@@ -41,7 +49,7 @@ static bool values_new(const ModelConfig *config, const ConformCase *c, ConformV
     };
     *values = (ConformValues){0};
     for (ConformName i = 0; i < N_CONFORM_TENSORS; i++)
-        if (shapes[i].shape[0] > 0 &&
+        if ((names >> i & 1) && shapes[i].shape[0] > 0 &&
             !values_add(values, i, shapes[i].dtype, shapes[i].n_dims, shapes[i].shape, error))
             return false;
     int64_t *moe_layers = values->tensors[CONFORM_MOE_LAYERS].data, n = 0;
@@ -61,6 +69,7 @@ typedef struct {
     const ConformCase *c;
     ConformValues *values;
     Recompute recompute;
+    const EditTable *edits; /* NULL: none, and everything is computed */
     int64_t first_prompt, n_prompts, first_token, n_tokens;
     int64_t *offsets;    /* [n_prompts+1], from 0 */
     float *loss_weights; /* [n_tokens] */
@@ -187,6 +196,21 @@ static bool run_pass(Part *part, bool target, Error *error) {
     return ok;
 }
 
+static bool run_edited(Part *part, Error *error) {
+    Hooks hooks = {.context = part, .route = on_route};
+    PassOptions options = {.edits = part->edits, .want_nll = true, .want_logits = true};
+    PromptBatch batch = part_batch(part);
+    PassResult result = {0};
+    bool ok = model_pass(part->model, &batch, &options, &hooks, &result, error);
+    if (ok) {
+        Tensor rows = tensor_slice(part->values->tensors[CONFORM_LOGITS], part->first_token, part->n_tokens);
+        memcpy(rows.data, result.logits, tensor_bytes(rows));
+        keep_losses(part, &result, false);
+    }
+    pass_result_free(&result);
+    return ok;
+}
+
 static bool run_greedy(Part *part, Error *error) {
     int64_t n = part->c->n_steps;
     if (!n) return true;
@@ -217,8 +241,11 @@ static bool part_run(Part *part, Error *error) {
     if (!ok) error_out_of_memory(error, "the tensors of a golden case", staging_bytes);
     for (int64_t p = 0; ok && p <= part->n_prompts; p++)
         part->offsets[p] = part->c->offsets[part->first_prompt + p] - part->first_token;
-    ok = ok && run_pass(part, false, error) && (!part->c->target_starts || run_pass(part, true, error)) &&
-         run_greedy(part, error);
+    if (ok && part->edits)
+        ok = run_edited(part, error);
+    else
+        ok = ok && run_pass(part, false, error) && (!part->c->target_starts || run_pass(part, true, error)) &&
+             run_greedy(part, error);
     if (part->rows_grad.data) device->free(part->rows_grad.data);
     mem_free(part->offsets);
     mem_free(part->loss_weights);
@@ -226,17 +253,32 @@ static bool part_run(Part *part, Error *error) {
     return ok;
 }
 
-bool conform_compute(const Model *model, const ConformCase *c, int64_t n_parts, Recompute recompute,
-                     ConformValues *values, Error *error) {
-    bool ok = values_new(&model->config, c, values, error);
+static bool run_parts(const Part *like, int64_t n_parts, Error *error) {
+    const ConformCase *c = like->c;
+    bool ok = true;
     for (int64_t i = 0; ok && i < n_parts; i++) {
-        Part part = {.model = model, .c = c, .values = values, .recompute = recompute};
+        Part part = *like;
         part.first_prompt = i * c->n_prompts / n_parts;
         part.n_prompts = (i + 1) * c->n_prompts / n_parts - part.first_prompt;
         part.first_token = c->offsets[part.first_prompt];
         part.n_tokens = c->offsets[part.first_prompt + part.n_prompts] - part.first_token;
         if (part.n_prompts > 0) ok = part_run(&part, error);
     }
+    return ok;
+}
+
+bool conform_compute(const Model *model, const ConformCase *c, int64_t n_parts, Recompute recompute,
+                     ConformValues *values, Error *error) {
+    Part part = {.model = model, .c = c, .values = values, .recompute = recompute};
+    bool ok = values_new(&model->config, c, ALL_NAMES, values, error) && run_parts(&part, n_parts, error);
+    if (!ok) conform_values_free(values);
+    return ok;
+}
+
+bool conform_compute_edited(const Model *model, const ConformCase *c, int64_t n_parts, const EditTable *edits,
+                            ConformValues *values, Error *error) {
+    Part part = {.model = model, .c = c, .values = values, .edits = edits};
+    bool ok = values_new(&model->config, c, EDITED_NAMES, values, error) && run_parts(&part, n_parts, error);
     if (!ok) conform_values_free(values);
     return ok;
 }

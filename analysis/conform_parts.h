@@ -18,7 +18,8 @@ typedef struct {
     int32_t *tokens;        /* [T] */
     int64_t *target_starts; /* [P]; NULL: none given */
     TensorSet *expected;
-    char *path; /* of expected.safetensors */
+    char *path;         /* of expected.safetensors */
+    const char *prefix; /* of the expected tensors' names; NULL: none */
 } ConformCase;
 
 bool conform_case_read(const char *folder, ConformCase *c, Error *error);
@@ -72,6 +73,32 @@ typedef struct {
 bool conform_compute(const Model *model, const ConformCase *c, int64_t n_parts, Recompute recompute,
                      ConformValues *values, Error *error);
 void conform_values_free(ConformValues *values);
+/* The same of a forward pass under set 0 of the edits: moe_layers, router_logits (before the edits),
+ * topk_ids, topk_weights, logits, nll. */
+bool conform_compute_edited(const Model *model, const ConformCase *c, int64_t n_parts, const EditTable *edits,
+                            ConformValues *values, Error *error);
+
+/* ---- interventions.json ---- */
+typedef struct {
+    char *name, *prefix; /* "mask", "mask." */
+    EditTable table;     /* one set */
+} ConformEdit;
+
+typedef struct {
+    int64_t n;
+    ConformEdit *edits;
+} ConformEdits;
+
+/* None where the case has no such file. Caller frees; safe after an error too. */
+bool conform_edits_read(const char *folder, const ModelConfig *config, ConformEdits *edits, Error *error);
+void conform_edits_free(ConformEdits *edits);
+/* router_logits as the edit leaves them, forced experts far above all in their order: what choices are
+ * judged by. */
+void conform_edit_logits(const EditTable *edits, Tensor router_logits);
+/* FOLDER/actual_interventions.safetensors: values[i] of edits->edits[i] as NAME.logits, .nll, .topk_ids,
+ * .topk_weights. */
+bool conform_edits_write(const ConformEdits *edits, const ConformValues *values, const char *folder,
+                         Error *error);
 
 /* Greedy choices again, all tokens of a prompt and its continuation in one packed pass. */
 typedef struct {
@@ -113,6 +140,8 @@ typedef struct {
 bool conform_compare(const ConformCase *c, const ConformReach *reach, ConformName name, Tensor actual,
                      ConformDifference *difference, Error *error);
 
+/* The case has the tensor. */
+bool conform_has(const ConformCase *c, const char *name);
 /* Reads a tensor of the case as f32 or i64; caller frees its data. */
 bool conform_read(const ConformCase *c, const char *name, DType dtype, Tensor *tensor, Error *error);
 

@@ -115,6 +115,13 @@ bool inputs_gather(const Job *job, Inputs *inputs, Error *error) {
         if (is_used(job, NULL, job->prompts[i].name))
             ok = add_file(inputs, name, job->prompts[i].path, error) || error_add_place(error, "%s", name);
     }
+    for (int64_t s = 0; ok && s < job->n_steps; s++) {
+        const StepOptions *step = &job->steps[s];
+        char name[100];
+        snprintf(name, sizeof name, "steps.%.64s.selection", step->name);
+        if (step->kind == STEP_INTERVENTION && step->selection[0])
+            ok = add_file(inputs, name, step->selection, error) || error_add_place(error, "%s", name);
+    }
     return ok;
 }
 

@@ -191,10 +191,7 @@ bool job_read(const char *path, JobSettings settings, Job *job, Error *error) {
 }
 
 void job_free(Job *job) {
-    for (int64_t i = 0; i < job->n_steps; i++) {
-        mem_free(job->steps[i].groups.names);
-        mem_free(job->steps[i].from.names);
-    }
+    for (int64_t i = 0; i < job->n_steps; i++) options_free(SCOPE_STEP, &job->steps[i]);
     mem_free(job->models);
     mem_free(job->prompts);
     mem_free(job->steps);

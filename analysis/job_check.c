@@ -1,6 +1,7 @@
 /* What a job must be beyond the types of its values: names that refer to something, and --set. */
 #include "../engine/alloc.h"
 #include "../engine/io.h"
+#include "../kernels/ops.h"
 #include "job.h"
 #include "statistics.h"
 #include <stdlib.h>
@@ -122,6 +123,96 @@ static void check_statistics(const Job *job, int64_t s, Problems *problems) {
     problems_add(problems, &error);
 }
 
+static const StepOptions *find_before(const Job *job, int64_t s, const char *name) {
+    for (int64_t i = 0; i < s; i++)
+        if (job->steps[i].name && !strcmp(job->steps[i].name, name)) return &job->steps[i];
+    return NULL;
+}
+
+static bool has_group(const StepOptions *step, const char *group) {
+    for (int64_t i = 0; i < step->groups.n; i++)
+        if (!strcmp(step->groups.names[i], group)) return true;
+    return false;
+}
+
+/* A step that an intervention reads scores or counts of: a measuring one of the same model that has the
+ * groups. */
+static void check_source(const Job *job, int64_t s, const char *key, const char *name, Problems *problems) {
+    const StepOptions *step = &job->steps[s], *source = find_before(job, s, name);
+    char what[400];
+    if (!source) return; /* check_from has said so */
+    if (source->kind == STEP_REPORT || source->kind == STEP_INTERVENTION) {
+        snprintf(what, sizeof what, "expected a step of kind activation or gradient: got \"%.64s\"", name);
+        complain(job, problems, s, key, what);
+    }
+    if (strcmp(source->model, step->model) != 0) {
+        snprintf(what, sizeof what, "expected a step of the model %.64s: got \"%.64s\" of %.64s", step->model,
+                 name, source->model);
+        complain(job, problems, s, key, what);
+    }
+    for (int64_t i = 0; !strcmp(key, "from") && i < step->rank_groups.n; i++) {
+        if (has_group(source, step->rank_groups.names[i])) continue;
+        snprintf(what, sizeof what, "expected groups of the step %.64s: got \"%.80s\"", name,
+                 step->rank_groups.names[i]);
+        complain(job, problems, s, "rank_groups", what);
+    }
+}
+
+/* Fills in where counts come from: the first activation step of `from`; and whose traffic: the last ranked
+ * group. */
+static void check_counts(const Job *job, int64_t s, Problems *problems) {
+    StepOptions *step = &job->steps[s];
+    for (int64_t i = 0; !step->counts[0] && i < step->from.n; i++) {
+        const StepOptions *source = find_before(job, s, step->from.names[i]);
+        if (source && source->kind == STEP_ACTIVATION) step->counts = source->name;
+    }
+    const StepOptions *counts = step->counts[0] ? find_before(job, s, step->counts) : NULL;
+    bool reads = step->traffic.n || step->traffic_matched_sets || step->exclude_super;
+    if (reads && (!counts || counts->kind != STEP_ACTIVATION)) {
+        complain(job, problems, s, "counts",
+                 "expected an activation step before this one, for traffic and super experts (or traffic [], "
+                 "traffic_matched_sets 0 and exclude_super false)");
+        return;
+    }
+    if (!counts) return;
+    check_source(job, s, "counts", step->counts, problems);
+    if (!step->traffic_group[0] && step->rank_groups.n)
+        step->traffic_group = step->rank_groups.names[step->rank_groups.n - 1];
+    if (!step->traffic_group[0] && counts->groups.n)
+        step->traffic_group = counts->groups.names[counts->groups.n - 1];
+    char what[300];
+    snprintf(what, sizeof what, "expected a group of the step %.64s: got \"%.80s\"", step->counts,
+             step->traffic_group);
+    if (!has_group(counts, step->traffic_group)) complain(job, problems, s, "traffic_group", what);
+}
+
+static void check_intervention(const Job *job, int64_t s, Problems *problems) {
+    StepOptions *step = &job->steps[s];
+    bool by_rule = step->top.n || step->traffic.n;
+    for (int64_t i = 0; i < step->from.n; i++) check_source(job, s, "from", step->from.names[i], problems);
+    if (!by_rule && !step->cells.n && !step->selection[0])
+        complain(job, problems, s, "top", "expected top, traffic, cells or selection: got none of them");
+    if (by_rule && !step->from.n)
+        complain(job, problems, s, "from", "expected the steps whose scores rank the cells: got none");
+    int64_t most = step->rank_by == RANK_SCORE ? 1 : 2;
+    if (by_rule && step->rank_groups.n != most)
+        complain(job, problems, s, "rank_groups",
+                 most == 2 ? "expected two groups of the ranking steps"
+                           : "expected one group for rank_by score");
+    if (step->class_ratio > 0 && most == 1)
+        complain(job, problems, s, "class_ratio",
+                 "expected rank_by difference or ratio, which have two groups");
+    for (int64_t i = 0; i < step->top.n; i++)
+        if (step->top.values[i] != (double)(int64_t)step->top.values[i])
+            complain(job, problems, s, "top", "expected whole numbers of cells");
+    if (step->mode + EDIT_MASK == EDIT_FORCE && (step->random_sets || step->traffic_matched_sets))
+        complain(job, problems, s, "random_sets",
+                 "expected 0, and traffic_matched_sets 0, with mode force: a random set has not as many "
+                 "cells of a "
+                 "layer as a token takes");
+    check_counts(job, s, problems);
+}
+
 static void check_complete(const Job *job, const char *place, OptionScope scope, int kind, const void *record,
                            Problems *problems) {
     Error error = {0};
@@ -153,8 +244,9 @@ void job_check(Job *job, Problems *problems) {
         check_complete(job, place, SCOPE_STEP, step->kind, step, problems);
         if (step->name) check_name(job, s, problems);
         if (step->kind != STEP_REPORT) check_model(job, s, problems), check_groups(job, s, problems);
-        if (step->kind == STEP_REPORT) check_from(job, s, problems);
-        if (step->kind != STEP_REPORT) check_statistics(job, s, problems);
+        if (step->kind == STEP_REPORT || step->kind == STEP_INTERVENTION) check_from(job, s, problems);
+        if (step->kind == STEP_INTERVENTION) check_intervention(job, s, problems);
+        if (step->kind != STEP_REPORT && step->kind != STEP_INTERVENTION) check_statistics(job, s, problems);
     }
 }
 

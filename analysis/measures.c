@@ -83,6 +83,19 @@ bool measures_make_replies(Measures *m, int64_t n_tokens, Error *error) {
     return error_out_of_memory(error, "replies", (2 * n + (size_t)n_tokens) * 8);
 }
 
+bool measures_put_replies(Measures *m, int64_t at, const Generation *from, Error *error) {
+    int64_t before = m->reply_offsets[at], n = from->offsets[from->n_prompts];
+    int32_t *tokens = mem_resize(m->reply_tokens, (size_t)(before + n) + 1, sizeof *tokens);
+    if (!tokens) return error_out_of_memory(error, "replies", (size_t)(before + n) * sizeof *tokens);
+    m->reply_tokens = tokens;
+    if (n) memcpy(tokens + before, from->tokens, (size_t)n * sizeof *tokens);
+    for (int64_t p = 0; p < from->n_prompts; p++) {
+        m->reply_offsets[at + p + 1] = before + from->offsets[p + 1];
+        m->reply_stopped[at + p] = from->stopped[p];
+    }
+    return true;
+}
+
 bool measures_save(const Measures *measures, const char *path, Error *error) {
     NamedTensor tensors[N_COLUMNS + 3];
     Measures own = *measures, *m = &own;

@@ -6,6 +6,7 @@
 #ifndef GATETAPE_MEASURES_H
 #define GATETAPE_MEASURES_H
 #include "../engine/error.h"
+#include "../engine/generate.h"
 #include "options.h"
 #include <stdint.h>
 
@@ -42,6 +43,9 @@ bool measures_make(int kind, int64_t n_prompts, int64_t n_layers, int64_t n_expe
 void measures_free(Measures *measures);
 /* Room for replies of n_tokens in all, zeroed. */
 bool measures_make_replies(Measures *measures, int64_t n_tokens, Error *error);
+
+/* Replies of a batch, to stand from number `at` on, behind those that are there. */
+bool measures_put_replies(Measures *measures, int64_t at, const Generation *from, Error *error);
 
 /* A finished block to and from its file. Loading: an Error when it is not such a block. */
 bool measures_save(const Measures *measures, const char *path, Error *error);

@@ -3,7 +3,8 @@
 #include "options.h"
 #include <stddef.h>
 
-const char *const step_kind_names[N_STEP_KINDS + 1] = {"activation", "gradient", "report", NULL};
+const char *const step_kind_names[N_STEP_KINDS + 1] = {"activation", "gradient", "intervention", "report",
+                                                       NULL};
 
 static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
 static const char *const computes[] = {"auto", "f32", "bf16", NULL};
@@ -26,11 +27,18 @@ static const char *const class_rules[] = {"ratio", "difference", "z", NULL};
 static const char *const test_statistics[] = {"t", "difference", NULL};
 static const char *const recomputes[] = {"auto", "always", "never", NULL};
 
+static const char *const rank_bys[] = {"difference", "ratio", "score", NULL};
+static const char *const modes[] = {"mask",  "bias", "promote",          "demote",
+                                    "force", "zero", "zero_renormalize", NULL};
+static const char *const applies[] = {"both", "prompt", "generated", NULL};
+
 enum {
     ACTIVATION = 1 << STEP_ACTIVATION,
     GRADIENT = 1 << STEP_GRADIENT,
     REPORT = 1 << STEP_REPORT,
-    MEASURING = ACTIVATION | GRADIENT
+    MEASURING = ACTIVATION | GRADIENT,
+    INTERVENTION = 1 << STEP_INTERVENTION,
+    COMPUTING = MEASURING | INTERVENTION
 };
 
 #define JOB(field) .scope = SCOPE_JOB, .name = #field, .offset = offsetof(JobOptions, field)
@@ -90,14 +98,16 @@ const Option option_table[] = {
     {PROMPTS(use), CHOICE(uses, "\"any\""),
      .help = "groups for ranking, tuning and testing must have no prompt in common"},
 
-    {STEP(ACTIVATION | GRADIENT | REPORT, name), STRING(NULL), .help = "names its folder"},
-    {STEP(ACTIVATION | GRADIENT | REPORT, kind), CHOICE(step_kind_names, NULL), .help = "what the step does"},
-    {STEP(MEASURING, model), STRING("\"\""),
+    {STEP(COMPUTING | REPORT, name), STRING(NULL), .help = "names its folder"},
+    {STEP(COMPUTING | REPORT, kind), CHOICE(step_kind_names, NULL), .help = "what the step does"},
+    {STEP(COMPUTING, model), STRING("\"\""),
      .help = "a model of the job; may be left out where there is one"},
-    {STEP(MEASURING, groups), .type = OPTION_NAMES, .preset = "[]",
+    {STEP(COMPUTING, groups), .type = OPTION_NAMES, .preset = "[]",
      .help = "prompt groups of the job, in this order; left out: all"},
-    {STEP(REPORT, from), .type = OPTION_NAMES, .preset = "[]",
-     .help = "steps that it needs, checked to come before it; all finished ones are shown"},
+    {STEP(INTERVENTION | REPORT, from), .type = OPTION_NAMES, .preset = "[]",
+     .help =
+         "steps that it needs, checked to come before it. report: all finished ones are shown. "
+         "intervention: those whose scores rank the cells; their prompts must not be those of its groups"},
     {.scope = SCOPE_STEP,
      .kinds = ACTIVATION,
      .name = "score",
@@ -157,11 +167,11 @@ const Option option_table[] = {
      .help =
          "statistics: a token's choice is a near tie when the least chosen router logit is less than this "
          "above the largest other"},
-    {STEP(MEASURING, max_new_tokens), INTEGER(1, 1e6, "64"),
+    {STEP(COMPUTING, max_new_tokens), INTEGER(1, 1e6, "64"),
      .help = "longest generated reply, where one is needed"},
-    {STEP(MEASURING, temperature), NUMBER(0, 100, "0"), .help = "of the generated reply; 0: greedy"},
-    {STEP(MEASURING, top_k), INTEGER(0, 1e6, "0"), .help = "of the generated reply; 0: all"},
-    {STEP(MEASURING, top_p), NUMBER(0, 1, "1"), .help = "of the generated reply; 1: all"},
+    {STEP(COMPUTING, temperature), NUMBER(0, 100, "0"), .help = "of the generated reply; 0: greedy"},
+    {STEP(COMPUTING, top_k), INTEGER(0, 1e6, "0"), .help = "of the generated reply; 0: all"},
+    {STEP(COMPUTING, top_p), NUMBER(0, 1, "1"), .help = "of the generated reply; 1: all"},
     {STEP(ACTIVATION, trace), CHOICE(traces, "\"none\""),
      .help =
          "writes what every token was routed to: choices, or full with router logits and probabilities. As "
@@ -169,6 +179,45 @@ const Option option_table[] = {
     {STEP(GRADIENT, gate_rows), BOOL("false"), .help = "writes the full gradient of the gate, per prompt"},
     {STEP(GRADIENT, recompute), CHOICE(recomputes, "\"auto\""), .same_results = true,
      .help = "auto: activations are kept for the backward pass when they fit"},
+
+    {STEP(INTERVENTION, top), .type = OPTION_NUMBERS, .preset = "[]", .least = 1, .most = 1e6,
+     .help = "a condition for each step of from and each number: so many cells, highest rank first"},
+    {STEP(INTERVENTION, traffic), .type = OPTION_NUMBERS, .preset = "[]", .least = 0.001, .most = 100,
+     .help = "the same by percent of all choices of traffic_group: cells by rank until the first that would "
+             "exceed it"},
+    {STEP(INTERVENTION, cells), .type = OPTION_NAMES, .preset = "[]",
+     .help = "a condition of cells listed as LAYER:EXPERT"},
+    {STEP(INTERVENTION, selection), .type = OPTION_PATH, .preset = "\"\"",
+     .help = "a condition of the cells of a CSV file with the columns layer and expert"},
+    {STEP(INTERVENTION, rank_groups), .type = OPTION_NAMES, .preset = "[]",
+     .help = "the two groups whose scores are compared, or the one of rank_by score"},
+    {STEP(INTERVENTION, rank_by), CHOICE(rank_bys, "\"difference\""),
+     .help = "score of the first group minus the second's, their ratio, or the first's alone"},
+    {STEP(INTERVENTION, class_ratio), NUMBER(0, 1e6, "0"),
+     .help = "only cells whose first score is more than so many times the second; 0: all"},
+    {STEP(INTERVENTION, mode), CHOICE(modes, "\"mask\""),
+     .help =
+         "what is done to a selected cell. mask: router logit -infinity, the next expert takes over; bias: "
+         "logit + value; promote, demote: above the largest or below the least logit by value; force: these "
+         "and no others; zero: combine weight 0; zero_renormalize: the others make up for it (open in the "
+         "literature)"},
+    {STEP(INTERVENTION, value), NUMBER(-1e6, 1e6, "0"), .help = "of mode bias, promote or demote"},
+    {STEP(INTERVENTION, applies_to), CHOICE(applies, "\"both\""),
+     .help = "tokens that are edited: of the prompt, generated, or both"},
+    {STEP(INTERVENTION, counts), STRING("\"\""),
+     .help = "activation step that traffic and super experts are taken from; left out: the first of from"},
+    {STEP(INTERVENTION, traffic_group), STRING("\"\""),
+     .help = "its group whose choices are the traffic; left out: the last of rank_groups"},
+    {STEP(INTERVENTION, exclude_super), BOOL("true"),
+     .help =
+         "super experts (arXiv 2507.23279) are neither selected nor drawn: largest output beyond the 99.5th "
+         "percentile and a tenth of the largest, in the first 75 % of the layers"},
+    {STEP(INTERVENTION, random_sets), INTEGER(0, 1000, "10"),
+     .help = "controls: random sets as large as the selected one; with traffic within 5 % of the budget"},
+    {STEP(INTERVENTION, layer_matched_sets), INTEGER(0, 1000, "10"),
+     .help = "controls: random sets with as many cells in each layer"},
+    {STEP(INTERVENTION, traffic_matched_sets), INTEGER(0, 1000, "10"),
+     .help = "controls: random sets of as many cells, with traffic within 5 % of the selected set's"},
 };
 
 const int64_t n_options = sizeof option_table / sizeof *option_table;

@@ -122,9 +122,11 @@ static bool read_numbers(const Option *option, Json value, NumberList *to, Error
 }
 
 /* An absolute path, links resolved where it exists; a missing file is found out when it is opened. */
-static bool read_path(Json value, const char *folder, const char **to, TextPool *pool, Error *error) {
+static bool read_path(Json value, const char *folder, bool optional, const char **to, TextPool *pool,
+                      Error *error) {
     const char *name;
     if (!json_string(value, &name, error)) return false;
+    if (!name[0] && optional) return (*to = pool_put(pool, "", 0, error)) != NULL;
     if (!name[0]) return json_error(value, error, "expected a path: got an empty text");
     char *joined = io_join(folder, name);
     if (!joined) return error_out_of_memory(error, "a path", strlen(name));
@@ -148,12 +150,21 @@ bool option_read(const Option *option, Json value, void *record, const char *fol
         if (!json_string(value, &text, error)) return false;
         *(const char **)to = pool_put(pool, text, strlen(text), error);
         return *(const char **)to != NULL;
-    case OPTION_PATH: return read_path(value, folder, to, pool, error);
+    case OPTION_PATH: return read_path(value, folder, option->preset != NULL, to, pool, error);
     case OPTION_NAMES: return read_names(value, to, pool, error);
     case OPTION_NUMBERS:
     case OPTION_INTEGERS: return read_numbers(option, value, to, error);
     }
     return false;
+}
+
+void options_free(OptionScope scope, void *record) {
+    for (const Option *o = option_table; o < option_table + n_options; o++) {
+        if (o->scope != scope || o->type != OPTION_NAMES) continue;
+        NameList *list = field_of(o, record);
+        mem_free(list->names);
+        *list = (NameList){0};
+    }
 }
 
 /* The value as JSON: texts without quotes and lists without brackets are put in theirs. */

@@ -8,7 +8,7 @@
 #include "../engine/text.h"
 
 typedef enum { SCOPE_JOB, SCOPE_MODEL, SCOPE_PROMPTS, SCOPE_STEP, N_SCOPES } OptionScope;
-typedef enum { STEP_ACTIVATION, STEP_GRADIENT, STEP_REPORT, N_STEP_KINDS } StepKind;
+typedef enum { STEP_ACTIVATION, STEP_GRADIENT, STEP_INTERVENTION, STEP_REPORT, N_STEP_KINDS } StepKind;
 
 typedef struct {
     const char **names; /* array owned, the texts by the job */
@@ -53,6 +53,9 @@ typedef enum { LAYERS_OF_SCORES, LAYERS_OF_PROMPTS } LayerStatistics;
 typedef enum { CLASS_RATIO, CLASS_DIFFERENCE, CLASS_Z } ClassRule;
 typedef enum { PERMUTE_T, PERMUTE_DIFFERENCE } TestStatistic;
 
+typedef enum { RANK_DIFFERENCE, RANK_RATIO, RANK_SCORE } RankBy;
+typedef enum { APPLIES_TO_BOTH, APPLIES_TO_PROMPT, APPLIES_TO_GENERATED } AppliesTo;
+
 /* ---- records: texts are owned by the job ---- */
 typedef struct {
     int64_t schema_version, seed;
@@ -87,6 +90,14 @@ typedef struct {
     int64_t bootstraps, permutations, splits;
     double confidence, stable_share, near_tie;
     int test_statistic, class_rule;
+    /* intervention */
+    NameList rank_groups, cells;
+    NumberList top, traffic;
+    const char *counts, *traffic_group, *selection;
+    int rank_by, mode, applies_to; /* mode: EditMode less EDIT_MASK */
+    double value, class_ratio;
+    int64_t random_sets, layer_matched_sets, traffic_matched_sets;
+    bool exclude_super;
 } StepOptions;
 
 /* ---- the table ---- */
@@ -96,10 +107,10 @@ typedef enum {
     OPTION_NUMBER,  /* double */
     OPTION_CHOICE,  /* int */
     OPTION_STRING,  /* const char * */
-    OPTION_PATH,    /* const char *, made absolute */
+    OPTION_PATH,    /* const char *, made absolute; "" where the preset is */
     OPTION_NAMES,   /* NameList */
-    OPTION_NUMBERS, /* NumberList */
-    OPTION_INTEGERS /* NumberList of integers */
+    OPTION_NUMBERS, /* NumberList, ascending */
+    OPTION_INTEGERS /* NumberList of integers, ascending */
 } OptionType;
 
 typedef struct {
@@ -131,6 +142,8 @@ void pool_free(TextPool *pool);
 
 /* Fills a record with the presets; options without one stay zero. */
 bool options_preset(OptionScope scope, void *record, TextPool *pool, Error *error);
+/* Frees the lists of a record. */
+void options_free(OptionScope scope, void *record);
 /* One value into its field. `folder` is what a relative path counts from. */
 bool option_read(const Option *option, Json value, void *record, const char *folder, TextPool *pool,
                  Error *error);

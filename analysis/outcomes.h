@@ -19,7 +19,7 @@ typedef struct {
 bool outcome_of(const Label *before, const Label *after, const Resamples *draws, Outcome *outcome,
                 Error *error);
 
-/* Two-sided exact binomial test of b against c at one half: min(1, 2 P[X <= min(b, c)]), X of b + c throws. */
+/* Labels of draws->n_drawn >= 1 prompts before and after; draws are resamples of them. */
 double mcnemar_exact(int64_t b, int64_t c);
 
 /* Agreement of two labellings beyond chance; NaN when chance alone gives full agreement. table[i][j]: how

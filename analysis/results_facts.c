@@ -182,6 +182,13 @@ static const char readme[] =
     "                 L over layers with experts\n"
     "statistics.json  all statistics of the step's groups, with intervals and tests; see below\n"
     "responses.jsonl  generated replies, where the step needs them\n"
+    "conditions.csv   of an intervention: kind (baseline, selected, random, layer_matched, traffic_matched), "
+    "where\n"
+    "                 its cells come from, their number and traffic (share of all choices of the traffic "
+    "group),\n"
+    "                 and why it is not defined (defined 0)\n"
+    "cells.csv        the cells of each condition; excluded.csv: super experts that no set holds\n"
+    "responses/       replies of each condition, a JSON object a line, prompts in the order of prompts.csv\n"
     "traces/          routing of every token, where asked for; as sensitive as the prompts\n"
     "gate_rows/       full gradients of the router rows, where asked for\n";
 

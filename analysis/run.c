@@ -3,6 +3,7 @@
 #include "../engine/alloc.h"
 #include "../engine/clock.h"
 #include "../engine/io.h"
+#include "intervene.h"
 #include "report.h"
 #include "run_folder.h"
 #include "run_plan.h"
@@ -63,6 +64,23 @@ static DType pick_compute(int choice, const Device *device) {
 }
 
 /* ---- sets ---- */
+/* False when the files of two groups have a prompt in common; `why` is said then. */
+static bool check_apart(const PromptOptions *x, const PromptOptions *y, const char *why, Error *error) {
+    PromptFile one = {0}, other = {0};
+    int64_t first = 0, n = 0;
+    bool ok = prompts_read(x, &one, error) && prompts_read(y, &other, error);
+    if (ok) n = prompts_count_common(&one, &other, false, &first);
+    if (n < 0) ok = error_out_of_memory(error, "hashes of prompts", (size_t)other.n * HASH_TEXT);
+    if (n > 0)
+        ok = error_set(error, ERROR_BAD_INPUT,
+                       "prompts.%s: expected no prompt in common with prompts.%s (%s): got %lld, the first "
+                       "\"%.80s\"",
+                       x->name, y->name, why, (long long)n, one.entries[first].id);
+    prompts_free(&one);
+    prompts_free(&other);
+    return ok;
+}
+
 /* Prompts that rank, tune and test must not be the same ones. */
 static bool check_disjoint(const Job *job, Error *error) {
     bool ok = true;
@@ -70,21 +88,40 @@ static bool check_disjoint(const Job *job, Error *error) {
         for (int64_t b = a + 1; ok && b < job->n_prompts; b++) {
             const PromptOptions *x = &job->prompts[a], *y = &job->prompts[b];
             if (x->use == y->use || x->use == USE_ANY || y->use == USE_ANY) continue;
-            PromptFile one = {0}, other = {0};
-            int64_t first = 0, n = 0;
-            ok = prompts_read(x, &one, error) && prompts_read(y, &other, error);
-            if (ok) n = prompts_count_common(&one, &other, false, &first);
-            if (n < 0) ok = error_out_of_memory(error, "hashes of prompts", (size_t)other.n * HASH_TEXT);
-            if (n > 0)
-                ok = error_set(
-                    error, ERROR_BAD_INPUT,
-                    "prompts.%s: expected no prompt in common with prompts.%s (use: %s and %s): got %lld, "
-                    "the first \"%.80s\"",
-                    x->name, y->name, option_choice("use", SCOPE_PROMPTS, x->use),
-                    option_choice("use", SCOPE_PROMPTS, y->use), (long long)n, one.entries[first].id);
-            prompts_free(&one);
-            prompts_free(&other);
+            char why[80];
+            snprintf(why, sizeof why, "use: %s and %s", option_choice("use", SCOPE_PROMPTS, x->use),
+                     option_choice("use", SCOPE_PROMPTS, y->use));
+            ok = check_apart(x, y, why, error);
         }
+    return ok;
+}
+
+static const StepOptions *find_step(const Job *job, const char *name) {
+    const StepOptions *found = NULL;
+    for (int64_t i = 0; i < job->n_steps; i++)
+        if (!strcmp(job->steps[i].name, name)) found = &job->steps[i];
+    return found;
+}
+
+/* An intervention is tested on prompts that did not rank its cells, whatever their use is said to be. */
+static bool check_tests(const Job *job, const StepOptions *step, Error *error) {
+    bool ok = true;
+    char why[160];
+    for (int64_t f = 0; ok && f < step->from.n; f++) {
+        const StepOptions *source = find_step(job, step->from.names[f]);
+        snprintf(why, sizeof why, "step %.64s ranks, step %.64s tests", source->name, step->name);
+        for (int64_t a = 0; ok && a < step->groups.n; a++)
+            for (int64_t b = 0; ok && b < source->groups.n; b++)
+                ok = check_apart(job_prompts(job, step->groups.names[a]),
+                                 job_prompts(job, source->groups.names[b]), why, error);
+    }
+    return ok;
+}
+
+static bool check_sets(const Job *job, Error *error) {
+    bool ok = check_disjoint(job, error);
+    for (int64_t s = 0; ok && s < job->n_steps; s++)
+        if (job->steps[s].kind == STEP_INTERVENTION) ok = check_tests(job, &job->steps[s], error);
     return ok;
 }
 
@@ -141,7 +178,8 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
                    .folder = folder,
                    .progress = run->progress,
                    .stop = &stop_wanted};
-    return open_model(run, job_model(run->job, step->model), error) && step_run(&one, error);
+    bool (*work)(const StepRun *, Error *) = step->kind == STEP_INTERVENTION ? intervene_run : step_run;
+    return open_model(run, job_model(run->job, step->model), error) && work(&one, error);
 }
 
 static bool run_step(Run *run, const StepOptions *step, Error *error) {
@@ -232,7 +270,7 @@ bool run_job(const RunRequest *request, Error *error) {
     const Device *device = NULL;
     char *out = NULL;
     bool ok = job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
-              check_disjoint(&job, error) && pick_device(job.options.device, &device, error) &&
+              check_sets(&job, error) && pick_device(job.options.device, &device, error) &&
               pick_dense(job.options.dense, device, error);
     if (ok) out = request->out ? mem_copy_text(request->out, strlen(request->out)) : default_folder(&job);
     ok = ok && (out || error_out_of_memory(error, "a path", 1));

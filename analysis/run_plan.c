@@ -4,6 +4,7 @@
 #include "../engine/clock.h"
 #include "../engine/io.h"
 #include "../engine/model.h"
+#include "conditions.h"
 #include "step.h"
 #include <string.h>
 #include <unistd.h>
@@ -210,6 +211,14 @@ static void print_work(const Planner *p, const Work *work) {
         p->rates.bytes / 1e9);
     fputs("  files: ", p->to);
     print_text(p->to, p->out, strlen(p->out));
+    if (p->step->kind == STEP_INTERVENTION) {
+        fprintf(
+            p->to,
+            "/%s/{step.json,conditions.csv,cells.csv,excluded.csv,prompts.csv,responses/CONDITION.jsonl}, at "
+            "most %lld conditions\n",
+            p->step->name, (long long)conditions_count(p->step));
+        return;
+    }
     fprintf(p->to,
             "/%s/"
             "{step.json,scores.csv,curve.csv,coverage.csv,layers.csv,prompts.csv,statistics.json,per_prompt."
@@ -223,6 +232,10 @@ static bool plan_step(const Planner *p, Work *work, Error *error) {
     int64_t n = p->step->groups.n;
     bool ok = step_read_groups(p->job, p->step, p->encoder, NULL, &groups, &notes, error);
     for (int64_t g = 0; ok && g < n; g++) ok = plan_group(p, &groups[g], work, error);
+    if (p->step->kind == STEP_INTERVENTION) { /* replies alone, each condition's */
+        work->flops = work->bytes = 0;
+        work->reply_flops *= (double)conditions_count(p->step);
+    }
     if (ok) {
         fprintf(p->to, "step %s: %s of model %s (%s, chat template %s)\n", p->step->name,
                 step_kind_names[p->step->kind], p->step->model, p->config->family,

@@ -201,5 +201,14 @@ const char *scores_definition(const StepOptions *step) {
         "L1 norm of the gradient of a prompt's loss with respect to the expert's router row",
         "mean magnitude of the gradient of a prompt's loss with respect to the expert's router row",
         "sum over tokens of the magnitude of the gradient of a prompt's loss at the expert's logit"};
+    static const char *const edits[] = {
+        "router logit set to -infinity before softmax and top-k: the next expert takes over",
+        "value added to the router logit",
+        "router logit set to the layer's largest + value",
+        "router logit set to the layer's least - value",
+        "exactly the given experts of a layer chosen, weights by the family's rule",
+        "combine weight set to 0, routing unchanged",
+        "combine weight set to 0, the other weights scaled to the sum they had with it"};
+    if (step->kind == STEP_INTERVENTION) return edits[step->mode];
     return step->kind == STEP_GRADIENT ? gradient[step->gradient_score] : activation[step->activation_score];
 }

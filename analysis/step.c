@@ -144,8 +144,7 @@ static bool measure_groups(const StepRun *run, const PromptGroup *groups, Measur
            progress_end(run->progress, error);
 }
 
-/* They are in the tables now. */
-static bool remove_blocks(const StepRun *run, Error *error) {
+bool step_remove_blocks(const StepRun *run, Error *error) {
     char *folder = io_join(run->folder, "blocks"), **names = NULL;
     size_t n = 0;
     bool ok = folder || error_out_of_memory(error, "a path", strlen(run->folder));
@@ -164,7 +163,7 @@ static bool remove_blocks(const StepRun *run, Error *error) {
     return ok;
 }
 
-static void show_notes(const StepRun *run, const Text *notes) {
+void step_show_notes(const StepRun *run, const Text *notes) {
     const char *line = notes->bytes;
     while (line && *line) {
         size_t n = strcspn(line, "\n");
@@ -181,7 +180,7 @@ bool step_run(const StepRun *run, Error *error) {
     bool ok = measures || error_out_of_memory(error, "measures", (size_t)n * sizeof *measures);
     ok = ok && io_make_folders(run->folder, error) &&
          step_read_groups(run->job, run->step, run->encoder, run->inputs, &groups, &notes, error);
-    if (ok) show_notes(run, &notes);
+    if (ok) step_show_notes(run, &notes);
     ok = ok && measure_groups(run, groups, measures, error);
     if (ok) {
         StepResults results = {.job = run->job,
@@ -193,7 +192,7 @@ bool step_run(const StepRun *run, Error *error) {
                                .n_groups = n,
                                .folder = run->folder,
                                .warnings = notes.bytes};
-        ok = results_write(&results, error) && remove_blocks(run, error);
+        ok = results_write(&results, error) && step_remove_blocks(run, error);
     }
     for (int64_t g = 0; measures && g < n; g++) measures_free(&measures[g]);
     mem_free(measures);

@@ -32,6 +32,15 @@ void step_free_groups(PromptGroup *groups, int64_t n);
 
 BatchLimits step_limits(const Job *job);
 
+/* Stands for a prompt in random numbers: its group and entry, whatever is around it. */
+int64_t step_prompt_key(const StepRun *run, const PromptGroup *group, int64_t i);
+/* False and an Error when a signal has asked for the end. */
+bool step_goes_on(const StepRun *run, Error *error);
+/* One line of progress for each line of the notes. */
+void step_show_notes(const StepRun *run, const Text *notes);
+/* Removes RUN/STEP/blocks: what was in them is in the tables now. */
+bool step_remove_blocks(const StepRun *run, Error *error);
+
 /* For step.c: measures prompts [first, first + n) of a group; writes their trace and gate rows where
  * asked for. */
 bool step_measure_block(const StepRun *run, const PromptGroup *group, int64_t first, int64_t n,

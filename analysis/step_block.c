@@ -8,11 +8,11 @@
 #include "step.h"
 #include <string.h>
 
-static bool interrupted(const StepRun *run, Error *error) {
-    if (!*run->stop) return false;
-    error_set(error, ERROR_INTERRUPTED,
-              "step %s: interrupted; the same command goes on from the last finished block", run->step->name);
-    return true;
+bool step_goes_on(const StepRun *run, Error *error) {
+    return !*run->stop ||
+           error_set(error, ERROR_INTERRUPTED,
+                     "step %s: interrupted; the same command goes on from the last finished block",
+                     run->step->name);
 }
 
 /* ---- replies ---- */
@@ -22,8 +22,7 @@ static bool keep_generating(void *context, int64_t step, int64_t n_running) {
     return !*((const StepRun *)context)->stop;
 }
 
-/* Stands for a prompt in the random numbers: its group and entry, whatever is around it. */
-static int64_t key_of(const StepRun *run, const PromptGroup *group, int64_t i) {
+int64_t step_prompt_key(const StepRun *run, const PromptGroup *group, int64_t i) {
     int64_t g = group->options - run->job->prompts;
     return g * ((int64_t)1 << 40) + group->prompts[i].entry->index;
 }
@@ -36,7 +35,8 @@ static bool generate_batch(const StepRun *run, const Block *prompts, int64_t at,
     int64_t *keys = mem_zeroed((size_t)n, sizeof *keys);
     Batch batch = {0};
     bool ok = keys || error_out_of_memory(error, "keys of prompts", (size_t)n * sizeof *keys);
-    for (int64_t p = 0; ok && p < n; p++) keys[p] = key_of(run, prompts->group, prompts->first + at + p);
+    for (int64_t p = 0; ok && p < n; p++)
+        keys[p] = step_prompt_key(run, prompts->group, prompts->first + at + p);
     if (ok && batch_make(prompts, at, n, &batch, error)) {
         PromptBatch view = batch_view(&batch);
         GenerateOptions options = {
@@ -51,27 +51,13 @@ static bool generate_batch(const StepRun *run, const Block *prompts, int64_t at,
             .n_stop_tokens = config->n_eos_tokens,
             .progress = keep_generating,
             .progress_context = (void *)(uintptr_t)run};
-        ok = generate(run->model, &view, &options, NULL, to, error) && !interrupted(run, error);
+        ok = generate(run->model, &view, &options, NULL, to, error) && step_goes_on(run, error);
     } else {
         ok = false;
     }
     batch_free(&batch);
     mem_free(keys);
     return ok;
-}
-
-/* Replies of one batch behind those that are there. */
-static bool put_replies(Measures *m, int64_t at, const Generation *from, Error *error) {
-    int64_t before = m->reply_offsets[at], n = from->offsets[from->n_prompts];
-    int32_t *tokens = mem_resize(m->reply_tokens, (size_t)(before + n) + 1, sizeof *tokens);
-    if (!tokens) return error_out_of_memory(error, "replies", (size_t)(before + n) * sizeof *tokens);
-    m->reply_tokens = tokens;
-    if (n) memcpy(tokens + before, from->tokens, (size_t)n * sizeof *tokens);
-    for (int64_t p = 0; p < from->n_prompts; p++) {
-        m->reply_offsets[at + p + 1] = before + from->offsets[p + 1];
-        m->reply_stopped[at + p] = from->stopped[p];
-    }
-    return true;
 }
 
 static bool generate_replies(const StepRun *run, const Block *block, Measures *m, Error *error) {
@@ -81,7 +67,7 @@ static bool generate_replies(const StepRun *run, const Block *block, Measures *m
         int64_t n = batch_size(&prompts, at, run->step->max_new_tokens, step_limits(run->job));
         Generation generation = {0};
         ok = generate_batch(run, &prompts, at, n, &generation, error) &&
-             put_replies(m, at, &generation, error);
+             measures_put_replies(m, at, &generation, error);
         generation_free(&generation);
         at += n;
     }
@@ -175,7 +161,7 @@ bool step_measure_block(const StepRun *run, const PromptGroup *group, int64_t fi
              (measure_batch(run, &batch, at, m, &kept, error) || name_prompts(&block, at, n_batch, error));
         if (ok && kept.trace.logits) trace_put_batch(&kept.trace, &batch, group, first + at);
         at += n_batch;
-        ok = ok && !interrupted(run, error) &&
+        ok = ok && step_goes_on(run, error) &&
              progress_update(run->progress, n_before + at, run->progress->n_tokens + batch.n_tokens, error);
         batch_free(&batch);
     }

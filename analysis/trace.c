@@ -125,3 +125,53 @@ bool trace_write(Trace *t, const ModelConfig *config, const char *path, Error *e
     mem_free(moe_layers);
     return ok;
 }
+
+/* ---- reading ---- */
+/* A tensor of the file with these extents (-1: any). */
+static bool read_tensor(const TensorSet *set, const char *name, DType dtype, int n_dims, const int64_t *shape,
+                        void **to, int64_t *n_first, Error *error) {
+    const TensorEntry *entry = safetensors_find(set, name);
+    bool fits = entry && entry->dtype_known && entry->dtype == dtype && entry->n_dims == n_dims;
+    for (int i = 0; fits && i < n_dims; i++) fits = shape[i] < 0 || entry->shape[i] == shape[i];
+    if (!fits)
+        return error_set(error, ERROR_BAD_INPUT,
+                         "expected a trace of this model with a tensor %s: got another shape or none", name);
+    *n_first = entry->shape[0];
+    *to = mem_alloc((size_t)entry->n_bytes + 1);
+    if (!*to) return error_out_of_memory(error, name, entry->n_bytes);
+    return safetensors_read(set, entry, 0, *to, (size_t)entry->n_bytes, error);
+}
+
+static bool read_routes(const TensorSet *set, Trace *t, Error *error) {
+    int64_t n = 0, L = t->n_layers, K = t->n_chosen;
+    if (!read_tensor(set, "token_id", DTYPE_I32, 1, (const int64_t[]){-1}, (void **)&t->tokens, &t->n_tokens,
+                     error) ||
+        !read_tensor(set, "expert_ids", DTYPE_I32, 3, (const int64_t[]){L, t->n_tokens, K}, (void **)&t->ids,
+                     &n, error) ||
+        !read_tensor(set, "combine_weights", DTYPE_F32, 3, (const int64_t[]){L, t->n_tokens, K},
+                     (void **)&t->weights, &n, error) ||
+        !read_tensor(set, "prompt_offsets", DTYPE_I64, 1, (const int64_t[]){-1}, (void **)&t->prompt_offsets,
+                     &n, error))
+        return false;
+    t->n_prompts = n - 1;
+    bool ascends = t->n_prompts >= 1 && t->prompt_offsets[0] == 0 && t->prompt_offsets[n - 1] == t->n_tokens;
+    for (int64_t p = 0; ascends && p < t->n_prompts; p++)
+        ascends = t->prompt_offsets[p] < t->prompt_offsets[p + 1];
+    return ascends || error_set(error, ERROR_BAD_INPUT, "expected prompt_offsets to ascend from 0 to %lld",
+                                (long long)t->n_tokens);
+}
+
+bool trace_read(const char *path, const ModelConfig *config, Trace *t, Error *error) {
+    *t = (Trace){.choice = TRACE_CHOICES,
+                 .n_layers = config->n_moe_layers,
+                 .n_experts = config->n_experts,
+                 .n_chosen = config->n_experts_per_token};
+    TensorSet *set = safetensors_open(path, error);
+    bool ok = set && read_routes(set, t, error);
+    if (set) safetensors_close(set);
+    if (ok) return true;
+    trace_free(t);
+    return error_add_place(error, "%s", path);
+}
+
+RouteReplay trace_replay(const Trace *trace) { return (RouteReplay){trace->ids, trace->weights}; }

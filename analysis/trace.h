@@ -33,4 +33,10 @@ void trace_put_batch(Trace *trace, const Batch *batch, const PromptGroup *group,
 
 bool trace_write(Trace *trace, const ModelConfig *config, const char *path, Error *error);
 
+/* The routes of a file that trace_write made, for a model of the same shape: ids, weights, tokens,
+ * prompt_offsets; what is not needed to replay them stays NULL. Caller frees with trace_free. */
+bool trace_read(const char *path, const ModelConfig *config, Trace *trace, Error *error);
+/* As PassOptions.replay wants them for a batch of all the file's prompts; borrows. */
+RouteReplay trace_replay(const Trace *trace);
+
 #endif

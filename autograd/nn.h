@@ -54,7 +54,7 @@ typedef struct {
     Tensor probs; /* [T,E] real */
     Tensor ids;   /* [T,K] i32 */
 } Routed;
-Routed nn_route(Context *c, Var *logits, Tensor bias, int64_t n_chosen, RouterRule rule);
+Routed nn_route(Context *c, Var *logits, RouteEdits edits, int64_t n_chosen, RouterRule rule);
 MoePlan nn_moe_plan(Context *c, Tensor ids, int64_t n_experts);
 /* The rows x of one layer's experts, and their weights. */
 typedef struct {

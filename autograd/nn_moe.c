@@ -8,18 +8,19 @@
 static void route_back(Context *c, const Step *s) {
     Tensor dweights = tape_grad(c, s->out);
     c->device->ops->route_bwd(c->queue, tape_grad(c, s->in[0]), dweights, s->saved[0], s->saved[1], s->out->x,
-                              s->of.router);
+                              s->in[0]->x, s->of.route.edits, s->of.route.rule);
 }
 
-Routed nn_route(Context *c, Var *logits, Tensor bias, int64_t n_chosen, RouterRule rule) {
+Routed nn_route(Context *c, Var *logits, RouteEdits edits, int64_t n_chosen, RouterRule rule) {
     int64_t rows = tensor_rows(logits->x), n_experts = tensor_columns(logits->x);
     check(n_chosen >= 1 && n_chosen <= n_experts, "%lld of %lld experts", (long long)n_chosen,
           (long long)n_experts);
     Routed r = {.probs = tape_matrix(c, c->real, rows, n_experts),
                 .ids = tape_matrix(c, DTYPE_I32, rows, n_chosen)};
-    Step step = {.backward = route_back, .in = {logits}, .saved = {r.probs, r.ids}, .of.router = rule};
+    Step step = {.backward = route_back, .in = {logits}, .saved = {r.probs, r.ids}};
+    step.of.route.edits = edits, step.of.route.rule = rule;
     r.weights = tape_record(c, NULL, c->real, rows, n_chosen, step);
-    c->device->ops->route(c->queue, r.probs, r.ids, r.weights->x, logits->x, bias, rule);
+    c->device->ops->route(c->queue, r.probs, r.ids, r.weights->x, logits->x, edits, rule);
     return r;
 }
 

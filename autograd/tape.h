@@ -48,7 +48,10 @@ struct Step {
             MoePlan plan;
             Activation activation;
         } moe;
-        RouterRule router;
+        struct {
+            RouteEdits edits;
+            RouterRule rule;
+        } route;
         Activation activation;
         struct {
             block_fn *run;

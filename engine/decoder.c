@@ -107,14 +107,15 @@ bool decoder_check_batch(const Model *model, const PromptBatch *batch, int64_t n
 }
 
 bool rows_open(Rows *rows, int64_t n_rows, int64_t n_prompts, Error *error) {
-    size_t n = 4 * (size_t)n_rows + 3 * (size_t)n_prompts + 1;
+    size_t n = 5 * (size_t)n_rows + 3 * (size_t)n_prompts + 1;
     *rows = (Rows){.n_rows = n_rows, .n_prompts = n_prompts, .block = mem_alloc(n * sizeof(int32_t))};
     if (!rows->block) return error_out_of_memory(error, "the rows of a batch", n * sizeof(int32_t));
     rows->ids = rows->block;
     rows->positions = rows->ids + n_rows;
     rows->targets = rows->positions + n_rows;
     rows->cache_rows = rows->targets + n_rows;
-    rows->offsets = rows->cache_rows + n_rows;
+    rows->edits = rows->cache_rows + n_rows;
+    rows->offsets = rows->edits + n_rows;
     rows->kv_begin = rows->offsets + n_prompts + 1;
     rows->kv_length = rows->kv_begin + n_prompts;
     return true;
@@ -125,6 +126,11 @@ void rows_close(Rows *rows) {
     *rows = (Rows){0};
 }
 
+RouteEdits decoder_edit_shapes(const EditTable *t, DType real) {
+    return (RouteEdits){.modes = tensor_cube(NULL, DTYPE_I32, t->n_layers, t->n_sets, t->n_experts),
+                        .values = tensor_cube(NULL, real, t->n_layers, t->n_sets, t->n_experts)};
+}
+
 Tensor decoder_upload(Decoder *d, Context *c, const Rows *rows) {
     const ModelConfig *config = &d->model->config;
     d->positions = tape_upload(c, DTYPE_I32, rows->n_rows, rows->positions);
@@ -132,6 +138,7 @@ Tensor decoder_upload(Decoder *d, Context *c, const Rows *rows) {
     d->spans = (Spans){tape_upload(c, DTYPE_I32, rows->n_prompts + 1, rows->offsets),
                        tape_upload(c, DTYPE_I32, rows->n_prompts, rows->kv_begin),
                        tape_upload(c, DTYPE_I32, rows->n_prompts, rows->kv_length)};
+    if (d->edits) d->edit_tensors.rows = tape_upload(c, DTYPE_I32, rows->n_rows, rows->edits);
     if (d->cache) d->cache_rows = tape_upload(c, DTYPE_I32, rows->n_rows, rows->cache_rows);
     return tape_upload(c, DTYPE_I32, rows->n_rows, rows->ids);
 }
@@ -206,4 +213,35 @@ const void *decoder_reals(DType real, const float *from, int64_t n, void **owned
     double *to = mem_alloc((size_t)n * sizeof *to);
     for (int64_t i = 0; to && i < n; i++) to[i] = (double)from[i];
     return *owned = to;
+}
+
+/* ---- edits ---- */
+bool decoder_edits_reserve(const EditTable *table, const Model *model, RouteEdits *to, Error *error) {
+    if (!table) return true;
+    *to = decoder_edit_shapes(table, model->compute == DTYPE_F64 ? DTYPE_F64 : DTYPE_F32);
+    to->modes.data = model->device->alloc(tensor_bytes(to->modes));
+    to->values.data = model->device->alloc(tensor_bytes(to->values));
+    return (to->modes.data && to->values.data) ||
+           error_out_of_memory(error, "edits of the router", 2 * tensor_bytes(to->modes));
+}
+
+bool decoder_edits_copy(const EditTable *table, Workspace *w, RouteEdits to, Error *error) {
+    const Context *c = &w->context;
+    if (!table) return true;
+    void *owned;
+    const void *values = decoder_reals(c->real, table->values, tensor_count(to.values), &owned);
+    bool ok = values || error_out_of_memory(error, "edits of the router", tensor_bytes(to.values));
+    if (ok) {
+        c->device->copy_in(c->queue, to.modes, table->modes);
+        c->device->copy_in(c->queue, to.values, values);
+        ok = workspace_sync(w, error);
+    }
+    mem_free(owned);
+    return ok;
+}
+
+void decoder_edits_free(const Device *device, RouteEdits *edits) {
+    if (edits->modes.data) device->free(edits->modes.data);
+    if (edits->values.data) device->free(edits->values.data);
+    *edits = (RouteEdits){0};
 }

@@ -23,6 +23,10 @@ typedef struct {
     Tensor ids;
 } LayerRun;
 
+typedef struct {
+    Tensor ids, weights;
+} RouteTensors;
+
 struct Decoder {
     const Model *model;
     const Hooks *hooks;
@@ -33,11 +37,13 @@ struct Decoder {
     Tensor positions;   /* [T] i32 */
     Tensor frequencies; /* [n] f32 */
     Spans spans;
-    Tensor route_bias; /* [L_moe,E] real; absent: none */
-    KvCache *cache;    /* NULL: keys and values are those of the rows themselves */
-    Tensor cache_rows; /* [T] i32: where the rows' keys and values go in the cache */
-    Tensor nonfinite;  /* [n_checks] i64: decoder_check's findings */
-    LayerRun *runs;    /* [n_layers] */
+    const EditTable *edits;  /* NULL: none */
+    RouteEdits edit_tensors; /* of all layers: modes, values [L_moe,N,E], rows [T] */
+    RouteTensors replay;     /* [L_moe,T,K] each; absent: the router's own */
+    KvCache *cache;          /* NULL: keys and values are those of the rows themselves */
+    Tensor cache_rows;       /* [T] i32: where the rows' keys and values go in the cache */
+    Tensor nonfinite;        /* [n_checks] i64: decoder_check's findings */
+    LayerRun *runs;          /* [n_layers] */
 };
 
 /* What a run reads, on the host: its rows (tokens) and the prompts they belong to. */
@@ -45,6 +51,7 @@ typedef struct {
     int64_t n_rows, n_prompts;
     int32_t *ids, *positions, *targets; /* [n_rows]; targets: in a pass the next token's id, -1: none */
     int32_t *cache_rows;                /* [n_rows]: in generation, where keys and values go */
+    int32_t *edits;                     /* [n_rows]: the set of edits of each; < 0: none */
     int32_t *offsets;                   /* [n_prompts+1] */
     int32_t *kv_begin, *kv_length;      /* [n_prompts] */
     int32_t *block;
@@ -56,6 +63,8 @@ bool decoder_check_batch(const Model *model, const PromptBatch *batch, int64_t n
 /* Room for so many; caller closes. */
 bool rows_open(Rows *rows, int64_t n_rows, int64_t n_prompts, Error *error);
 void rows_close(Rows *rows);
+/* Modes and values [L_moe,N,E] of a table with no memory yet. */
+RouteEdits decoder_edit_shapes(const EditTable *edits, DType real);
 /* Copies what the layers need to the device and sets the decoder's tensors; returns the ids [n_rows] i32. */
 Tensor decoder_upload(Decoder *decoder, Context *c, const Rows *rows);
 
@@ -94,6 +103,12 @@ void workspace_close(Workspace *w);
 bool workspace_drop_spare(const Model *model);
 /* Waits. False and an Error when an op has failed. */
 bool workspace_sync(Workspace *w, Error *error);
+
+/* A table that stays on the model's device for many runs: memory for it, its contents, its end. Nothing for
+ * edits NULL. */
+bool decoder_edits_reserve(const EditTable *edits, const Model *model, RouteEdits *to, Error *error);
+bool decoder_edits_copy(const EditTable *edits, Workspace *w, RouteEdits to, Error *error);
+void decoder_edits_free(const Device *device, RouteEdits *edits);
 
 /* from[0..n) as reals of the context (f64 in the table f64); *owned is the copy to free, NULL when none was
  * needed. NULL when out of memory. */

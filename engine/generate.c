@@ -1,6 +1,7 @@
-/* Prefill and decoding steps over the cache. A step's rows are one token of each prompt that still runs;
- * their place in the batch, and who else is in it, changes no bit. The arena is as large as the larger of
- * the two programs needs. */
+/* Prefill and decoding steps over the cache. A sequence is a prompt and one continuation of it; sequence
+ * p * n_forks + f is fork f of prompt p. The prefill runs for each prompt's first fork; the others then get
+ * copies of its keys and values. A step's rows are one token of each sequence that still runs; their place in
+ * the batch, and who else is in it, changes no bit. The arena is as large as the largest program needs. */
 #include "generate.h"
 #include "../kernels/check.h"
 #include "../kernels/cost.h"
@@ -20,23 +21,26 @@ typedef struct {
     Workspace workspace;
     LayerRun *runs;
     int64_t *findings;
-    const void *route_bias; /* reals on the host */
-    void *owned_bias;
-    int64_t *first_rows; /* [P]: where a prompt's rows of the cache begin */
-    int64_t *running;    /* [P]: the prompts of the step's rows, ascending */
+    RouteEdits edits; /* modes and values on the device */
+    int64_t n_forks, n_sequences;
+    int64_t *first_rows; /* [S]: where a sequence's rows of the cache begin */
+    int64_t *running;    /* [S]: the sequences of the step's rows, ascending */
     int64_t n_running;
-    int64_t *keys;                    /* [P,2] of the random numbers: prompt, position */
+    int64_t *keys;                    /* [S,2] of the random numbers: prompt, position */
     int32_t *last_rows;               /* [P]: in the prefill, each prompt's last row */
-    int32_t *drawn;                   /* [P] */
-    int32_t *made;                    /* [P,max_new_tokens] */
-    int64_t *n_made;                  /* [P] */
-    bool *stopped;                    /* [P] */
+    int32_t *fork_rows;               /* [n_forks,T]: rows of the cache of all prompts' f-th forks */
+    int32_t *drawn;                   /* [S] */
+    int32_t *made;                    /* [S,max_new_tokens] */
+    int64_t *n_made;                  /* [S] */
+    bool *stopped;                    /* [S] */
     bool failed;                      /* by a hook */
     Graph *graph;                     /* a recorded step, where the device can; NULL: none yet */
     int64_t graph_rows, last_running; /* rows of it; of the step before */
 } Generator;
 
-static int64_t prompt_length(const Generator *g, int64_t p) {
+/* Of a sequence. */
+static int64_t prompt_length(const Generator *g, int64_t s) {
+    int64_t p = s / g->n_forks;
     return g->batch->offsets[p + 1] - g->batch->offsets[p];
 }
 
@@ -46,31 +50,33 @@ static void prefill_rows(Generator *g) {
     g->rows.n_rows = batch->offsets[batch->n_prompts];
     g->rows.n_prompts = g->n_running = batch->n_prompts;
     for (int64_t p = 0; p < batch->n_prompts; p++) {
-        int64_t begin = batch->offsets[p], n = prompt_length(g, p);
+        int64_t begin = batch->offsets[p], s = p * g->n_forks, n = prompt_length(g, s);
         for (int64_t i = 0; i < n; i++) {
             g->rows.ids[begin + i] = batch->tokens[begin + i];
             g->rows.positions[begin + i] = (int32_t)i;
-            g->rows.cache_rows[begin + i] = (int32_t)(g->first_rows[p] + i);
+            g->rows.cache_rows[begin + i] = (int32_t)(g->first_rows[s] + i);
+            g->rows.edits[begin + i] = g->options->prompt_edits ? g->options->prompt_edits[p] : -1;
         }
         g->rows.offsets[p] = (int32_t)begin;
-        g->rows.kv_begin[p] = (int32_t)g->first_rows[p];
+        g->rows.kv_begin[p] = (int32_t)g->first_rows[s];
         g->rows.kv_length[p] = (int32_t)n;
-        g->running[p] = p;
+        g->running[p] = s;
         g->last_rows[p] = (int32_t)(begin + n - 1);
     }
     g->rows.offsets[batch->n_prompts] = (int32_t)g->rows.n_rows;
 }
 
-/* The last token of every prompt that runs. */
+/* The last token of every sequence that runs. */
 static void step_rows(Generator *g) {
     g->rows.n_rows = g->rows.n_prompts = g->n_running;
     for (int64_t i = 0; i < g->n_running; i++) {
-        int64_t p = g->running[i], n = g->n_made[p], position = prompt_length(g, p) + n - 1;
-        g->rows.ids[i] = n ? g->made[p * g->options->max_new_tokens + n - 1] : 0;
+        int64_t s = g->running[i], n = g->n_made[s], position = prompt_length(g, s) + n - 1;
+        g->rows.ids[i] = n ? g->made[s * g->options->max_new_tokens + n - 1] : 0;
         g->rows.positions[i] = (int32_t)position;
-        g->rows.cache_rows[i] = (int32_t)(g->first_rows[p] + position);
+        g->rows.cache_rows[i] = (int32_t)(g->first_rows[s] + position);
+        g->rows.edits[i] = g->options->generated_edits ? g->options->generated_edits[s] : -1;
         g->rows.offsets[i] = (int32_t)i;
-        g->rows.kv_begin[i] = (int32_t)g->first_rows[p];
+        g->rows.kv_begin[i] = (int32_t)g->first_rows[s];
         g->rows.kv_length[i] = (int32_t)(position + 1);
     }
     g->rows.offsets[g->n_running] = (int32_t)g->n_running;
@@ -79,9 +85,9 @@ static void step_rows(Generator *g) {
 /* What is drawn next stands behind all tokens so far. */
 static void fill_keys(Generator *g) {
     for (int64_t i = 0; i < g->n_running; i++) {
-        int64_t p = g->running[i];
+        int64_t s = g->running[i], p = s / g->n_forks;
         g->keys[2 * i] = g->options->prompt_keys ? g->options->prompt_keys[p] : p;
-        g->keys[2 * i + 1] = prompt_length(g, p) + g->n_made[p];
+        g->keys[2 * i + 1] = prompt_length(g, s) + g->n_made[s];
     }
 }
 
@@ -90,9 +96,10 @@ static void place_in_step(const void *context, CheckKind kind, int64_t row, int6
     int64_t i = row;
     if (kind != CHECK_LOGITS)
         for (i = 0; g->rows.offsets[i + 1] <= row;) i++;
-    *prompt = g->running[i];
-    *token = kind == CHECK_LOGITS ? g->rows.kv_begin[i] + g->rows.kv_length[i] - 1 - g->first_rows[*prompt]
-                                  : g->rows.positions[row];
+    *prompt = g->running[i] / g->n_forks;
+    *token = kind == CHECK_LOGITS
+                 ? g->rows.kv_begin[i] + g->rows.kv_length[i] - 1 - g->first_rows[g->running[i]]
+                 : g->rows.positions[row];
 }
 
 /* ---- one step ---- */
@@ -116,15 +123,12 @@ static void run_program(Generator *g, Context *c) {
     Decoder d = {.model = g->model,
                  .hooks = g->hooks,
                  .site = {c->device, c->queue, g->error},
+                 .edits = g->options->edits,
+                 .edit_tensors = g->edits,
                  .cache = &g->cache,
                  .runs = g->runs};
     decoder_checks_clear(g->findings, n_checks);
     d.nonfinite = tape_upload(c, DTYPE_I64, n_checks, g->findings);
-    if (g->route_bias) {
-        int64_t n = config->n_moe_layers * config->n_experts;
-        d.route_bias = tensor_as_matrix(tape_upload(c, c->real, n, g->route_bias), config->n_moe_layers,
-                                        config->n_experts);
-    }
     Tensor ids = decoder_upload(&d, c, &g->rows);
     Var *x = decoder_run(&d, c, nn_embed(c, NULL, ids, w->embedding, false));
     if (g->rows.n_rows > g->n_running) {
@@ -181,16 +185,56 @@ static bool is_stop(const GenerateOptions *options, int32_t id) {
     return false;
 }
 
-/* Keeps what was drawn; finished prompts leave. */
+/* Keeps what was drawn; finished sequences leave. */
 static void take_drawn(Generator *g) {
     int64_t left = 0;
     for (int64_t i = 0; i < g->n_running; i++) {
-        int64_t p = g->running[i];
-        g->made[p * g->options->max_new_tokens + g->n_made[p]++] = g->drawn[i];
-        g->stopped[p] = is_stop(g->options, g->drawn[i]);
-        if (!g->stopped[p] && g->n_made[p] < g->options->max_new_tokens) g->running[left++] = p;
+        int64_t s = g->running[i];
+        g->made[s * g->options->max_new_tokens + g->n_made[s]++] = g->drawn[i];
+        g->stopped[s] = is_stop(g->options, g->drawn[i]);
+        if (!g->stopped[s] && g->n_made[s] < g->options->max_new_tokens) g->running[left++] = s;
     }
     g->n_running = left;
+}
+
+/* ---- forks ---- */
+/* Keys and values of the prompts' tokens from the first forks to the others, a layer at a time. */
+static void copy_cache(const Generator *g, Context *c) {
+    int64_t n = g->batch->offsets[g->batch->n_prompts];
+    Tensor rows = tape_upload(c, DTYPE_I32, g->n_forks * n, g->fork_rows),
+           caches[] = {g->cache.keys, g->cache.values};
+    for (int which = 0; which < 2; which++)
+        for (int64_t layer = 0; layer < g->model->config.n_layers; layer++) {
+            Scope scope = scope_open(c);
+            Tensor cache = tensor_entry(caches[which], layer);
+            Tensor copy = tape_matrix(c, cache.dtype, n, tensor_columns(cache));
+            c->device->ops->gather_rows(c->queue, copy, cache, tensor_slice(rows, 0, n));
+            for (int64_t f = 1; f < g->n_forks; f++)
+                c->device->ops->scatter_rows(c->queue, cache, copy, tensor_slice(rows, f * n, n));
+            scope_close(c, scope);
+        }
+}
+
+/* After the prefill: every fork has the first one's token, and those that go on have its keys and values. */
+static bool fork_sequences(Generator *g) {
+    if (g->n_forks == 1) return true;
+    int64_t most = g->options->max_new_tokens, n = g->batch->offsets[g->batch->n_prompts], left = 0;
+    for (int64_t s = 0; s < g->n_sequences; s++) {
+        int64_t first = s / g->n_forks * g->n_forks;
+        g->made[s * most] = g->made[first * most];
+        g->n_made[s] = 1;
+        g->stopped[s] = g->stopped[first];
+        if (!g->stopped[s] && most > 1) g->running[left++] = s;
+        for (int64_t i = 0; i < prompt_length(g, s); i++)
+            g->fork_rows[s % g->n_forks * n + g->batch->offsets[s / g->n_forks] + i] =
+                (int32_t)(g->first_rows[s] + i);
+    }
+    g->n_running = left;
+    Context *c = &g->workspace.context;
+    c->arena.used = 0;
+    c->n_vars = 0;
+    copy_cache(g, c);
+    return workspace_sync(&g->workspace, g->error);
 }
 
 static bool run_steps(Generator *g) {
@@ -199,6 +243,7 @@ static bool run_steps(Generator *g) {
         if (step) step_rows(g);
         if (!compute_step(g)) return false;
         take_drawn(g);
+        if (!step && !fork_sequences(g)) return false;
         if (o->progress && !o->progress(o->progress_context, step, g->n_running))
             return error_set(g->error, ERROR_INTERRUPTED, "generation: interrupted after %lld tokens",
                              (long long)step + 1);
@@ -215,6 +260,11 @@ static bool measure(Generator *g, size_t *n_bytes) {
         run_program(g, &w.context);
         w.context.arena.used = 0;
         w.context.n_vars = 0;
+        if (g->n_forks > 1) copy_cache(g, &w.context);
+        w.context.arena.used = 0;
+        w.context.n_vars = 0;
+        for (int64_t s = 0; s < g->n_sequences; s++) g->running[s] = s;
+        g->n_running = g->n_sequences;
         step_rows(g);
         run_program(g, &w.context);
         *n_bytes = w.context.arena.peak;
@@ -225,9 +275,9 @@ static bool measure(Generator *g, size_t *n_bytes) {
 
 static bool reserve_cache(Generator *g) {
     int64_t n_rows = 0;
-    for (int64_t p = 0; p < g->batch->n_prompts; p++) {
-        g->first_rows[p] = n_rows;
-        n_rows += prompt_length(g, p) + g->options->max_new_tokens;
+    for (int64_t s = 0; s < g->n_sequences; s++) {
+        g->first_rows[s] = n_rows;
+        n_rows += prompt_length(g, s) + g->options->max_new_tokens;
     }
     if (n_rows > INT32_MAX)
         return error_set(g->error, ERROR_BAD_INPUT, "generation: expected at most %d tokens: got %lld",
@@ -244,36 +294,39 @@ static bool reserve_cache(Generator *g) {
 
 static bool generator_open(Generator *g) {
     const ModelConfig *config = &g->model->config;
-    size_t p = (size_t)g->batch->n_prompts;
-    int64_t n = g->batch->offsets[p], cells = config->n_moe_layers * config->n_experts;
-    if (!rows_open(&g->rows, n, g->batch->n_prompts, g->error)) return false;
+    size_t n_sequences = (size_t)g->n_sequences, n_prompts = (size_t)g->batch->n_prompts;
+    int64_t n = g->batch->offsets[n_prompts];
+    if (!rows_open(&g->rows, n > g->n_sequences ? n : g->n_sequences, g->n_sequences, g->error)) return false;
     g->runs = mem_zeroed((size_t)config->n_layers, sizeof *g->runs);
     g->findings = mem_alloc((size_t)decoder_n_checks(config) * sizeof *g->findings);
-    g->first_rows = mem_zeroed(p, sizeof *g->first_rows);
-    g->running = mem_zeroed(p, sizeof *g->running);
-    g->keys = mem_zeroed(p, 2 * sizeof *g->keys);
-    g->last_rows = mem_zeroed(p, sizeof *g->last_rows);
-    g->drawn = mem_zeroed(p, sizeof *g->drawn);
-    g->made = mem_zeroed(p, (size_t)g->options->max_new_tokens * sizeof *g->made);
-    g->n_made = mem_zeroed(p, sizeof *g->n_made);
-    g->stopped = mem_zeroed(p, sizeof *g->stopped);
-    DType real = g->model->compute == DTYPE_F64 ? DTYPE_F64 : DTYPE_F32;
-    if (g->options->route_bias)
-        g->route_bias = decoder_reals(real, g->options->route_bias, cells, &g->owned_bias);
-    bool ok = g->runs && g->findings && g->first_rows && g->running && g->keys && g->last_rows && g->drawn &&
-              g->made && g->n_made && g->stopped && (!g->options->route_bias || g->route_bias);
-    if (!ok) return error_out_of_memory(g->error, "generation", p * (size_t)g->options->max_new_tokens * 4);
+    g->first_rows = mem_zeroed(n_sequences, sizeof *g->first_rows);
+    g->running = mem_zeroed(n_sequences, sizeof *g->running);
+    g->keys = mem_zeroed(n_sequences, 2 * sizeof *g->keys);
+    g->last_rows = mem_zeroed(n_prompts, sizeof *g->last_rows);
+    g->fork_rows = mem_zeroed(g->n_forks > 1 ? (size_t)(g->n_forks * n) : 1, sizeof *g->fork_rows);
+    g->drawn = mem_zeroed(n_sequences, sizeof *g->drawn);
+    g->made = mem_zeroed(n_sequences, (size_t)g->options->max_new_tokens * sizeof *g->made);
+    g->n_made = mem_zeroed(n_sequences, sizeof *g->n_made);
+    g->stopped = mem_zeroed(n_sequences, sizeof *g->stopped);
+    bool ok = g->runs && g->findings && g->first_rows && g->running && g->keys && g->last_rows &&
+              g->fork_rows && g->drawn && g->made && g->n_made && g->stopped;
+    if (!ok)
+        return error_out_of_memory(g->error, "generation",
+                                   n_sequences * (size_t)g->options->max_new_tokens * 4);
     size_t n_bytes = 0;
-    return reserve_cache(g) && measure(g, &n_bytes) &&
+    return reserve_cache(g) && decoder_edits_reserve(g->options->edits, g->model, &g->edits, g->error) &&
+           measure(g, &n_bytes) &&
            workspace_open(&g->workspace, g->model, g->model->device, false, g->error) &&
-           workspace_reserve(&g->workspace, n_bytes, g->error);
+           workspace_reserve(&g->workspace, n_bytes, g->error) &&
+           decoder_edits_copy(g->options->edits, &g->workspace, g->edits, g->error);
 }
 
 static void generator_close(Generator *g) {
-    void *blocks[] = {g->runs,  g->findings, g->first_rows, g->running, g->keys,      g->last_rows,
-                      g->drawn, g->made,     g->n_made,     g->stopped, g->owned_bias};
+    void *blocks[] = {g->runs,      g->findings, g->first_rows, g->running, g->keys,   g->last_rows,
+                      g->fork_rows, g->drawn,    g->made,       g->n_made,  g->stopped};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     if (g->graph) g->model->device->graph_free(g->graph);
+    decoder_edits_free(g->model->device, &g->edits);
     rows_close(&g->rows);
     workspace_close(&g->workspace);
     kv_cache_close(&g->cache);
@@ -281,7 +334,7 @@ static void generator_close(Generator *g) {
 
 /* ---- the front door ---- */
 static bool hand_over(Generator *g, Generation *to) {
-    int64_t n_prompts = g->batch->n_prompts, total = 0;
+    int64_t n_prompts = g->n_sequences, total = 0;
     to->offsets = mem_alloc((size_t)(n_prompts + 1) * sizeof *to->offsets);
     for (int64_t p = 0; to->offsets && p <= n_prompts; p++) {
         to->offsets[p] = total;
@@ -308,7 +361,14 @@ bool generate(const Model *model, const PromptBatch *batch, const GenerateOption
         return error_set(error, ERROR_BAD_INPUT, "max_new_tokens: expected at least 1: got %lld",
                          (long long)options->max_new_tokens);
     if (!decoder_check_batch(model, batch, options->max_new_tokens, error)) return false;
+    if (options->edits && !edit_table_check(options->edits, &model->config, error)) return false;
     Generator g = {.model = model, .batch = batch, .options = options, .hooks = hooks ? hooks : &none};
+    g.n_forks = options->n_forks > 1 ? options->n_forks : 1;
+    g.n_sequences = g.n_forks * batch->n_prompts;
+    for (int64_t s = 0; options->edits && s < g.n_sequences; s++)
+        check((!options->prompt_edits || options->prompt_edits[s / g.n_forks] < options->edits->n_sets) &&
+                  (!options->generated_edits || options->generated_edits[s] < options->edits->n_sets),
+              "a set of edits of sequence %lld", (long long)s);
     int64_t vocabulary = model->config.vocab_size;
     g.error = error;
     g.rule = options->rule;

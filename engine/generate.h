@@ -10,17 +10,23 @@ typedef struct {
     const int64_t *prompt_keys; /* [P]: stands for the prompt in the random numbers; NULL: 0, 1, ... */
     const int32_t *stop_tokens; /* generation of a prompt ends after one of them */
     int64_t n_stop_tokens;
-    const float *route_bias; /* as in PassOptions */
+    const EditTable *edits; /* NULL: none */
+    /* The set of edits of a prompt's tokens [P], and of those that it generates [P * n_forks]; < 0: none.
+     * NULL: none. The first token is chosen by the prompt's last. */
+    const int32_t *prompt_edits, *generated_edits;
+    /* How many continuations each prompt gets from one pass over it, with the same random numbers: they
+     * differ by generated_edits. 0: 1 */
+    int64_t n_forks;
     /* Called after each step with how many prompts still run; false: interrupted. May be NULL. */
     bool (*progress)(void *context, int64_t step, int64_t n_running);
     void *progress_context;
 } GenerateOptions;
 
 typedef struct {
-    int64_t n_prompts;
-    int64_t *offsets; /* [P+1] into tokens */
-    int32_t *tokens;  /* what was generated, the stop token included */
-    bool *stopped;    /* [P]: by a stop token (else by max_new_tokens) */
+    int64_t n_prompts; /* with n_forks: P * n_forks, the continuations of a prompt side by side */
+    int64_t *offsets;  /* [P+1] into tokens */
+    int32_t *tokens;   /* what was generated, the stop token included */
+    bool *stopped;     /* [P]: by a stop token (else by max_new_tokens) */
 } Generation;
 
 bool generate(const Model *model, const PromptBatch *batch, const GenerateOptions *options,

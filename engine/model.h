@@ -6,6 +6,7 @@
  * valid during the call; whoever needs them longer reduces them with ops of the queue or copies them out. */
 #ifndef GATETAPE_MODEL_H
 #define GATETAPE_MODEL_H
+#include "edits.h"
 #include "weights.h"
 
 /* The memory of the last pass, kept for the next one: fresh memory costs a page fault every 4 KB. */
@@ -85,11 +86,19 @@ typedef enum {
     RECOMPUTE_NEVER
 } Recompute;
 
+/* What the routers of another pass decided on the same tokens, on the host, as trace files hold it: it takes
+ * the place of this pass's decisions. */
+typedef struct {
+    const int32_t *ids;   /* [L_moe,T,K], distinct experts of a token in their order */
+    const float *weights; /* [L_moe,T,K] */
+} RouteReplay;
+
 typedef struct {
     /* [T] on the host: the loss is the sum of loss_weights[t] * nll[t]. NULL: no gradient */
     const float *loss_weights;
-    /* [L_moe,E] on the host, added to the router logits before the softmax (-inf: off). NULL: none */
-    const float *route_bias;
+    const EditTable *edits;     /* NULL: none */
+    const int32_t *token_edits; /* [T]: the set of edits of each token, < 0: none. NULL: set 0 for all */
+    const RouteReplay *replay;  /* NULL: the router decides. Not with loss_weights */
     Recompute recompute;
     size_t memory_limit_bytes; /* for RECOMPUTE_AUTO; 0: what the machine has free */
     bool want_nll;             /* implied by loss_weights */

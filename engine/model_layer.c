@@ -85,6 +85,24 @@ static void route_hook(Context *c, LayerRun *run, Tensor probs, Tensor outputs, 
     d->failed = !d->hooks->route(d->hooks->context, &d->site, &view);
 }
 
+static RouteEdits edits_of(const LayerRun *run) {
+    const Decoder *d = run->decoder;
+    if (!d->edits || !d->edits->edited[run->moe_layer]) return (RouteEdits){0};
+    return (RouteEdits){tensor_entry(d->edit_tensors.modes, run->moe_layer),
+                        tensor_entry(d->edit_tensors.values, run->moe_layer), d->edit_tensors.rows};
+}
+
+/* The router's choice, or a recorded one in its place. */
+static Routed route(Context *c, const LayerRun *run) {
+    const Decoder *d = run->decoder;
+    const ModelConfig *config = &d->model->config;
+    Routed routed = nn_route(c, run->logits, edits_of(run), config->n_experts_per_token, config->router);
+    if (!tensor_present(d->replay.ids)) return routed;
+    routed.ids = tensor_entry(d->replay.ids, run->moe_layer);
+    routed.weights = tape_leaf(c, tensor_entry(d->replay.weights, run->moe_layer), false);
+    return routed;
+}
+
 static void experts_block(Context *c, void *arguments) {
     LayerRun *run = arguments;
     Decoder *d = run->decoder;
@@ -96,8 +114,7 @@ static void experts_block(Context *c, void *arguments) {
     run->logits->wanted = d->wants_grad;
     if (!c->replay) decoder_check(d, c, CHECK_ROUTER, run->layer, run->logits->x);
     tape_tap(c, run->logits, route_grad_hook, run);
-    Tensor bias = tensor_present(d->route_bias) ? tensor_entry(d->route_bias, run->moe_layer) : absent;
-    Routed routed = nn_route(c, run->logits, bias, config->n_experts_per_token, config->router);
+    Routed routed = route(c, run);
     run->chosen = routed.weights;
     run->ids = routed.ids;
     MoePlan plan = nn_moe_plan(c, routed.ids, config->n_experts);

@@ -7,6 +7,7 @@
 #include "alloc.h"
 #include "decoder.h"
 #include "io.h"
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -19,8 +20,8 @@ typedef struct {
     Rows rows;
     LayerRun *runs;
     int64_t *findings;
-    const void *loss_weights, *route_bias; /* as reals, on the host */
-    void *owned[3];
+    const void *loss_weights, *edit_values, *replay_weights; /* as reals, on the host */
+    void *owned[4];
     void *nll; /* [T] reals on the host */
     float *logits;
     bool wants_nll, failed;
@@ -28,7 +29,7 @@ typedef struct {
 } Pass;
 
 /* ---- the batch ---- */
-static void fill_rows(Rows *rows, const PromptBatch *batch) {
+static void fill_rows(Rows *rows, const PromptBatch *batch, const int32_t *token_edits) {
     for (int64_t p = 0; p < batch->n_prompts; p++) {
         int64_t begin = batch->offsets[p], end = batch->offsets[p + 1];
         rows->offsets[p] = rows->kv_begin[p] = (int32_t)begin;
@@ -40,6 +41,7 @@ static void fill_rows(Rows *rows, const PromptBatch *batch) {
         }
     }
     rows->offsets[batch->n_prompts] = (int32_t)batch->offsets[batch->n_prompts];
+    for (int64_t t = 0; t < rows->n_rows; t++) rows->edits[t] = token_edits ? token_edits[t] : 0;
 }
 
 static void place_in_batch(const void *context, CheckKind kind, int64_t row, int64_t *prompt,
@@ -79,6 +81,23 @@ static void run_backward(Context *c, Decoder *d, Var *x) {
         d->failed = !d->hooks->embedding_grad(d->hooks->context, &d->site, x->g);
 }
 
+/* Edits, and the routes that a replay takes. */
+static void upload_routing(const Pass *p, Context *c, Decoder *d) {
+    const PassOptions *o = p->options;
+    if (o->edits) {
+        RouteEdits to = decoder_edit_shapes(o->edits, c->real);
+        to.modes.data = tape_upload(c, DTYPE_I32, tensor_count(to.modes), o->edits->modes).data;
+        to.values.data = tape_upload(c, c->real, tensor_count(to.values), p->edit_values).data;
+        d->edits = o->edits;
+        d->edit_tensors = to;
+    }
+    if (!o->replay) return;
+    int64_t l = p->model->config.n_moe_layers, k = p->model->config.n_experts_per_token, n = p->rows.n_rows;
+    d->replay =
+        (RouteTensors){tensor_as_cube(tape_upload(c, DTYPE_I32, l * n * k, o->replay->ids), l, n, k),
+                       tensor_as_cube(tape_upload(c, c->real, l * n * k, p->replay_weights), l, n, k)};
+}
+
 static void run_program(Pass *p, Context *c, bool recompute) {
     const ModelConfig *config = &p->model->config;
     int64_t n_checks = decoder_n_checks(config);
@@ -90,11 +109,7 @@ static void run_program(Pass *p, Context *c, bool recompute) {
                  .runs = p->runs};
     decoder_checks_clear(p->findings, n_checks);
     d.nonfinite = tape_upload(c, DTYPE_I64, n_checks, p->findings);
-    if (p->route_bias) {
-        int64_t n = config->n_moe_layers * config->n_experts;
-        d.route_bias = tape_upload(c, c->real, n, p->route_bias);
-        d.route_bias = tensor_as_matrix(d.route_bias, config->n_moe_layers, config->n_experts);
-    }
+    upload_routing(p, c, &d);
     Tensor ids = decoder_upload(&d, c, &p->rows);
     size_t before = c->arena.used;
     Var *x = nn_embed(c, NULL, ids, p->model->weights.embedding, c->tape && p->hooks->embedding_grad);
@@ -170,21 +185,25 @@ static bool choose(Pass *p, PassResult *result) {
 /* ---- the front door ---- */
 static bool pass_open(Pass *p) {
     const ModelConfig *config = &p->model->config;
-    int64_t n = p->batch->offsets[p->batch->n_prompts], cells = config->n_moe_layers * config->n_experts;
+    int64_t n = p->batch->offsets[p->batch->n_prompts];
     DType real = p->model->compute == DTYPE_F64 ? DTYPE_F64 : DTYPE_F32;
     if (!rows_open(&p->rows, n, p->batch->n_prompts, p->error)) return false;
-    fill_rows(&p->rows, p->batch);
+    fill_rows(&p->rows, p->batch, p->options->token_edits);
     const PassOptions *o = p->options;
     size_t n_logits =
         o->want_logits && p->model->device->computes ? (size_t)n * (size_t)config->vocab_size : 0;
     p->runs = mem_zeroed((size_t)config->n_layers, sizeof *p->runs);
     p->findings = mem_alloc((size_t)decoder_n_checks(config) * sizeof *p->findings);
     if (o->loss_weights) p->loss_weights = decoder_reals(real, o->loss_weights, n, &p->owned[0]);
-    if (o->route_bias) p->route_bias = decoder_reals(real, o->route_bias, cells, &p->owned[1]);
+    int64_t n_edits = o->edits ? o->edits->n_layers * o->edits->n_sets * o->edits->n_experts : 0,
+            n_routes = config->n_moe_layers * n * config->n_experts_per_token;
+    if (o->edits) p->edit_values = decoder_reals(real, o->edits->values, n_edits, &p->owned[1]);
+    if (o->replay) p->replay_weights = decoder_reals(real, o->replay->weights, n_routes, &p->owned[3]);
     p->nll = p->wants_nll ? p->owned[2] = mem_zeroed((size_t)n, dtype_bytes(real)) : NULL;
     p->logits = n_logits ? mem_alloc(n_logits * dtype_bytes(real)) : NULL;
     bool ok = p->runs && p->findings && (!o->loss_weights || p->loss_weights) &&
-              (!o->route_bias || p->route_bias) && (!p->wants_nll || p->nll) && (!n_logits || p->logits);
+              (!o->edits || p->edit_values) && (!o->replay || p->replay_weights) &&
+              (!p->wants_nll || p->nll) && (!n_logits || p->logits);
     return ok || error_out_of_memory(p->error, "the results of a pass", n_logits * dtype_bytes(real));
 }
 
@@ -192,7 +211,7 @@ static void pass_close(Pass *p) {
     rows_close(&p->rows);
     mem_free(p->runs);
     mem_free(p->findings);
-    for (int i = 0; i < 3; i++) mem_free(p->owned[i]);
+    for (int i = 0; i < 4; i++) mem_free(p->owned[i]);
     mem_free(p->logits);
 }
 
@@ -214,11 +233,51 @@ static void hand_over(Pass *p, PassResult *result) {
     p->logits = NULL;
 }
 
+/* ---- options ---- */
+static bool check_choice(const ModelConfig *config, const int32_t *ids, const float *weights, int64_t layer,
+                         int64_t token, Error *error) {
+    for (int64_t i = 0; i < config->n_experts_per_token; i++) {
+        bool good = ids[i] >= 0 && ids[i] < config->n_experts && isfinite(weights[i]);
+        for (int64_t j = 0; j < i; j++) good = good && ids[j] != ids[i];
+        if (good) continue;
+        return error_set(
+            error, ERROR_BAD_INPUT,
+            "replay: expert layer %lld, token %lld: expected %lld distinct experts from 0 to %lld "
+            "and finite weights: got expert %d, weight %g",
+            (long long)layer, (long long)token, (long long)config->n_experts_per_token,
+            (long long)config->n_experts - 1, (int)ids[i], (double)weights[i]);
+    }
+    return true;
+}
+
+static bool check_replay(const ModelConfig *config, const RouteReplay *replay, int64_t n_tokens,
+                         Error *error) {
+    int64_t k = config->n_experts_per_token;
+    for (int64_t i = 0; i < config->n_moe_layers * n_tokens; i++)
+        if (!check_choice(config, replay->ids + i * k, replay->weights + i * k, i / n_tokens, i % n_tokens,
+                          error))
+            return false;
+    return true;
+}
+
+static bool check_options(const Model *model, const PromptBatch *batch, const PassOptions *o, Error *error) {
+    int64_t n = batch->offsets[batch->n_prompts];
+    if (o->edits && !edit_table_check(o->edits, &model->config, error)) return false;
+    for (int64_t t = 0; o->token_edits && t < n; t++)
+        check(o->edits && o->token_edits[t] < o->edits->n_sets, "set %d of edits", (int)o->token_edits[t]);
+    if (!o->replay) return true;
+    if (o->loss_weights)
+        return error_set(error, ERROR_BAD_INPUT,
+                         "replay: expected a pass without gradients: recorded routes have none");
+    return check_replay(&model->config, o->replay, n, error);
+}
+
 bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions *options, const Hooks *hooks,
                 PassResult *result, Error *error) {
     const Hooks none = {0};
     *result = (PassResult){0};
-    if (!decoder_check_batch(model, batch, 0, error)) return false;
+    if (!decoder_check_batch(model, batch, 0, error) || !check_options(model, batch, options, error))
+        return false;
     Pass p = {.model = model, .batch = batch, .options = options, .hooks = hooks ? hooks : &none};
     p.error = error;
     p.wants_nll = options->want_nll || options->loss_weights;

@@ -42,6 +42,26 @@ typedef struct {
     float scale;      /* weights are multiplied by it last (1: unchanged) */
 } RouterRule;
 
+/* What an edit does to an expert of one token. Logit edits come first, then the choice, then the rule's
+ * weights, then the edits of weights. */
+typedef enum {
+    EDIT_NONE,
+    EDIT_MASK,    /* logit = -infinity; never chosen */
+    EDIT_BIAS,    /* logit += value */
+    EDIT_PROMOTE, /* logit = largest logit of the token before any edit + value */
+    EDIT_DEMOTE,  /* logit = least of them - value */
+    EDIT_FORCE,   /* chosen at place `value`, 0..K-1: K experts of a row have it, no other is chosen */
+    EDIT_ZERO,    /* combine weight = 0 */
+    EDIT_ZERO_RENORMALIZE /* the same, the token's other weights then scaled to the sum they had with it */
+} EditMode;
+
+/* Rows of edits, and which row each token has. */
+typedef struct {
+    Tensor modes;  /* [N,E] i32, EditMode; absent: nothing is edited */
+    Tensor values; /* [N,E] real */
+    Tensor rows;   /* [T] i32 below N; < 0: none */
+} RouteEdits;
+
 /* How the M = T*K (token, choice) pairs are grouped by expert. Pair number i = t*K + k. */
 typedef struct {
     Tensor offsets; /* [E+1] i32: expert e has the rows [offsets[e], offsets[e+1]) of M */
@@ -124,13 +144,14 @@ typedef void sigmoid_scale_fn(Queue *q, Tensor y, Tensor x, Tensor gate, Tensor 
 typedef void sigmoid_scale_bwd_fn(Queue *q, Tensor dx, Tensor dgate, Tensor dy, Tensor x, Tensor gate);
 
 /* ---- routed experts; plan made by moe_plan ---- */
-/* From logits [T,E] real: probs [T,E] = softmax over all experts of (logits + bias); ids [T,K] i32, weights
- * [T,K] real by the rule, largest first. bias [E] real or absent; -inf switches an expert off. */
-typedef void route_fn(Queue *q, Tensor probs, Tensor ids, Tensor weights, Tensor logits, Tensor bias,
+/* From logits [T,E] real: probs [T,E] = softmax over all experts of the edited logits; ids [T,K] i32, weights
+ * [T,K] real by the rule, largest first (forced ones in the order given). */
+typedef void route_fn(Queue *q, Tensor probs, Tensor ids, Tensor weights, Tensor logits, RouteEdits edits,
                       RouterRule rule);
-/* dlogits += gradient through the weights, ids constant */
+/* dlogits += gradient through the weights, ids constant; a promoted or demoted expert's goes to the logit
+ * that it was set from */
 typedef void route_bwd_fn(Queue *q, Tensor dlogits, Tensor dweights, Tensor probs, Tensor ids, Tensor weights,
-                          RouterRule rule);
+                          Tensor logits, RouteEdits edits, RouterRule rule);
 /* Fill plan's tensors from ids [T,K]. */
 typedef void moe_plan_fn(Queue *q, MoePlan plan, Tensor ids);
 /* z[m,:] = x[token(m),:] w[e]^T + bias[e]        z [M,2F] act, x [T,D] act, w [E,2F,D] gate first, bias

@@ -126,17 +126,20 @@ static void cost_sigmoid_scale_bwd(Queue *q, Tensor dx, Tensor dgate, Tensor dy,
 }
 
 /* ---- routed experts ---- */
-static void cost_route(Queue *q, Tensor probs, Tensor ids, Tensor weights, Tensor logits, Tensor bias,
+static void cost_route(Queue *q, Tensor probs, Tensor ids, Tensor weights, Tensor logits, RouteEdits edits,
                        RouterRule rule) {
     (void)rule;
-    spend(q, 5 * count(logits) + 3 * count(ids), 0, TOUCHES(probs, ids, weights, logits, bias));
+    spend(q, 5 * count(logits) + 3 * count(ids), 0,
+          TOUCHES(probs, ids, weights, logits, edits.modes, edits.values, edits.rows));
 }
 static void cost_route_bwd(Queue *q, Tensor dlogits, Tensor dweights, Tensor probs, Tensor ids,
-                           Tensor weights, RouterRule rule) {
+                           Tensor weights, Tensor logits, RouteEdits edits, RouterRule rule) {
+    if (!tensor_present(edits.modes)) logits = (Tensor){0}; /* read for its extremes alone */
     double choices = (double)tensor_columns(ids);
     bool whole = rule.order == ROUTER_SOFTMAX_TOPK && !rule.renormalize;
     spend(q, whole ? 2 * count(probs) + 4 * count(ids) : 4 * count(ids) * choices, 0,
-          TOUCHES(dlogits, dlogits, dweights, probs, ids, weights));
+          TOUCHES(dlogits, dlogits, dweights, probs, ids, weights, logits, edits.modes, edits.values,
+                  edits.rows));
 }
 static void cost_moe_plan(Queue *q, MoePlan plan, Tensor ids) {
     spend(q, 0, 0, TOUCHES(plan.offsets, plan.pairs, plan.rows, ids));

@@ -19,7 +19,8 @@ typedef enum {
     RANDOM_TEST = 3,
     RANDOM_BOOTSTRAP = 4,
     RANDOM_PERMUTATION = 5,
-    RANDOM_ROTATION = 6
+    RANDOM_ROTATION = 6,
+    RANDOM_CONTROL = 7 /* sets of cells that controls of an intervention draw */
 } RandomPurpose;
 
 /* counter becomes four random words; ten rounds. */

@@ -1,10 +1,10 @@
 /* The router: softmax and top-k in either order, the plan that groups tokens by expert, and the weighted
  * sum back.
  *
- * Everything is real, whatever the activations are. Experts are ranked by logits + bias in both orders
+ * Everything is real, whatever the activations are. Experts are ranked by their edited logits in both orders
  * (the softmax keeps their order), so the larger logit wins even where two probabilities round to one
  * value; equal ones go to the lower index. NaN ranks below every number: ids are always K distinct
- * experts, and none whose bias is -inf. */
+ * experts, none of them masked. A token without edits takes the same steps on its own logits. */
 #include "../math.h"
 #include "lanes.h"
 
@@ -23,14 +23,116 @@ static RouteShape route_shape(Tensor probs, Tensor ids, Tensor weights) {
     return n;
 }
 
+/* ---- edits ---- */
+typedef struct {
+    const int32_t *modes; /* [E]; NULL: the token has none */
+    const real *values;
+} TokenEdits;
+
+static TokenEdits token_edits(RouteEdits edits, int64_t t, int64_t experts) {
+    if (!tensor_present(edits.modes) || ints(edits.rows)[t] < 0) return (TokenEdits){0};
+    int64_t row = ints(edits.rows)[t];
+    check(row < tensor_rows(edits.modes), "row %lld of the edits", (long long)row);
+    return (TokenEdits){ints(edits.modes) + row * experts, reals(edits.values) + row * experts};
+}
+
+/* A row that no token could be routed by fails the op: too few experts left, or not each place forced. */
+static bool row_is_sound(Queue *q, const int32_t *modes, const real *values, RouteShape n) {
+    int64_t n_masked = 0, n_forced = 0;
+    uint64_t places = 0;
+    for (int64_t e = 0; e < n.experts; e++) {
+        n_masked += modes[e] == EDIT_MASK;
+        if (modes[e] != EDIT_FORCE) continue;
+        check(values[e] >= 0 && values[e] < (real)n.choices, "forced to place %g", (double)values[e]);
+        n_forced++;
+        places |= (uint64_t)1 << (int)values[e];
+    }
+    if (n_forced && (n_forced != n.choices || places != ~(uint64_t)0 >> (64 - n.choices))) {
+        queue_fail(q, "route", "%lld experts are forced, each token needs %lld", (long long)n_forced,
+                   (long long)n.choices);
+        return false;
+    }
+    if (n_forced || n.experts - n_masked >= n.choices) return true;
+    queue_fail(q, "route", "%lld of %lld experts are switched off, each token needs %lld",
+               (long long)n_masked, (long long)n.experts, (long long)n.choices);
+    return false;
+}
+
+static bool edits_are_sound(Queue *q, RouteEdits edits, RouteShape n) {
+    if (!tensor_present(edits.modes)) return true;
+    check(tensor_columns(edits.modes) == n.experts && tensor_count(edits.rows) == n.tokens &&
+              tensor_count(edits.values) == tensor_count(edits.modes),
+          "edits of %lld experts for %lld tokens", (long long)tensor_columns(edits.modes),
+          (long long)tensor_count(edits.rows));
+    for (int64_t row = 0; row < tensor_rows(edits.modes); row++)
+        if (!row_is_sound(q, ints(edits.modes) + row * n.experts, reals(edits.values) + row * n.experts, n))
+            return false;
+    return true;
+}
+
+/* The largest and the least of a row, the lower index of equal ones; NaN is passed over. */
+typedef struct {
+    real largest, least;
+    int64_t high, low;
+} Extremes;
+
+static Extremes extremes_of(const real *x, int64_t n) {
+    Extremes m = {-(real)INFINITY, (real)INFINITY, 0, 0};
+    for (int64_t e = 0; e < n; e++) {
+        if (x[e] > m.largest) m.largest = x[e], m.high = e;
+        if (x[e] < m.least) m.least = x[e], m.low = e;
+    }
+    return m;
+}
+
+/* p = logits as the edits leave them. */
+static void edit_logits(real *p, const real *logits, TokenEdits edits, int64_t n) {
+    memcpy(p, logits, (size_t)n * sizeof *p);
+    if (!edits.modes) return;
+    Extremes m = extremes_of(logits, n);
+    for (int64_t e = 0; e < n; e++) {
+        if (edits.modes[e] == EDIT_MASK) p[e] = -(real)INFINITY;
+        if (edits.modes[e] == EDIT_BIAS) p[e] += edits.values[e];
+        if (edits.modes[e] == EDIT_PROMOTE) p[e] = m.largest + edits.values[e];
+        if (edits.modes[e] == EDIT_DEMOTE) p[e] = m.least - edits.values[e];
+    }
+}
+
+/* Weights of experts that an edit sets to zero; the others make up for EDIT_ZERO_RENORMALIZE. */
+static void edit_weights(real *weights, const int32_t *ids, TokenEdits edits, int64_t choices) {
+    real all = 0, left = 0;
+    bool makes_up = false;
+    for (int64_t k = 0; edits.modes && k < choices; k++) {
+        int32_t mode = edits.modes[ids[k]];
+        if (mode == EDIT_ZERO) weights[k] = 0;
+        all += weights[k];
+        makes_up |= mode == EDIT_ZERO_RENORMALIZE;
+        if (mode == EDIT_ZERO_RENORMALIZE) weights[k] = 0;
+        left += weights[k];
+    }
+    for (int64_t k = 0; makes_up && left > 0 && k < choices; k++) weights[k] = weights[k] * all / left;
+}
+
+/* ---- the choice ---- */
 /* a ranks before b; ties are the caller's: it walks indices upwards. */
 static bool ranks_before(real a, real b) { return a > b || (b != b && a == a); }
 
-/* The K best of the logits, best first, experts that the bias switches off excepted. */
-static void choose_experts(int32_t *ids, const real *logits, const real *bias, RouteShape n) {
+static bool choose_forced(int32_t *ids, TokenEdits edits, int64_t experts) {
+    bool any = false;
+    for (int64_t e = 0; edits.modes && e < experts; e++) {
+        if (edits.modes[e] != EDIT_FORCE) continue;
+        ids[(int)edits.values[e]] = (int32_t)e;
+        any = true;
+    }
+    return any;
+}
+
+/* The K best of the edited logits, best first, masked experts excepted. */
+static void choose_experts(int32_t *ids, const real *logits, TokenEdits edits, RouteShape n) {
+    if (choose_forced(ids, edits, n.experts)) return;
     int64_t n_chosen = 0;
     for (int64_t e = 0; e < n.experts; e++) {
-        if (bias && bias[e] == -(real)INFINITY) continue;
+        if (edits.modes && edits.modes[e] == EDIT_MASK) continue;
         int64_t place = n_chosen;
         while (place > 0 && ranks_before(logits[e], logits[ids[place - 1]])) place--;
         if (place == n.choices) continue;
@@ -63,56 +165,97 @@ static void combine_weights(real *weights, const int32_t *ids, const real *probs
         weights[k] = (divides ? weights[k] / sum : weights[k]) * (real)rule.scale;
 }
 
-void CPU_OP(route)(Queue *q, Tensor probs, Tensor ids, Tensor weights, Tensor logits, Tensor bias,
+void CPU_OP(route)(Queue *q, Tensor probs, Tensor ids, Tensor weights, Tensor logits, RouteEdits edits,
                    RouterRule rule) {
     if (q->failed_op) return;
     RouteShape n = route_shape(logits, ids, weights);
     check(tensor_count(probs) == tensor_count(logits), "%lld probabilities", (long long)tensor_count(probs));
-    const real *shift = tensor_present(bias) ? reals(bias) : NULL;
-    int64_t n_left = n.experts;
-    for (int64_t e = 0; shift && e < n.experts; e++) n_left -= shift[e] == -(real)INFINITY;
-    if (n_left < n.choices) {
-        queue_fail(q, "route", "%lld of %lld experts are switched off, each token needs %lld",
-                   (long long)(n.experts - n_left), (long long)n.experts, (long long)n.choices);
-        return;
-    }
+    if (!edits_are_sound(q, edits, n)) return;
 #pragma omp parallel for schedule(static) if (n.tokens * n.experts > WORTH_THREADS)
     for (int64_t t = 0; t < n.tokens; t++) {
-        const real *row = reals(logits) + t * n.experts;
         real *p = reals(probs) + t * n.experts, *w = reals(weights) + t * n.choices;
         int32_t *chosen = ints(ids) + t * n.choices;
-        for (int64_t e = 0; e < n.experts; e++) p[e] = shift ? row[e] + shift[e] : row[e];
-        choose_experts(chosen, p, shift, n);
+        TokenEdits own = token_edits(edits, t, n.experts);
+        edit_logits(p, reals(logits) + t * n.experts, own, n.experts);
+        choose_experts(chosen, p, own, n);
         if (rule.order == ROUTER_TOPK_SOFTMAX) {
             for (int64_t k = 0; k < n.choices; k++) w[k] = p[chosen[k]];
             softmax_row(w, n.choices);
         }
         softmax_row(p, n.experts);
         combine_weights(w, chosen, p, n.choices, rule);
+        edit_weights(w, chosen, own, n.choices);
+    }
+}
+
+/* ---- backward ---- */
+/* Where the gradient of an edited logit goes: a promoted or demoted expert's to the extreme that it was set
+ * from, any other's to itself. */
+typedef struct {
+    const int32_t *modes; /* NULL: everyone's own */
+    int64_t high, low;
+} Sources;
+
+static int64_t source_of(Sources s, int64_t e) {
+    if (!s.modes) return e;
+    return s.modes[e] == EDIT_PROMOTE ? s.high : s.modes[e] == EDIT_DEMOTE ? s.low : e;
+}
+
+/* g: from the gradient of the weights after edit_weights to the one before. v: the weights before it, times
+ * any factor. */
+static void edit_weights_gradient(real *g, const real *v, const int32_t *ids, TokenEdits edits,
+                                  int64_t choices) {
+    real all = 0, left = 0, kept = 0;
+    bool makes_up = false;
+    for (int64_t k = 0; edits.modes && k < choices; k++) {
+        int32_t mode = edits.modes[ids[k]];
+        if (mode == EDIT_ZERO || mode == EDIT_ZERO_RENORMALIZE) g[k] = 0;
+        if (mode == EDIT_ZERO) continue;
+        all += v[k];
+        makes_up |= mode == EDIT_ZERO_RENORMALIZE;
+        if (mode == EDIT_ZERO_RENORMALIZE) continue;
+        left += v[k];
+        kept = fma_real(g[k], v[k], kept);
+    }
+    if (!makes_up || !(left > 0)) return;
+    real mean = kept / left, ratio = all / left;
+    for (int64_t k = 0; k < choices; k++) {
+        int32_t mode = edits.modes[ids[k]];
+        if (mode == EDIT_ZERO_RENORMALIZE)
+            g[k] = mean;
+        else if (mode != EDIT_ZERO)
+            g[k] = fma_real(ratio, g[k] - mean, mean);
     }
 }
 
 /* Weights that are a softmax over the chosen: dlogit_k += v_k sum_j v_j (g_k - g_j). Written in
  * differences, so that it is exactly antisymmetric for two choices. */
-static void chosen_gradient(real *dlogits, const real *g, const real *v, const int32_t *ids,
+static void chosen_gradient(real *dlogits, const real *g, const real *v, const int32_t *ids, Sources sources,
                             int64_t choices) {
     for (int64_t k = 0; k < choices; k++) {
         real sum = 0;
         for (int64_t j = 0; j < choices; j++) sum = fma_real(v[k] * v[j], g[k] - g[j], sum);
-        dlogits[ids[k]] += sum;
+        dlogits[source_of(sources, ids[k])] += sum;
     }
 }
 
 /* Weights that are probabilities over all: dlogit_e += p_e (g_e - sum_k p_k g_k), g_e = 0 for the others. */
-static void whole_gradient(real *dlogits, const real *g, const real *p, const int32_t *ids, RouteShape n) {
+static void whole_gradient(real *dlogits, const real *g, const real *p, const int32_t *ids, Sources sources,
+                           RouteShape n) {
     real mean = 0;
     for (int64_t k = 0; k < n.choices; k++) mean = fma_real(p[ids[k]], g[k], mean);
-    for (int64_t k = 0; k < n.choices; k++) dlogits[ids[k]] = fma_real(p[ids[k]], g[k], dlogits[ids[k]]);
-    for (int64_t e = 0; e < n.experts; e++) dlogits[e] = fma_real(-p[e], mean, dlogits[e]);
+    for (int64_t k = 0; k < n.choices; k++) {
+        real *d = &dlogits[source_of(sources, ids[k])];
+        *d = fma_real(p[ids[k]], g[k], *d);
+    }
+    for (int64_t e = 0; e < n.experts; e++) {
+        real *d = &dlogits[source_of(sources, e)];
+        *d = fma_real(-p[e], mean, *d);
+    }
 }
 
 void CPU_OP(route_bwd)(Queue *q, Tensor dlogits, Tensor dweights, Tensor probs, Tensor ids, Tensor weights,
-                       RouterRule rule) {
+                       Tensor logits, RouteEdits edits, RouterRule rule) {
     if (q->failed_op) return;
     RouteShape n = route_shape(probs, ids, weights);
     check(tensor_count(dlogits) == tensor_count(probs) && tensor_count(dweights) == tensor_count(weights),
@@ -122,14 +265,21 @@ void CPU_OP(route_bwd)(Queue *q, Tensor dlogits, Tensor dweights, Tensor probs, 
         const real *p = reals(probs) + t * n.experts, *dw = reals(dweights) + t * n.choices;
         const int32_t *chosen = ints(ids) + t * n.choices;
         real *d = reals(dlogits) + t * n.experts, g[MOST_CHOICES], v[MOST_CHOICES], sum = 0;
+        TokenEdits own = token_edits(edits, t, n.experts);
+        Sources sources = {.modes = own.modes};
+        if (own.modes) {
+            Extremes m = extremes_of(reals(logits) + t * n.experts, n.experts);
+            sources.high = m.high, sources.low = m.low;
+        }
         for (int64_t k = 0; k < n.choices; k++)
             g[k] = (real)rule.scale * dw[k], v[k] = p[chosen[k]], sum += v[k];
+        edit_weights_gradient(g, v, chosen, own, n.choices);
         if (rule.order == ROUTER_SOFTMAX_TOPK && !rule.renormalize) {
-            whole_gradient(d, g, p, chosen, n);
+            whole_gradient(d, g, p, chosen, sources, n);
             continue;
         }
         for (int64_t k = 0; k < n.choices; k++) v[k] /= sum;
-        chosen_gradient(d, g, v, chosen, n.choices);
+        chosen_gradient(d, g, v, chosen, sources, n.choices);
     }
 }
 

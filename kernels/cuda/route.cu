@@ -1,322 +1,482 @@
-/* The router: softmax and top-k in either order, their gradient, and the plan that groups tokens by expert.
+/* The router: softmax and top-k in either order, edited or not, and their gradient.
  *
- * A token is sixteen lanes, expert e is in lane e % 16: sums have the order of kernels/cpu/lanes.h and
- * results its bits. Experts stand as ranks (32-bit, larger is better) in registers up to 256 of them, in the
- * token's row of probs beyond. A choice is a maximum over the lanes, then the lowest expert that has it,
- * which leaves. Logits are read from memory once and twice more from L1, probs written once; beyond a few
- * choices instructions are the limit. Experts that the bias switches off rank last: when fewer than K are
- * left, which the CPU refuses, they are chosen with weight 0, so that ids are distinct and valid whatever the
- * logits hold.
- *
- * The plan is a counting sort in three launches: tiles of pairs are counted, the counts of each expert summed
- * over the tiles, and one warp a tile places its pairs in order. */
+ * A token is four lanes. Of every sixteen experts (a chunk) a lane has four neighbours, read and written as
+ * one 16-byte word; a lane keeps four sums, so that sums have the order of kernels/cpu/lanes.h and results
+ * its bits. Kept in registers is the largest logit left of each of the lane's chunks: a choice is a maximum
+ * over them and over the four lanes, then the lowest expert that has it, whose chunk alone is looked through
+ * again. Logits come from memory once, later from L1; probs are written once. Instructions are the limit
+ * beyond a few choices. exp and division take short forms with the same bits where the logits are not far
+ * apart. Where fewer than K experts are numbers above -infinity, -infinity, NaN and at last masked ones
+ * follow, each in order of index (the CPU refuses the last), so that ids are distinct and valid whatever the
+ * logits hold. */
 #include "device.cuh"
 #include <type_traits>
 
-enum { THREADS = 256, LANES = 16, ROWS = THREADS / LANES };
+enum { THREADS = 128, QUAD = 4, PACK = 4, CHUNK = QUAD * PACK, TOKENS = THREADS / QUAD };
+
+/* ---- four lanes ---- */
+DEVICE float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+DEVICE int quad_min(int x) {
+    x = min(x, __shfl_xor_sync(~0u, x, 1));
+    return min(x, __shfl_xor_sync(~0u, x, 2));
+}
+/* Element i of a row is in sum i % 4 of lane i % 16 / 4: the total of kernels/cpu/lanes.h. */
+DEVICE float quad_sum(float (&x)[PACK]) {
+#pragma unroll
+    for (int c = 0; c < PACK; c++) {
+        x[c] += __shfl_xor_sync(~0u, x[c], 2);
+        x[c] += __shfl_xor_sync(~0u, x[c], 1);
+    }
+    return (x[0] + x[2]) + (x[1] + x[3]);
+}
+DEVICE float largest_of(const float (&x)[PACK]) { return fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3])); }
+
+/* ---- exp(x - largest), and its quotient ---- */
+/* Where x is at most this far below, exp is beyond 2^-70: scaling by a power of two is an addition to the
+ * exponent, and a quotient by the sum is a product with its inverse, corrected twice, which rounds as a
+ * division does (Markstein's theorem; nothing underflows on the way). */
+constexpr float NEAR = -48.0f, LEAST_NEAR = 0x1p-70f;
+
+/* exp_f32 of NEAR <= x <= 0, without the ends. */
+DEVICE float exp_near(float x) {
+    const float t = fmaf(x, 0x1.715476p0f, 0x1.8p23f), n = t - 0x1.8p23f;
+    float r = fmaf(n, -0x1.62e43p-1f, x);
+    r = fmaf(n, 0x1.05c61p-29f, r);
+    float p = 1.9875691500e-4f;
+    p = fmaf(p, r, 1.3981999507e-3f);
+    p = fmaf(p, r, 8.3334519073e-3f);
+    p = fmaf(p, r, 4.1665795894e-2f);
+    p = fmaf(p, r, 1.6666665459e-1f);
+    p = fmaf(p, r, 5.0000001201e-1f);
+    p = fmaf(p, r * r, r) + 1.0f;
+    return __uint_as_float(__float_as_uint(p) + (__float_as_uint(t) << 23));
+}
+
+/* x = exp(x - largest) */
+DEVICE void exp_below(float (&x)[PACK], float largest) {
+#pragma unroll
+    for (int c = 0; c < PACK; c++) x[c] -= largest;
+    if (x[0] >= NEAR && x[1] >= NEAR && x[2] >= NEAR && x[3] >= NEAR) {
+#pragma unroll
+        for (int c = 0; c < PACK; c++) x[c] = exp_near(x[c]);
+    } else {
+#pragma unroll
+        for (int c = 0; c < PACK; c++) x[c] = exp_f32(x[c]);
+    }
+}
+
+/* x /= by; inverse = 1 / by */
+DEVICE void divide(float (&x)[PACK], float by, float inverse) {
+    if (x[0] >= LEAST_NEAR && x[1] >= LEAST_NEAR && x[2] >= LEAST_NEAR && x[3] >= LEAST_NEAR) {
+#pragma unroll
+        for (int c = 0; c < PACK; c++) {
+            float q = x[c] * inverse;
+            q = fmaf(fmaf(-q, by, x[c]), inverse, q);
+            x[c] = fmaf(fmaf(-q, by, x[c]), inverse, q);
+        }
+    } else {
+#pragma unroll
+        for (int c = 0; c < PACK; c++) x[c] = x[c] / by;
+    }
+}
 
 /* ---- route ---- */
-/* Ranks of what is no number; 0 is nobody's. */
-enum : uint32_t { RANK_OFF = 1, RANK_NAN = 2 };
-
-DEVICE uint32_t rank_of(float x, bool is_off) {
-    return is_off ? RANK_OFF : x != x ? RANK_NAN : ordered_bits(x);
-}
-
-/* A word for each of the lane's experts: its rank, later its exponential. N = 0: in memory. */
-template <int N> struct Row {
-    uint32_t word[N];
-    __device__ __forceinline__ explicit Row(float *) {}
-    __device__ __forceinline__ uint32_t get(int i) const { return word[i]; }
-    __device__ __forceinline__ void set(int i, uint32_t w) { word[i] = w; }
-};
-template <> struct Row<0> {
-    float *memory;
-    __device__ __forceinline__ explicit Row(float *p) : memory(p) {}
-    __device__ __forceinline__ uint32_t get(int i) const { return __float_as_uint(load(&memory[i * LANES])); }
-    __device__ __forceinline__ void set(int i, uint32_t w) { store(&memory[i * LANES], __uint_as_float(w)); }
+struct Router {
+    float *probs, *weights;
+    int32_t *ids;
+    const float *logits, *edit_values;
+    const int32_t *edit_modes, *edit_rows;
+    int64_t tokens;
+    int experts, choices;
+    bool packed; /* rows can be read in packs */
+    RouterRule rule;
 };
 
-template <int N>
-static __global__ void __launch_bounds__(THREADS)
-    route_tokens(float *probs, int32_t *ids, float *weights, const float *logits, const float *bias,
-                 int64_t tokens, int experts, int choices, RouterRule rule) {
-    const int lane = threadIdx.x % LANES;
-    const int64_t t = (int64_t)blockIdx.x * ROWS + threadIdx.x / LANES;
-    const bool present = t < tokens; /* lanes without a token take part in the shuffles */
-    const int n = present ? experts : 0, n_chosen = present ? choices : 0;
-    const int steps = N ? N : (n - lane + LANES - 1) / LANES;
-    auto logit = [&](int e) {
-        return bias ? load(&logits[t * experts + e]) + load(&bias[e]) : load(&logits[t * experts + e]);
-    };
-    Row<N> row(&probs[t * experts + lane]);
+/* One token's logits as its edits leave them. */
+template <bool EDITED> struct Logits {
+    const float *row, *values;
+    const int32_t *modes; /* nullptr: none */
+    float largest, least; /* of the row, before any edit; set where there are edits */
+    int n;                /* 0: no token */
+    bool packed;
 
-#pragma unroll
-    for (int i = 0; i < steps; i++) {
-        const int e = i * LANES + lane;
-        row.set(i, e < n ? rank_of(logit(e), bias && load(&bias[e]) == -INFINITY) : 0);
+    __device__ __forceinline__ int mode(int e) const { return EDITED && modes ? load(&modes[e]) : EDIT_NONE; }
+    __device__ __forceinline__ float edited(int e, float x) const {
+        const int how = mode(e);
+        if (!EDITED || how == EDIT_NONE) return x;
+        if (how == EDIT_MASK) return -INFINITY;
+        const float value = load(&values[e]);
+        if (how == EDIT_BIAS) return x + value;
+        return how == EDIT_PROMOTE ? largest + value : how == EDIT_DEMOTE ? least - value : x;
     }
-    int first = 0;
-    for (int k = 0; k < choices; k++) {
-        uint32_t best = 0;
-        int chosen = 0;
+    __device__ __forceinline__ float one(int e) const { return edited(e, load(&row[e])); }
+    /* Those of the experts from `first` on; -infinity beyond the last. */
+    __device__ __forceinline__ void read(float (&x)[PACK], int first) const {
+        if (packed && first < n) {
+            load_pack(x, &row[first]);
+        } else {
 #pragma unroll
-        for (int i = 0; i < steps; i++)
-            if (row.get(i) > best) best = row.get(i), chosen = i * LANES + lane;
-        uint32_t top = best;
+            for (int c = 0; c < PACK; c++) x[c] = first + c < n ? load(&row[first + c]) : -INFINITY;
+        }
+        if constexpr (EDITED) {
 #pragma unroll
-        for (int d = LANES / 2; d; d /= 2) top = max(top, __shfl_xor_sync(~0u, top, d));
-        if (best != top) chosen = INT32_MAX;
-#pragma unroll
-        for (int d = LANES / 2; d; d /= 2) chosen = min(chosen, __shfl_xor_sync(~0u, chosen, d));
-#pragma unroll
-        for (int i = 0; i < steps; i++)
-            if (i * LANES + lane == chosen) row.set(i, 0);
-        if (k == 0) first = chosen;
-        if (present && lane == k % LANES) store(&ids[t * choices + k], chosen);
-    }
-
-    const float largest = present ? logit(first) : 0;
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < steps; i++) {
-        const int e = i * LANES + lane;
-        if (e >= n) continue;
-        const float y = exp_f32(logit(e) - largest);
-        row.set(i, __float_as_uint(y));
-        sum += y;
-    }
-    const float total = lanes_sum(sum);
-#pragma unroll
-    for (int i = 0; i < steps; i++)
-        if (i * LANES + lane < n)
-            store(&probs[t * experts + i * LANES + lane], __uint_as_float(row.get(i)) / total);
-
-    /* Weights: each lane goes on with the choices that it wrote. */
-    auto raw = [&](int k) { return exp_f32(logit(load(&ids[t * choices + k])) - largest); };
-    float divisor = total, kept = 1;
-    if (rule.order == ROUTER_TOPK_SOFTMAX) {
-        sum = 0;
-        for (int k = lane; k < n_chosen; k += LANES) sum += raw(k);
-        divisor = lanes_sum(sum);
-    } else if (rule.renormalize) {
-        kept = 0;
-        for (int from = 0; from < choices; from += LANES) {
-            const float w = from + lane < n_chosen ? raw(from + lane) / divisor : 0;
-            for (int k = 0; k < min((int)LANES, choices - from); k++)
-                kept += __shfl_sync(~0u, w, (threadIdx.x & LANES) + k);
+            for (int c = 0; c < PACK; c++)
+                if (modes && first + c < n) x[c] = edited(first + c, x[c]);
         }
     }
-    for (int k = lane; k < n_chosen; k += LANES)
-        store(&weights[t * choices + k], raw(k) / divisor / kept * rule.scale);
+};
+
+template <bool EDITED> DEVICE Logits<EDITED> token_logits(const Router &a, int64_t t) {
+    const bool present = t < a.tokens;
+    Logits<EDITED> z = {&a.logits[t * a.experts], nullptr, nullptr, 0, 0, present ? a.experts : 0, a.packed};
+    const int row = EDITED && present ? load(&a.edit_rows[t]) : -1;
+    if (row < 0) return z;
+    z.modes = &a.edit_modes[(int64_t)row * a.experts];
+    z.values = &a.edit_values[(int64_t)row * a.experts];
+    return z;
 }
 
-/* Calls f with the size of Row as a constant. */
-template <class F> static void with_words(int64_t experts, F f) {
-    if (experts <= 2 * LANES) return f(std::integral_constant<int, 2>{});
-    if (experts <= 4 * LANES) return f(std::integral_constant<int, 4>{});
-    if (experts <= 8 * LANES) return f(std::integral_constant<int, 8>{});
-    if (experts <= 16 * LANES) return f(std::integral_constant<int, 16>{});
-    f(std::integral_constant<int, 0>{});
+/* Sets the row's extremes and stores the experts that are forced; true when there are any. */
+DEVICE bool read_edits(Logits<true> &z, int32_t *ids) {
+    float high = -INFINITY, low = INFINITY;
+    int forced = 0;
+    for (int first = threadIdx.x % QUAD * PACK; z.modes && first < z.n; first += CHUNK)
+        for (int e = first; e < min(first + (int)PACK, z.n); e++) {
+            const float x = load(&z.row[e]);
+            high = fmaxf(high, x), low = fminf(low, x);
+            if (load(&z.modes[e]) != EDIT_FORCE) continue;
+            store(&ids[(int)load(&z.values[e])], e);
+            forced = -1;
+        }
+    z.largest = quad_max(high), z.least = -quad_max(-low);
+    return quad_min(forced) < 0;
+}
+DEVICE bool read_edits(Logits<false> &, int32_t *) { return false; }
+
+/* Fills the places from n_chosen on, which no number above -infinity is left for. */
+template <bool EDITED>
+DEVICE void choose_others(const Logits<EDITED> &z, int32_t *ids, int n_chosen, int choices) {
+    for (int kind = 0; kind < 3; kind++)
+        for (int e = 0; e < z.n && n_chosen < choices; e++) {
+            const float x = z.one(e);
+            const int own = z.mode(e) == EDIT_MASK ? 2 : x != x ? 1 : x == -INFINITY ? 0 : -1;
+            if (own == kind) store(&ids[n_chosen++], e);
+        }
 }
 
-extern "C" void cuda_route(Queue *q, Tensor probs, Tensor ids, Tensor weights, Tensor logits, Tensor bias,
-                           RouterRule rule) {
-    const Call call(q, "route", probs, ids, weights, logits, bias);
+/* The weights that an edit sets to zero, by one lane. */
+template <bool EDITED>
+DEVICE void edit_weights(const Logits<EDITED> &z, float *weights, const int32_t *ids, int choices) {
+    float all = 0, left = 0;
+    bool makes_up = false;
+    for (int k = 0; k < choices; k++) {
+        const int mode = z.mode(load(&ids[k]));
+        const float w = mode == EDIT_ZERO ? 0 : load(&weights[k]);
+        const bool zero = mode == EDIT_ZERO || mode == EDIT_ZERO_RENORMALIZE;
+        all += w;
+        left += zero ? 0 : w;
+        makes_up |= mode == EDIT_ZERO_RENORMALIZE;
+        if (zero) store(&weights[k], 0.0f);
+    }
+    for (int k = 0; makes_up && left > 0 && k < choices; k++)
+        store(&weights[k], load(&weights[k]) * all / left);
+}
+
+/* WHOLE: a row has at most GROUPS chunks. Else the chunks of a row are GROUPS runs of neighbours, and the
+ * exponentials wait in probs. */
+template <int GROUPS, bool WHOLE, bool EDITED>
+static __global__ void __launch_bounds__(THREADS, 4) route_tokens(Router a) {
+    const int lane = threadIdx.x % QUAD;
+    const int64_t t = (int64_t)blockIdx.x * TOKENS + threadIdx.x / QUAD;
+    Logits<EDITED> z = token_logits<EDITED>(a, t);
+    const int n = z.n, n_chosen = n ? a.choices : 0; /* lanes without a token take part in the shuffles */
+    const int chunks = (a.experts + CHUNK - 1) / CHUNK, span = (chunks + GROUPS - 1) / GROUPS;
+    float *probs = &a.probs[t * a.experts], *weights = &a.weights[t * a.choices];
+    int32_t *ids = &a.ids[t * a.choices];
+    const bool forced = read_edits(z, ids);
+    auto each_chunk = [&](int group, auto f) {
+        if constexpr (WHOLE)
+            f(group * CHUNK + lane * PACK);
+        else
+            for (int j = group * span; j < min((group + 1) * span, chunks); j++) f(j * CHUNK + lane * PACK);
+    };
+    float x[PACK], rest[GROUPS];
+
+    /* The choice. */
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++) {
+        rest[g] = -INFINITY;
+        each_chunk(g, [&](int first) {
+            z.read(x, first);
+            rest[g] = fmaxf(rest[g], largest_of(x));
+        });
+    }
+    float largest = 0, before = INFINITY;
+    int chosen = -1, n_found = 0;
+    for (int k = 0; k < a.choices; k++) {
+        float best = rest[0];
+#pragma unroll
+        for (int g = 1; g < GROUPS; g++) best = fmaxf(best, rest[g]);
+        best = quad_max(best);
+        if (k == 0) largest = best;
+        int at = -1, own = INT32_MAX;
+#pragma unroll
+        for (int g = GROUPS - 1; g >= 0; g--)
+            if (rest[g] == best) at = g;
+        const int passed = best == before ? chosen : -1; /* of equal ones, those up to here went before */
+        if (at >= 0)
+            each_chunk(at, [&](int first) {
+                z.read(x, first);
+#pragma unroll
+                for (int c = PACK - 1; c >= 0; c--)
+                    if (x[c] == best && first + c > passed && first + c < own) own = first + c;
+            });
+        chosen = quad_min(own);
+        before = best;
+        if (own == chosen && at >= 0) {
+            float next = -INFINITY;
+            each_chunk(at, [&](int first) {
+                if (!WHOLE) z.read(x, first);
+#pragma unroll
+                for (int c = 0; c < PACK; c++)
+                    if (x[c] < best || (x[c] == best && first + c > chosen)) next = fmaxf(next, x[c]);
+            });
+#pragma unroll
+            for (int g = 0; g < GROUPS; g++)
+                if (g == at) rest[g] = next;
+        }
+        if (!(best > -INFINITY)) continue;
+        n_found++;
+        if (!forced && lane == k % QUAD) store(&ids[k], chosen);
+    }
+    if (n_found < n_chosen && !forced && lane == 0) choose_others(z, ids, n_found, n_chosen);
+
+    /* The softmax over all. */
+    float y[WHOLE ? GROUPS : 1][PACK], sum[PACK] = {0, 0, 0, 0};
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++)
+        each_chunk(g, [&](int first) {
+            if (first >= n) return;
+            z.read(x, first);
+            exp_below(x, largest);
+#pragma unroll
+            for (int c = 0; c < PACK; c++) {
+                sum[c] += x[c];
+                if (WHOLE)
+                    y[WHOLE ? g : 0][c] = x[c];
+                else if (first + c < n)
+                    store(&probs[first + c], x[c]);
+            }
+        });
+    const float total = quad_sum(sum), inverse = 1.0f / total;
+#pragma unroll
+    for (int g = 0; g < GROUPS; g++)
+        each_chunk(g, [&](int first) {
+            if (first >= n) return;
+#pragma unroll
+            for (int c = 0; c < PACK; c++)
+                x[c] = WHOLE ? y[WHOLE ? g : 0][c] : first + c < n ? load(&probs[first + c]) : 0;
+            divide(x, total, inverse);
+            if (a.packed) return store_pack(&probs[first], x);
+#pragma unroll
+            for (int c = 0; c < PACK; c++)
+                if (first + c < n) store(&probs[first + c], x[c]);
+        });
+
+    /* Weights: choice k is lane k % 4's. */
+    __syncwarp(); /* ids that another lane has stored */
+    float shift = largest, divisor = total, kept = 1;
+    auto value = [&](int k) { return z.one(load(&ids[k])); };
+    auto raw = [&](int k) { return exp_f32(value(k) - shift) / divisor; };
+    if (a.rule.order == ROUTER_TOPK_SOFTMAX) {
+        shift = -INFINITY;
+        for (int k = lane; k < n_chosen; k += QUAD) shift = fmaxf(shift, value(k));
+        shift = quad_max(shift);
+        divisor = 1;
+        float part[PACK] = {0, 0, 0, 0};
+        for (int from = lane; from < n_chosen; from += CHUNK)
+#pragma unroll
+            for (int c = 0; c < PACK; c++)
+                if (from + c * QUAD < n_chosen) part[c] += raw(from + c * QUAD);
+        divisor = (part[0] + part[2]) + (part[1] + part[3]);
+        divisor += __shfl_xor_sync(~0u, divisor, 2);
+        divisor += __shfl_xor_sync(~0u, divisor, 1);
+    } else if (a.rule.renormalize) {
+        kept = 0;
+        for (int from = 0; from < a.choices; from += QUAD) {
+            const float w = from + lane < n_chosen ? raw(from + lane) : 0;
+            for (int l = 0; l < min((int)QUAD, a.choices - from); l++)
+                kept += __shfl_sync(~0u, w, threadIdx.x % 32 / QUAD * QUAD + l);
+        }
+    }
+    for (int k = lane; k < n_chosen; k += QUAD) store(&weights[k], raw(k) / kept * a.rule.scale);
+    if (!EDITED) return;
+    __syncwarp();
+    if (z.modes && lane == 0) edit_weights(z, weights, ids, n_chosen);
+}
+
+/* Calls f with GROUPS and WHOLE as constants. */
+template <class F> static void with_groups(int64_t experts, F f) {
+    const std::true_type whole;
+    if (experts <= CHUNK) return f(std::integral_constant<int, 1>{}, whole);
+    if (experts <= 2 * CHUNK) return f(std::integral_constant<int, 2>{}, whole);
+    if (experts <= 4 * CHUNK) return f(std::integral_constant<int, 4>{}, whole);
+    if (experts <= 8 * CHUNK) return f(std::integral_constant<int, 8>{}, whole);
+    if (experts <= 16 * CHUNK) return f(std::integral_constant<int, 16>{}, whole);
+    f(std::integral_constant<int, 8>{}, std::false_type{});
+}
+
+extern "C" void cuda_route(Queue *q, Tensor probs, Tensor ids, Tensor weights, Tensor logits,
+                           RouteEdits edits, RouterRule rule) {
+    const Call call(q, "route", probs, ids, weights, logits, edits.modes, edits.values, edits.rows);
     const int64_t tokens = tensor_rows(logits), experts = tensor_columns(logits),
                   choices = tensor_columns(ids);
     check(choices >= 1 && choices <= experts && experts < INT32_MAX / 2, "%lld of %lld experts",
           (long long)choices, (long long)experts);
-    with_words(experts, [&](auto n) {
-        LAUNCH(call, blocks_for(tokens, ROWS), THREADS, 0, (route_tokens<n>), reals(probs), ints(ids),
-               reals(weights), reals(logits), reals(bias), tokens, (int)experts, (int)choices, rule);
+    const Router a = {reals(probs),
+                      reals(weights),
+                      ints(ids),
+                      reals(logits),
+                      reals(edits.values),
+                      ints(edits.modes),
+                      ints(edits.rows),
+                      tokens,
+                      (int)experts,
+                      (int)choices,
+                      rows_are_packed(PACK, experts, logits, probs),
+                      rule};
+    const unsigned blocks = blocks_for(tokens, TOKENS);
+    with_groups(experts, [&](auto groups, auto whole) {
+        if (a.edit_modes)
+            LAUNCH(call, blocks, THREADS, 0, (route_tokens<groups, whole, true>), a);
+        else
+            LAUNCH(call, blocks, THREADS, 0, (route_tokens<groups, whole, false>), a);
     });
 }
 
 /* ---- route_bwd; the formulas are kernels/cpu/route.c's ---- */
-static __global__ void __launch_bounds__(THREADS)
-    route_gradient(float *dlogits, const float *dweights, const float *probs, const int32_t *ids,
-                   int64_t tokens, int experts, int choices, float scale, bool weights_are_probs) {
-    const int lane = threadIdx.x % LANES;
+enum { GRADIENT_THREADS = 256, LANES = 16, ROWS = GRADIENT_THREADS / LANES };
+
+struct RouterGradient {
+    float *dlogits;
+    const float *dweights, *probs, *logits;
+    const int32_t *ids, *edit_modes, *edit_rows;
+    int64_t tokens;
+    int experts, choices;
+    float scale;
+    bool weights_are_probs;
+};
+
+/* What the edits of one token do to gradients. */
+struct EditGradient {
+    const int32_t *modes; /* nullptr: nothing */
+    int high, low;        /* the experts with the largest and the least logit */
+    bool makes_up;
+    float mean, ratio;
+
+    __device__ __forceinline__ int mode(int e) const { return modes ? load(&modes[e]) : EDIT_NONE; }
+    /* Where the gradient of an expert's edited logit goes. */
+    __device__ __forceinline__ int source(int e) const {
+        const int how = mode(e);
+        return how == EDIT_PROMOTE ? high : how == EDIT_DEMOTE ? low : e;
+    }
+    /* The gradient of the weight of expert e, as the rule gave it, from the one after the edits. */
+    __device__ __forceinline__ float weight(int e, float g) const {
+        const int how = mode(e);
+        if (how == EDIT_ZERO) return 0;
+        if (how == EDIT_ZERO_RENORMALIZE) return makes_up ? mean : 0;
+        return makes_up ? fmaf(ratio, g - mean, mean) : g;
+    }
+};
+
+template <class Id, class P, class G>
+DEVICE EditGradient edit_gradient(const RouterGradient &a, int64_t t, Id id, P p, G g) {
+    EditGradient s = {nullptr, 0, 0, false, 0, 0};
+    const int row = a.edit_modes ? load(&a.edit_rows[t]) : -1;
+    if (row < 0) return s;
+    s.modes = &a.edit_modes[(int64_t)row * a.experts];
+    float largest = -INFINITY, least = INFINITY, all = 0, left = 0, kept = 0;
+    for (int e = 0; e < a.experts; e++) {
+        const float x = load(&a.logits[t * a.experts + e]);
+        if (x > largest) largest = x, s.high = e;
+        if (x < least) least = x, s.low = e;
+    }
+    for (int k = 0; k < a.choices; k++) {
+        const int how = s.mode(id(k));
+        if (how == EDIT_ZERO) continue;
+        all += p(k);
+        s.makes_up |= how == EDIT_ZERO_RENORMALIZE;
+        if (how == EDIT_ZERO_RENORMALIZE) continue;
+        left += p(k);
+        kept = fmaf(g(k), p(k), kept);
+    }
+    s.makes_up &= left > 0;
+    if (s.makes_up) s.mean = kept / left, s.ratio = all / left;
+    return s;
+}
+
+static __global__ void __launch_bounds__(GRADIENT_THREADS) route_gradient(RouterGradient a) {
+    const int lane = threadIdx.x % LANES, experts = a.experts, choices = a.choices;
     const int64_t t = (int64_t)blockIdx.x * ROWS + threadIdx.x / LANES;
-    if (t >= tokens) return;
-    auto id = [&](int k) { return load(&ids[t * choices + k]); };
-    auto p = [&](int k) { return load(&probs[t * experts + id(k)]); };
-    auto g = [&](int k) { return scale * load(&dweights[t * choices + k]); };
+    if (t >= a.tokens) return;
+    float *dlogits = &a.dlogits[t * experts];
+    auto id = [&](int k) { return load(&a.ids[t * choices + k]); };
+    auto prob = [&](int e) { return load(&a.probs[t * experts + e]); };
+    auto p = [&](int k) { return prob(id(k)); };
+    auto given = [&](int k) { return a.scale * load(&a.dweights[t * choices + k]); };
+    const EditGradient edits = edit_gradient(a, t, id, p, given);
+    auto g = [&](int k) { return edits.weight(id(k), given(k)); };
     float sum = 0;
-    if (weights_are_probs) {
+    if (a.weights_are_probs) {
         for (int k = 0; k < choices; k++) sum = fmaf(p(k), g(k), sum);
         for (int e = lane; e < experts; e += LANES) {
-            float d = load(&dlogits[t * experts + e]);
+            float d = load(&dlogits[e]);
             for (int k = 0; k < choices; k++)
-                if (id(k) == e) d = fmaf(p(k), g(k), d);
-            store(&dlogits[t * experts + e], fmaf(-load(&probs[t * experts + e]), sum, d));
+                if (edits.source(id(k)) == e) d = fmaf(p(k), g(k), d);
+            const bool takes_others = edits.modes && (e == edits.high || e == edits.low);
+            for (int i = takes_others ? 0 : e; i < (takes_others ? experts : e + 1); i++)
+                if (edits.source(i) == e) d = fmaf(-prob(i), sum, d);
+            store(&dlogits[e], d);
         }
         return;
     }
     for (int k = 0; k < choices; k++) sum += p(k);
+    auto chosen = [&](int k) { /* the gradient of choice k's edited logit */
+                               const float v = p(k) / sum, own = g(k);
+                               float d = 0;
+                               for (int j = 0; j < choices; j++) d = fmaf(v * (p(j) / sum), own - g(j), d);
+                               return d;
+    };
+    if (edits.modes) { /* several choices may have one source: in order, by the lane of the source */
+        for (int k = 0; k < choices; k++) {
+            const int e = edits.source(id(k));
+            if (e % LANES == lane) store(&dlogits[e], load(&dlogits[e]) + chosen(k));
+        }
+        return;
+    }
     for (int k = lane; k < choices; k += LANES) {
-        const float v = p(k) / sum, own = g(k);
-        float d = 0;
-        for (int j = 0; j < choices; j++) d = fmaf(v * (p(j) / sum), own - g(j), d);
-        float *to = &dlogits[t * experts + id(k)];
-        store(to, load(to) + d);
+        float *to = &dlogits[id(k)];
+        store(to, load(to) + chosen(k));
     }
 }
 
 extern "C" void cuda_route_bwd(Queue *q, Tensor dlogits, Tensor dweights, Tensor probs, Tensor ids,
-                               Tensor weights, RouterRule rule) {
-    const Call call(q, "route_bwd", dlogits, dweights, probs, ids, weights);
-    const int64_t tokens = tensor_rows(probs);
-    LAUNCH(call, blocks_for(tokens, ROWS), THREADS, 0, route_gradient, reals(dlogits), reals(dweights),
-           reals(probs), ints(ids), tokens, (int)tensor_columns(probs), (int)tensor_columns(ids), rule.scale,
-           rule.order == ROUTER_SOFTMAX_TOPK && !rule.renormalize);
-}
-
-/* ---- moe_plan ---- */
-enum { PLAN_WARPS = 4, PLAN_THREADS = PLAN_WARPS * 32, MOST_TILES = 512, LEAST_SPAN = 256 };
-enum { MOST_PLAN_EXPERTS = 8192 }; /* their counters fill the shared memory */
-
-struct Tiling {
-    int64_t pairs, span; /* pairs of a tile */
-    int tiles, experts, expert_bits, alignment;
-};
-
-/* The pairs of this warp's tile. */
-struct Tile {
-    int index;
-    int64_t begin, end;
-};
-DEVICE Tile own_tile(const Tiling &s) {
-    const int index = blockIdx.x * PLAN_WARPS + threadIdx.x / 32;
-    return {index, index * s.span, min((index + 1) * s.span, s.pairs)};
-}
-
-/* counts[e, tile] */
-static __global__ void __launch_bounds__(PLAN_THREADS)
-    count_pairs(int32_t *counts, const int32_t *ids, Tiling s) {
-    DYNAMIC_SHARED(memory);
-    int32_t *own = reinterpret_cast<int32_t *>(memory) + threadIdx.x / 32 * s.experts;
-    const int lane = threadIdx.x % 32;
-    const Tile tile = own_tile(s);
-    if (tile.index >= s.tiles) return;
-    for (int e = lane; e < s.experts; e += 32) store(&own[e], 0);
-    __syncwarp();
-    for (int64_t i = tile.begin + lane; i < tile.end; i += 32) atomicAdd(&own[load(&ids[i])], 1);
-    __syncwarp();
-    for (int e = lane; e < s.experts; e += 32)
-        store(&counts[(int64_t)e * s.tiles + tile.index], load(&own[e]));
-}
-
-/* Calls put(i, get(0) + ... + get(i - 1)) for i < n, by a block of PLAN_THREADS; returns the sum of all. */
-template <class Get, class Put> DEVICE int32_t scan(int n, Get get, Put put) {
-    SHARED(int32_t, part, PLAN_WARPS);
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int32_t before = 0;
-    for (int from = 0; from < n; from += PLAN_THREADS) {
-        const int i = from + threadIdx.x;
-        const int32_t x = i < n ? get(i) : 0;
-        int32_t sum = x;
-#pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            const int32_t y = __shfl_up_sync(~0u, sum, d);
-            if (lane >= d) sum += y;
-        }
-        __syncthreads(); /* the last parts have been read */
-        if (lane == 31) store(&part[warp], sum);
-        __syncthreads();
-        int32_t own = before + sum - x;
-#pragma unroll
-        for (int w = 0; w < PLAN_WARPS; w++) {
-            const int32_t p = load(&part[w]);
-            own += w < warp ? p : 0;
-            before += p;
-        }
-        if (i < n) put(i, own);
-    }
-    return before;
-}
-
-/* An expert a block: its counts become the pairs of the tiles before, total[e] all its pairs. */
-static __global__ void __launch_bounds__(PLAN_THREADS)
-    scan_tiles(int32_t *counts, int32_t *total, int tiles) {
-    int32_t *row = &counts[(int64_t)blockIdx.x * tiles];
-    const int32_t sum = scan(
-        tiles, [&](int i) { return load(&row[i]); }, [&](int i, int32_t before) { store(&row[i], before); });
-    if (threadIdx.x == 0) store(&total[blockIdx.x], sum);
-}
-
-/* The lanes of the warp that hold the same id; an id < 0 is nobody's. */
-DEVICE uint32_t lanes_with(int32_t id, int bits) {
-    uint32_t same = __ballot_sync(~0u, id >= 0);
-    for (int b = 0; b < bits; b++) {
-        const uint32_t set = __ballot_sync(~0u, id >> b & 1);
-        same &= id >> b & 1 ? set : ~set;
-    }
-    return same;
-}
-
-/* Each block sums the experts' totals for itself; the first also writes the offsets, and -1 as the pair of
- * rows that alignment leaves over. */
-static __global__ void __launch_bounds__(PLAN_THREADS)
-    place_pairs(int32_t *offsets, int32_t *pairs, int32_t *rows, const int32_t *ids, const int32_t *counts,
-                const int32_t *total, Tiling s) {
-    DYNAMIC_SHARED(memory);
-    int32_t *begin = reinterpret_cast<int32_t *>(memory), *next = begin + (1 + threadIdx.x / 32) * s.experts;
-    const int lane = threadIdx.x % 32;
-    auto aligned = [&](int e) { return (load(&total[e]) + s.alignment - 1) / s.alignment * s.alignment; };
-    const int32_t all = scan(s.experts, aligned, [&](int e, int32_t before) {
-        store(&begin[e], before);
-        if (blockIdx.x > 0) return;
-        store(&offsets[e], before);
-        for (int32_t m = before + load(&total[e]); m < before + aligned(e); m++) store(&pairs[m], -1);
-    });
-    if (blockIdx.x == 0 && threadIdx.x == 0) store(&offsets[s.experts], all);
-    __syncthreads();
-
-    const Tile tile = own_tile(s);
-    if (tile.index >= s.tiles) return;
-    for (int e = lane; e < s.experts; e += 32)
-        store(&next[e], load(&begin[e]) + load(&counts[(int64_t)e * s.tiles + tile.index]));
-    __syncwarp();
-    auto id_at = [&](int64_t i) { return i < tile.end ? load(&ids[i]) : -1; };
-    int32_t coming = id_at(tile.begin + lane);
-    for (int64_t i = tile.begin + lane; i - lane < tile.end; i += 32) {
-        const int32_t id = coming;
-        coming = id_at(i + 32); /* on its way meanwhile */
-        const uint32_t same = lanes_with(id, s.expert_bits);
-        const int before = __popc(same & ((1u << lane) - 1));
-        const int32_t row = id >= 0 ? load(&next[id]) + before : 0;
-        __syncwarp();
-        if (id >= 0 && before + 1 == __popc(same)) store(&next[id], row + 1);
-        __syncwarp();
-        if (id < 0) continue;
-        store(&pairs[row], (int32_t)i);
-        store(&rows[i], row);
-    }
-}
-
-extern "C" void cuda_moe_plan(Queue *q, MoePlan plan, Tensor ids) {
-    const Call call(q, "moe_plan", plan.offsets, plan.pairs, plan.rows, ids);
-    const int64_t pairs = tensor_count(ids), experts = tensor_count(plan.offsets) - 1;
-    check(experts >= 1 && experts <= MOST_PLAN_EXPERTS && pairs <= INT32_MAX, "%lld pairs of %lld experts",
-          (long long)pairs, (long long)experts);
-    check(plan.alignment >= 1 && tensor_count(plan.rows) == pairs &&
-              tensor_count(plan.pairs) >= pairs + experts * (plan.alignment - 1),
-          "%lld rows for %lld pairs", (long long)tensor_count(plan.pairs), (long long)pairs);
-    const int64_t room =
-        WORKSPACE_BYTES / (experts * (int64_t)sizeof(int32_t)) - 1; /* counts, and the totals */
-    const int64_t most = room < MOST_TILES ? room : (int64_t)MOST_TILES;
-    const int64_t span = pairs > most * LEAST_SPAN ? (pairs + most - 1) / most : (int64_t)LEAST_SPAN;
-    const int tiles = pairs ? (int)((pairs + span - 1) / span) : 1;
-    int bits = 0;
-    while ((int64_t)1 << bits < experts) bits++;
-    const Tiling s = {pairs, span, tiles, (int)experts, bits, plan.alignment};
-    int32_t *total = static_cast<int32_t *>(queue_workspace(q)), *counts = total + experts;
-    const size_t row_bytes = (size_t)experts * sizeof(int32_t);
-    const unsigned blocks = blocks_for(tiles, PLAN_WARPS);
-    LAUNCH(call, blocks, PLAN_THREADS, PLAN_WARPS * row_bytes, count_pairs, counts, ints(ids), s);
-    LAUNCH(call, (unsigned)experts, PLAN_THREADS, 0, scan_tiles, counts, total, tiles);
-    LAUNCH(call, blocks, PLAN_THREADS, (1 + PLAN_WARPS) * row_bytes, place_pairs, ints(plan.offsets),
-           ints(plan.pairs), ints(plan.rows), ints(ids), counts, total, s);
+                               Tensor weights, Tensor logits, RouteEdits edits, RouterRule rule) {
+    const Call call(q, "route_bwd", dlogits, dweights, probs, ids, weights, logits, edits.modes, edits.rows);
+    const RouterGradient a = {reals(dlogits),
+                              reals(dweights),
+                              reals(probs),
+                              reals(logits),
+                              ints(ids),
+                              ints(edits.modes),
+                              ints(edits.rows),
+                              tensor_rows(probs),
+                              (int)tensor_columns(probs),
+                              (int)tensor_columns(ids),
+                              rule.scale,
+                              rule.order == ROUTER_SOFTMAX_TOPK && !rule.renormalize};
+    LAUNCH(call, blocks_for(a.tokens, ROWS), GRADIENT_THREADS, 0, route_gradient, a);
 }

@@ -60,8 +60,7 @@ static void presets_are_what_the_table_says(void **state) {
     assert_int_equal(r.step.gradient_score, SCORE_L2);
     assert_true(r.step.top_p == 1);
     assert_int_equal(r.step.groups.n, 0);
-    mem_free(r.step.groups.names);
-    mem_free(r.step.from.names);
+    options_free(SCOPE_STEP, &r.step);
     pool_free(&pool);
 }
 
@@ -148,7 +147,7 @@ static void what_is_written_reads_back(void **state) {
         read_value(option, &b, &pool, json, NULL);
         option_write(option, &b, &again);
         assert_string_equal(first.bytes, again.bytes);
-        if (option->type == OPTION_NAMES) {
+        if (option->type == OPTION_NAMES || option->type == OPTION_NUMBERS) {
             mem_free(*(void **)((char *)&a + option->offset));
             mem_free(*(void **)((char *)&b + option->offset));
         }

@@ -132,7 +132,13 @@ static Var *build_attention(Problem *p) {
     return nn_attention(&p->c, NULL, tape_matrix(&p->c, p->c.real, T, 4), query, key, value, rule);
 }
 static Var *route_case(Problem *p, RouterRule rule) {
-    return nn_route(&p->c, leaf(p, 0, T, 6), frozen(p, 1, 1, 6, 0, 0), 3, rule).weights;
+    static const int32_t modes[] = {EDIT_BIAS, EDIT_NONE, EDIT_MASK, EDIT_PROMOTE, EDIT_ZERO_RENORMALIZE,
+                                    0,         EDIT_NONE, EDIT_ZERO, EDIT_BIAS,    EDIT_DEMOTE,
+                                    EDIT_NONE, 0};
+    RouteEdits edits = {.modes = tensor_as_matrix(indices(p, 12, modes), 2, 6),
+                        .values = frozen(p, 1, 2, 2, 6, 0),
+                        .rows = indices(p, T, (const int32_t[]){0, 1, -1, 0, 1, 0, -1})};
+    return nn_route(&p->c, leaf(p, 0, T, 6), edits, 3, rule).weights;
 }
 static Var *build_route(Problem *p) { return route_case(p, (RouterRule){ROUTER_SOFTMAX_TOPK, false, 1.5f}); }
 static Var *build_route_renormalised(Problem *p) {
@@ -145,7 +151,7 @@ static Var *build_route_chosen(Problem *p) {
 static Var *build_experts(Problem *p) {
     Var *x = leaf(p, 0, T, 5), *residual = leaf(p, 1, T, 5);
     Var *logits = nn_linear_real(&p->c, x, frozen(p, 1, 2, 4, 5, 0), absent);
-    Routed routed = nn_route(&p->c, logits, absent, 2, (RouterRule){ROUTER_SOFTMAX_TOPK, false, 1});
+    Routed routed = nn_route(&p->c, logits, (RouteEdits){0}, 2, (RouterRule){ROUTER_SOFTMAX_TOPK, false, 1});
     MoePlan plan = nn_moe_plan(&p->c, routed.ids, 4);
     const Experts e = {.x = x,
                        .gate_up = frozen(p, 2, 3, 4, 6, 5),

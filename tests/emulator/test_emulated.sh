@@ -56,6 +56,32 @@ for step in activation gradient gradient_reply; do
         "$scratch/cpu/$step/scores.csv" "$scratch/cuda/$step/scores.csv" || fail "the demo job, step $step"
 done
 
+# ---- an intervention: the same conditions, and in f32 the same replies as the CPU's ----
+cat >"$scratch/edit.json" <<JOB
+{"schema_version": 1, "compute": "f32", "models": {"demo": {"path": "$source/configs/demo/model", "chat_template": "phi35moe"}},
+ "prompts": {"a": {"path": "$source/configs/demo/prompts/rank_ordinary.jsonl", "limit": 2},
+             "b": {"path": "$source/configs/demo/prompts/rank_restricted.jsonl", "limit": 2},
+             "t": {"path": "$source/configs/demo/prompts/test_restricted.jsonl", "limit": 2}},
+ "steps": [{"name": "act", "kind": "activation", "groups": ["a", "b"]},
+           {"name": "edit", "kind": "intervention", "from": ["act"], "groups": ["t"], "rank_groups": ["b", "a"], "top": [3],
+            "random_sets": 1, "layer_matched_sets": 0, "traffic_matched_sets": 0, "max_new_tokens": 6},
+           {"name": "later", "kind": "intervention", "from": ["act"], "groups": ["t"], "rank_groups": ["b", "a"], "top": [3],
+            "mode": "zero_renormalize", "applies_to": "generated", "random_sets": 1, "layer_matched_sets": 0,
+            "traffic_matched_sets": 0, "max_new_tokens": 6}]}
+JOB
+for device in cpu cuda; do
+    "$program" run "$scratch/edit.json" --out "$scratch/edit_$device" --set "device=$device" >"$scratch/said" 2>&1 || {
+        fail "the intervention job on $device"
+        cat "$scratch/said"
+    }
+done
+for step in edit later; do
+    for file in conditions.csv cells.csv responses; do
+        diff -r "$scratch/edit_cpu/$step/$file" "$scratch/edit_cuda/$step/$file" >"$scratch/said" ||
+            fail "$step/$file of the intervention job differs from the CPU's: $(head -n 3 "$scratch/said")"
+    done
+done
+
 # ---- faults: one line, exit code 3, nothing half written ----
 for fault in alloc:1 alloc:3 copy:2 launch:1 launch:40; do
     GATETAPE_EMULATOR_FAIL=$fault "$program" conform "$source/tests/golden/mixtral_window" --device cuda \

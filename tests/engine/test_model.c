@@ -445,20 +445,27 @@ static void test_device_without_memory(void **state) {
 }
 
 /* ---- switches ---- */
-static void test_route_bias_switches_off(void **state) {
+static void mask(EditTable *table, const Model *model, int set, int layer, int expert) {
+    Error error = {0};
+    CellEdit edit = {layer, expert, EDIT_MASK, 0};
+    assert_true(edit_table_put(table, &model->config, set, edit, &error));
+}
+
+static void test_masked_experts_are_not_chosen(void **state) {
     (void)state;
     Model model;
+    EditTable table;
+    Error error = {0};
     int32_t tokens[R_TOKENS];
-    float bias[R_LAYERS * 6] = {0};
     random_tokens(tokens, 1);
     random_model_open(&model, like_mixtral(DTYPE_F32), cpu_device(), DTYPE_F32, 5);
-    for (int e = 0; e < 3; e++) bias[6 + e] = -INFINITY;
+    assert_true(edit_table_make(&model.config, 1, &table, &error));
+    for (int e = 0; e < 3; e++) mask(&table, &model, 0, 1, e);
     PromptBatch batch = {R_PROMPTS, R_OFFSETS, tokens};
-    PassOptions options = {.want_nll = true, .route_bias = bias};
+    PassOptions options = {.want_nll = true, .edits = &table};
     Seen *s = mem_zeroed(1, sizeof *s);
     Hooks hooks = {.context = s, .route = on_route};
     PassResult result;
-    Error error = {0};
     assert_true(model_pass(&model, &batch, &options, &hooks, &result, &error));
     int n_low[R_LAYERS] = {0};
     for (int layer = 0; layer < R_LAYERS; layer++)
@@ -466,9 +473,13 @@ static void test_route_bias_switches_off(void **state) {
             for (int k = 0; k < 2; k++) n_low[layer] += s->ids[layer][t][k] < 3;
     assert_true(n_low[0] > 0 && n_low[1] == 0 && n_low[2] > 0);
     pass_result_free(&result);
-    for (int e = 3; e < 5; e++) bias[6 + e] = -INFINITY;
+    for (int e = 3; e < 5; e++) mask(&table, &model, 0, 1, e);
     assert_false(model_pass(&model, &batch, &options, NULL, &result, &error));
-    assert_string_equal(error.text, "route: 5 of 6 experts are switched off, each token needs 2");
+    assert_string_equal(error.text,
+                        "layer 1: expected at least 2 experts left, as many as a token takes: got "
+                        "1 of 6, 5 masked");
+    assert_int_equal(error.code, ERROR_BAD_INPUT);
+    edit_table_free(&table);
     mem_free(s);
     random_model_close(&model);
 }
@@ -567,7 +578,7 @@ int main(void) {
         cmocka_unit_test(test_cost_device_plans),
         cmocka_unit_test(test_plan_of_a_checkpoint),
         cmocka_unit_test(test_device_without_memory),
-        cmocka_unit_test(test_route_bias_switches_off),
+        cmocka_unit_test(test_masked_experts_are_not_chosen),
         cmocka_unit_test(test_hook_ends_the_pass),
         cmocka_unit_test(test_bad_batches),
         cmocka_unit_test(test_nonfinite_is_named),

@@ -2,10 +2,13 @@
 #ifndef GATETAPE_TESTS_CASES_MOE_H
 #define GATETAPE_TESTS_CASES_MOE_H
 
-/* ---- route; variants: renormalised, not, top-k first, bias ---- */
+/* ---- route; variants: renormalised, not, top-k first, then each kind of edits under one of these rules. The
+ * width and the rows of a kind: EDIT_ROWS of them, and tokens without any. ---- */
+enum { N_ROUTES = 12, EDIT_ROWS = 3 };
 static RouterRule rule_of(const Problem *p) {
-    return (RouterRule){p->variant == 2 ? ROUTER_TOPK_SOFTMAX : ROUTER_SOFTMAX_TOPK, p->variant != 1,
-                        p->variant == 1 ? 2.5f : 1.0f};
+    int rule = p->variant % 3;
+    return (RouterRule){rule == 2 ? ROUTER_TOPK_SOFTMAX : ROUTER_SOFTMAX_TOPK, rule != 1,
+                        rule == 1 ? 2.5f : 1.0f};
 }
 static int64_t choices_of(const Problem *p) { return least(p->width, 4); }
 
@@ -19,6 +22,42 @@ static void spread_row(Problem *p, double *row) {
     }
 }
 
+/* One row of edits. Kinds 0..2: logits; forced experts, some zeroed; weights. */
+static void add_edit_row(Problem *p, double *modes, double *values, int kind) {
+    static const int logit_modes[] = {EDIT_MASK, EDIT_BIAS, EDIT_PROMOTE, EDIT_DEMOTE};
+    int64_t n = p->width, k = choices_of(p), first = problem_index(p, n), n_masked = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t e = (first + i) % n;
+        values[e] = 0;
+        if (kind == 1) {
+            modes[e] = i < k ? EDIT_FORCE : problem_draw(p) < 0.3 ? EDIT_BIAS : EDIT_NONE;
+            values[e] = i < k ? (double)(k - 1 - i) : 0.75;
+            continue;
+        }
+        bool edited = problem_draw(p) < 0.4;
+        modes[e] = EDIT_NONE;
+        if (edited && kind == 0) modes[e] = logit_modes[i % 4];
+        if (edited && kind == 2) modes[e] = i % 3 ? EDIT_ZERO_RENORMALIZE : EDIT_ZERO;
+        if (modes[e] == EDIT_MASK && ++n_masked > n - k) modes[e] = EDIT_NONE;
+        values[e] = 0.31 * (double)i / (double)n + 0.01; /* promoted ones far from each other */
+    }
+}
+
+/* Three arguments: modes, values, rows; left out in the variants 0..2. */
+static void add_edits(Problem *p) {
+    Arg *modes = whole_arg(p, IN, I32, EDIT_ROWS, p->width, NONE);
+    Arg *values = whole_arg(p, IN, REAL, EDIT_ROWS, p->width, NONE);
+    Arg *rows = row_arg(p, IN, I32, NONE, NONE);
+    for (int i = 0; i < EDIT_ROWS; i++)
+        add_edit_row(p, modes->values + i * p->width, values->values + i * p->width, p->variant / 3 - 1);
+    for (int64_t t = 0; t < p->rows; t++) rows->values[t] = (double)problem_index(p, EDIT_ROWS + 1) - 1;
+    values->filled = true;
+    leave_out(modes, p->variant < 3);
+    leave_out(values, p->variant < 3);
+    leave_out(rows, p->variant < 3);
+}
+static RouteEdits edits_at(const Tensor *t) { return (RouteEdits){t[0], t[1], t[2]}; }
+
 BUILD(route) {
     row_arg(p, OUT, REAL, p->width, NONE);
     row_arg(p, OUT, I32, choices_of(p), NONE);
@@ -26,10 +65,10 @@ BUILD(route) {
     Arg *logits = row_arg(p, IN, REAL, p->width, NONE);
     for (int64_t t = 0; t < p->rows; t++) spread_row(p, logits->values + t * p->width);
     logits->filled = true;
-    leave_out(whole_arg(p, IN, REAL, p->width, NONE, NONE), p->variant != 3);
+    add_edits(p);
     p->reduction = 64;
 }
-CALL(route) { o->route(q, t[0], t[1], t[2], t[3], t[4], rule_of(p)); }
+CALL(route) { o->route(q, t[0], t[1], t[2], t[3], edits_at(t + 4), rule_of(p)); }
 
 /* ids [rows, choices], distinct inside a row */
 static void add_ids(Problem *p, Role role, int64_t choices, int64_t experts) {
@@ -46,9 +85,11 @@ BUILD(route_bwd) {
     probs->low = 0.02, probs->high = 0.2;
     add_ids(p, IN, choices_of(p), p->width);
     row_arg(p, IN, REAL, choices_of(p), NONE);
+    row_arg(p, IN, REAL, p->width, NONE);
+    add_edits(p);
     p->reduction = 16;
 }
-CALL(route_bwd) { o->route_bwd(q, t[0], t[1], t[2], t[3], t[4], rule_of(p)); }
+CALL(route_bwd) { o->route_bwd(q, t[0], t[1], t[2], t[3], t[4], t[5], edits_at(t + 6), rule_of(p)); }
 
 /* ---- experts. The plan's three tensors: offsets, pairs, rows. Expert 4 gets nothing. ---- */
 static void add_plan(Problem *p, Role role) {

@@ -39,7 +39,7 @@ BACKWARD(attention) {
 BACKWARD(dense) { (void)p, o->dense_bwd(q, g[0], c, t[2]); }
 BACKWARD(swiglu) { o->swiglu_bwd(q, g[0], c, t[1], activation_of(p)); }
 BACKWARD(sigmoid_scale) { (void)p, o->sigmoid_scale_bwd(q, g[0], g[1], c, t[1], t[2]); }
-BACKWARD(route) { o->route_bwd(q, g[0], c, t[0], t[1], t[2], rule_of(p)); }
+BACKWARD(route) { o->route_bwd(q, g[0], c, t[0], t[1], t[2], t[3], edits_at(t + 4), rule_of(p)); }
 BACKWARD(cross_entropy) { (void)p, o->cross_entropy_bwd(q, g[0], t[2], c, t[1], t[3], t[4], t[5], t[6]); }
 
 BACKWARD(moe_gate_up) {
