@@ -201,9 +201,9 @@ bool permutation_test(const Pool *pool, const Resamples *orders, int statistic, 
 }
 
 /* ---- rotation ---- */
-/* sums[e] of a layer of E experts over the prompts, each rotated by its own number of places. A row of `twice`
- * holds a prompt's scores two times, so that a rotation is a plain run; four prompts are added in one pass, in
- * their order. */
+/* sums[e] of a layer of E experts over the prompts, each rotated by its own number of places. A row of
+ * `twice` holds a prompt's scores two times, so that a rotation is a plain run; four prompts are added in one
+ * pass, in their order. */
 static void sum_rotated(const double *twice, int64_t n_prompts, int64_t E, const int32_t *places,
                         double *sums) {
     memset(sums, 0, (size_t)E * sizeof *sums);
