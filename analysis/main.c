@@ -81,8 +81,12 @@ static bool run_analyze(const Arguments *a, Error *error) {
                               .sets = sets,
                               .n_sets = arguments_values(a, "--set", sets)};
     if (!request.out) return error_set(error, ERROR_BAD_INPUT, "--out: expected a folder: got none");
-    return arguments_integer(a, "--seed", 0, INT64_C(1) << 53, &request.seed, error) &&
-           analyze_run(&request, error);
+    if (!arguments_integer(a, "--seed", 0, INT64_C(1) << 53, &request.seed, error) ||
+        !analyze_run(&request, error))
+        return false;
+    Progress progress = progress_new(NULL);
+    progress_note(&progress, "statistics: %s/statistics.json", request.out);
+    return true;
 }
 
 /* ---- report ---- */
