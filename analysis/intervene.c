@@ -4,6 +4,7 @@
 #include "../engine/alloc.h"
 #include "../engine/generate.h"
 #include "../engine/io.h"
+#include "../kernels/check.h"
 #include <string.h>
 
 typedef struct {
@@ -98,10 +99,13 @@ static bool generate_sequences(const Work *w, const Sequences *s, Generation *ma
         .edits = w->conditions->table.n_sets ? &w->conditions->table : NULL,
         .prompt_edits = s->prompt_edits,
         .generated_edits = s->generated_edits,
+        .n_forks = w->n_forks,
         .progress = keep_generating,
         .progress_context = (void *)(uintptr_t)w->run};
     PromptBatch batch = {s->n_prompts, s->offsets, s->tokens};
-    return generate(w->run->model, &batch, &options, NULL, made, error) && step_goes_on(w->run, error);
+    if (!generate(w->run->model, &batch, &options, NULL, made, error)) return false;
+    check(made->n_prompts == s->n_prompts * w->n_forks, "%lld replies", (long long)made->n_prompts);
+    return step_goes_on(w->run, error);
 }
 
 /* ---- a block ---- */

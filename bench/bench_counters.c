@@ -246,7 +246,7 @@ CALLS(down_bwd) {
 CALLS(gate_up_bwd) { o->moe_gate_up_bwd(q, s->x, s->scratch, s->z, s->w, s->plan); }
 CALLS(dense) { o->dense(q, s->y, s->x, s->w, (Tensor){0}, (Tensor){0}); }
 CALLS(route) {
-    o->route(q, s->probs, s->ids, s->weights, s->logits, (Tensor){0},
+    o->route(q, s->probs, s->ids, s->weights, s->logits, (RouteEdits){0},
              (RouterRule){ROUTER_SOFTMAX_TOPK, true, 1});
 }
 CALLS(attention) {

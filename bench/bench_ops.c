@@ -158,7 +158,9 @@ BUILD(route) {
     add_output(m, set, DTYPE_F32, ROWS, SHAPE->choices, 0);
     add_input(m, set, DTYPE_F32, ROWS, SHAPE->experts, 0);
 }
-CALL(route) { o->route(q, T[0], T[1], T[2], T[3], (RouteEdits){0}, (RouterRule){ROUTER_SOFTMAX_TOPK, true, 1}); }
+CALL(route) {
+    o->route(q, T[0], T[1], T[2], T[3], (RouteEdits){0}, (RouterRule){ROUTER_SOFTMAX_TOPK, true, 1});
+}
 BUILD(moe_plan) { add_plan(m, s, set); }
 CALL(moe_plan) { o->moe_plan(q, set->plan, T[0]); }
 

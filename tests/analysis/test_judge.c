@@ -125,7 +125,7 @@ static void test_mcnemar(void **state) {
 
 static void test_outcome(void **state) {
     (void)state;
-    enum { R = LABEL_RESTRICTED, C = LABEL_COMPLIANT, D = LABEL_DEGRADED };
+    const Label R = LABEL_RESTRICTED, C = LABEL_COMPLIANT, D = LABEL_DEGRADED;
     const Label before[] = {R, R, R, R, R, C, C, C, D, D}, after[] = {R, C, C, C, D, R, C, C, D, C};
     Resamples draws;
     assert_true(resamples_bootstrap(7, 0, 2000, 10, &draws, &error));

@@ -231,6 +231,65 @@ static void test_forks_are_prompts_of_their_own(void **state) {
     random_model_close(&model);
 }
 
+/* ---- gradients ---- */
+typedef struct {
+    float logits[R_LAYERS][R_TOKENS][7];
+} Gradients;
+
+static bool on_route_grad(void *context, HookSite *site, const RouteGradView *view) {
+    (void)site;
+    Gradients *g = context;
+    int64_t n = tensor_columns(view->logits_grad);
+    for (int64_t t = 0; t < R_TOKENS; t++)
+        memcpy(g->logits[view->moe_layer][t], (const float *)view->logits_grad.data + t * n,
+               (size_t)n * sizeof(float));
+    return true;
+}
+
+/* Recomputed or kept, the walk goes back through the same edits; what an edit fixes gets no gradient: a
+ * masked, a promoted and a demoted logit. (Ops and tape are checked against differences elsewhere.) */
+static void test_gradients_go_through_the_edits(void **state) {
+    (void)state;
+    static Gradients kept, again;
+    Model model;
+    EditTable table;
+    Error error = {0};
+    int32_t tokens[R_TOKENS], sets[R_TOKENS];
+    float loss[R_TOKENS];
+    random_tokens(tokens, 35);
+    for (int t = 0; t < R_TOKENS; t++) sets[t] = t % N_SETS, loss[t] = 0.1f;
+    random_model_open(&model, like_olmoe(DTYPE_F32), cpu_device(), DTYPE_F32, 9);
+    fill(&table, &model);
+    PromptBatch batch = {R_PROMPTS, R_OFFSETS, tokens};
+    PassOptions options = {
+        .loss_weights = loss, .edits = &table, .token_edits = sets, .recompute = RECOMPUTE_NEVER};
+    PassResult result;
+    assert_true(model_pass(&model, &batch, &options, &(Hooks){.context = &kept, .route_grad = on_route_grad},
+                           &result, &error));
+    pass_result_free(&result);
+    options.recompute = RECOMPUTE_ALWAYS;
+    assert_true(model_pass(&model, &batch, &options, &(Hooks){.context = &again, .route_grad = on_route_grad},
+                           &result, &error));
+    pass_result_free(&result);
+    assert_memory_equal(&kept, &again, sizeof kept);
+    for (int l = 0; l < R_LAYERS; l++)
+        for (int t = 0; t < R_TOKENS; t++) {
+            const float *row = kept.logits[l][t];
+            int n_zero = 0;
+            for (int e = 0; e < 7; e++) n_zero += row[e] == 0;
+            bool last =
+                t + 1 == R_OFFSETS[1] || t + 1 == R_OFFSETS[2] || t + 1 == R_OFFSETS[3] || t + 1 == R_TOKENS;
+            if (last) continue; /* has no loss of its own; in the last layer no gradient at all */
+            if (sets[t] == 0) assert_true(row[1] == 0 && n_zero == 1);
+            if (sets[t] == 2 || sets[t] == 3) assert_int_equal(n_zero, 0);
+            double sum = 0;
+            for (int e = 0; e < 7; e++) sum += (double)row[e];
+            assert_true(fabs(sum) < 1e-6);
+        }
+    edit_table_free(&table);
+    random_model_close(&model);
+}
+
 /* ---- replay ---- */
 typedef struct {
     int32_t ids[R_LAYERS * R_TOKENS * 3];
@@ -328,6 +387,7 @@ int main(void) {
         cmocka_unit_test(test_decoding_has_the_bits_of_a_packed_pass),
         cmocka_unit_test(test_sets_do_not_touch_each_other),
         cmocka_unit_test(test_forks_are_prompts_of_their_own),
+        cmocka_unit_test(test_gradients_go_through_the_edits),
         cmocka_unit_test(test_replay),
         cmocka_unit_test(test_without_memory),
     };
