@@ -11,9 +11,8 @@ typedef struct {
     const StepRun *run;
     const Conditions *conditions;
     int64_t *running, n_run;
-    int64_t
-        n_forks; /* edits of generated tokens alone: all conditions go on from one pass over a prompt; else 1 */
-    int64_t n_done; /* replies, earlier runs included */
+    int64_t n_forks; /* edits of generated tokens alone: conditions that go on from one pass; else 1 */
+    int64_t n_done;  /* replies, earlier runs included */
 } Work;
 
 /* ---- a batch: replies [at, at + n) of a block, number p * n_run + i; at and n multiples of n_forks ---- */

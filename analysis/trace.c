@@ -127,12 +127,13 @@ bool trace_write(Trace *t, const ModelConfig *config, const char *path, Error *e
 }
 
 /* ---- reading ---- */
-/* A tensor of the file with these extents (-1: any). */
-static bool read_tensor(const TensorSet *set, const char *name, DType dtype, int n_dims, const int64_t *shape,
-                        void **to, int64_t *n_first, Error *error) {
+/* A tensor of the file with the dtype and extents of `want` (-1: any). */
+static bool read_tensor(const TensorSet *set, const char *name, Tensor want, void **to, int64_t *n_first,
+                        Error *error) {
     const TensorEntry *entry = safetensors_find(set, name);
-    bool fits = entry && entry->dtype_known && entry->dtype == dtype && entry->n_dims == n_dims;
-    for (int i = 0; fits && i < n_dims; i++) fits = shape[i] < 0 || entry->shape[i] == shape[i];
+    bool fits = entry && entry->dtype_known && entry->dtype == want.dtype && entry->n_dims == want.n_dims;
+    for (int i = 0; fits && i < want.n_dims; i++)
+        fits = want.shape[i] < 0 || entry->shape[i] == want.shape[i];
     if (!fits)
         return error_set(error, ERROR_BAD_INPUT,
                          "expected a trace of this model with a tensor %s: got another shape or none", name);
@@ -144,14 +145,13 @@ static bool read_tensor(const TensorSet *set, const char *name, DType dtype, int
 
 static bool read_routes(const TensorSet *set, Trace *t, Error *error) {
     int64_t n = 0, L = t->n_layers, K = t->n_chosen;
-    if (!read_tensor(set, "token_id", DTYPE_I32, 1, (const int64_t[]){-1}, (void **)&t->tokens, &t->n_tokens,
-                     error) ||
-        !read_tensor(set, "expert_ids", DTYPE_I32, 3, (const int64_t[]){L, t->n_tokens, K}, (void **)&t->ids,
-                     &n, error) ||
-        !read_tensor(set, "combine_weights", DTYPE_F32, 3, (const int64_t[]){L, t->n_tokens, K},
-                     (void **)&t->weights, &n, error) ||
-        !read_tensor(set, "prompt_offsets", DTYPE_I64, 1, (const int64_t[]){-1}, (void **)&t->prompt_offsets,
-                     &n, error))
+    const Tensor ints = tensor_vector(NULL, DTYPE_I32, -1), offsets = tensor_vector(NULL, DTYPE_I64, -1);
+    if (!read_tensor(set, "token_id", ints, (void **)&t->tokens, &t->n_tokens, error)) return false;
+    const Tensor ids = tensor_cube(NULL, DTYPE_I32, L, t->n_tokens, K),
+                 weights = tensor_cube(NULL, DTYPE_F32, L, t->n_tokens, K);
+    if (!read_tensor(set, "expert_ids", ids, (void **)&t->ids, &n, error) ||
+        !read_tensor(set, "combine_weights", weights, (void **)&t->weights, &n, error) ||
+        !read_tensor(set, "prompt_offsets", offsets, (void **)&t->prompt_offsets, &n, error))
         return false;
     t->n_prompts = n - 1;
     bool ascends = t->n_prompts >= 1 && t->prompt_offsets[0] == 0 && t->prompt_offsets[n - 1] == t->n_tokens;
