@@ -206,9 +206,11 @@ static bool check_edit_bits(Run *run, const ConformEdit *edit, const ConformValu
         if (tensor_present(again.tensors[i]))
             same = same &&
                    !memcmp(again.tensors[i].data, values->tensors[i].data, tensor_bytes(again.tensors[i]));
-    fputs("same bits: ", run->to);
-    print_name(run, "");
-    fprintf(run->to, " packed and one prompt at a time: %s", same ? "equal" : "not equal");
+    Text name = {0};
+    text_put_terminal(&name, edit->name, strlen(edit->name));
+    fprintf(run->to, "same bits: %s, packed and one prompt at a time: %s", name.bytes ? name.bytes : "",
+            same ? "equal" : "not equal");
+    text_free(&name);
     verdict(run, same);
     conform_values_free(&again);
     return true;

@@ -41,7 +41,7 @@ typedef struct {
     int64_t layer, moe_layer;
     Tensor input;   /* [T,D] act: what router and experts read */
     Tensor logits;  /* [T,E] f32, before any edit */
-    Tensor probs;   /* [T,E] f32, softmax over all experts */
+    Tensor probs;   /* [T,E] f32, softmax over all experts of the edited logits */
     Tensor ids;     /* [T,K] i32, largest weight first */
     Tensor weights; /* [T,K] f32, as applied to the experts' outputs */
     Tensor outputs; /* [M,D] act: the experts' outputs before their weights, rows by plan */
