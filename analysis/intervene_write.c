@@ -2,6 +2,7 @@
 #include "intervene.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"
+#include "judge_folder.h"
 #include "results.h"
 #include "scores.h"
 #include <stdio.h>
@@ -166,6 +167,8 @@ static bool write_facts(const Intervention *all, Error *error) {
 }
 
 bool intervene_write(const Intervention *all, Error *error) {
+    const JudgeFolder judge = {
+        .folder = all->run->folder, .resamples = 2000, .seed = all->run->job->options.seed};
     return write_conditions(all, error) && write_cells(all, error) && write_prompts(all, error) &&
-           write_responses(all, error) && write_facts(all, error);
+           write_responses(all, error) && judge_folder(&judge, error) && write_facts(all, error);
 }

@@ -4,6 +4,7 @@
 #include "conform.h"
 #include "definitions.h"
 #include "inspect.h"
+#include "judge_folder.h"
 #include "options.h"
 #include "replies.h"
 #include "report.h"
@@ -193,6 +194,27 @@ static bool run_conform(const Arguments *a, Error *error) {
            conform_run(&options, stdout, &agrees, error) && agrees;
 }
 
+/* ---- judge ---- */
+static const Flag judge_flags[] = {
+    {"--rules", "FILE", "phrases and limits (configs/judge/refusals_en.json)", false},
+    {"--labels", "FILE", "labels of people: CSV with condition, group, id and label (or human)", false},
+    {"--resamples", "N", "of the prompts, for intervals (2000)", false},
+    {"--seed", "N", "of the resamples (0)", false},
+    {0},
+};
+
+static bool run_judge(const Arguments *a, Error *error) {
+    JudgeFolder request = {.folder = a->operand,
+                           .rules = arguments_value(a, "--rules", NULL),
+                           .labels = arguments_value(a, "--labels", NULL),
+                           .resamples = 2000};
+    if (!arguments_integer(a, "--resamples", 1, 1 << 20, &request.resamples, error) ||
+        !arguments_integer(a, "--seed", 0, INT64_MAX, &request.seed, error) || !judge_folder(&request, error))
+        return false;
+    printf("labels: %s/labels.csv, outcomes: %s/outcomes.csv\n", a->operand, a->operand);
+    return true;
+}
+
 /* ---- bench ---- */
 static const Flag bench_flags[] = {
     {"--device", "NAME", "auto, cpu or cuda", false},
@@ -312,6 +334,11 @@ static const Verb verbs[] = {
      "packed, one by\n"
      "one, split and recomputed passes give the same bits. Exit code 1 when a bound is exceeded.\n",
      conform_flags, run_conform},
+    {"judge", "FOLDER", "label the replies of an intervention step, and compare its conditions",
+     "FOLDER is RUN/STEP. Writes labels.csv, outcomes.csv (transitions, exact McNemar, intervals, controls) "
+     "and judge.json\n"
+     "there, and agreement.csv where people have labelled. Labels of people go before the rules'.\n",
+     judge_flags, run_judge},
     {"bench", "WHAT", "measure the speed of ops or of a whole model, on random data",
      "WHAT is ops, model, checkpoint (writes a random one in the dtype of --compute) or counters (what the "
      "GPU's\n"
