@@ -1,11 +1,13 @@
 /* Attention on the tensor cores: the cases of cases.h have odd heads, which the general variant takes; here
  * heads are 64 and 128 wide, of the same width in keys and values. Near the table f64, the same bits on a
- * second run, and a token decoded alone over a cache has the bits that it has in its packed prompt. */
+ * second run, and a token decoded alone over a cache has the bits that it has in its packed prompt. No variant
+ * does more work than its tiles must, counted in steps (barriers) and multiply-adds. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include "tests/emulator/count.h"
 #include "tests/kernels/cases.h"
 
 enum { MOST_PROMPTS = 6 };
@@ -156,13 +158,116 @@ static void test_decoding_has_the_bits_of_prefill(void **state) {
     }
 }
 
+/* ---- work: a tile walks the steps in which one of its rows sees a key, and no others ---- */
+typedef struct {
+    uint64_t barriers, multiply_adds;
+} Work;
+
+/* Tiles of `own` rows of one prompt and head, or of its keys, that walk the other side in steps. */
+typedef struct {
+    int64_t own, step;
+    bool of_keys;
+} Walk;
+
+typedef struct {
+    int64_t first, last;
+} Seen;
+
+static int64_t group_of(const Shape *s) { return s->heads / s->kv_heads; }
+
+/* The keys, or rows, that [first, first + n) see, or are seen by; last < first: none. */
+static Seen seen_by(const Shape *s, int64_t tokens, int64_t first, int64_t n, bool of_keys) {
+    Seen seen = {INT64_MAX, -1};
+    for (int64_t i = 0; i < tokens * group_of(s); i++) {
+        int64_t to = s->before + i / group_of(s), from = s->window ? to - s->window + 1 : 0;
+        if (from < 0) from = 0;
+        if (of_keys ? to < first || from >= first + n : i < first || i >= first + n) continue;
+        int64_t low = of_keys ? i : from, high = of_keys ? i : to;
+        if (low < seen.first) seen.first = low;
+        if (high > seen.last) seen.last = high;
+    }
+    return seen;
+}
+
+/* Steps of all tiles of a call. */
+static uint64_t steps_of(const Shape *s, Walk w) {
+    int64_t steps = 0;
+    for (int i = 0; i < prompts_of(s); i++) {
+        int64_t tokens = length_of(s, i), n = w.of_keys ? tokens + s->before : tokens * group_of(s);
+        for (int64_t first = 0; first < n; first += w.own) {
+            Seen seen = seen_by(s, tokens, first, w.own, w.of_keys);
+            if (seen.last >= seen.first) steps += seen.last / w.step - seen.first / w.step + 1;
+        }
+    }
+    return (uint64_t)(steps * s->kv_heads);
+}
+
+/* What attention_mma.cu or attention_decode.cu, attention.cu need: 64 keys a step. */
+static Work forward_work(const Shape *s, DType dtype) {
+    const int64_t width = s->width, tile = width == 64 ? 128 : 64, chunks = width / 64;
+    if (dtype == DTYPE_F32) return (Work){4 * (uint64_t)chunks * steps_of(s, (Walk){32, 64, false}), 0};
+    const bool decodes = rows_of(s) <= prompts_of(s);
+    const int64_t rows = decodes ? 16 : tile / 4; /* of a warp, which skips what it does not see */
+    const uint64_t multiply_adds = steps_of(s, (Walk){rows, 64, false}) * (uint64_t)(2 * rows * 64 * width);
+    return (Work){decodes ? UINT64_MAX : 2 * steps_of(s, (Walk){tile, 64, false}), multiply_adds};
+}
+
+/* attention_bwd_mma.cu, attention_bwd.cu. */
+static Work backward_work(const Shape *s, DType dtype) {
+    const int64_t width = s->width, tile = width == 64 ? 128 : 64, chunks = width / 64;
+    if (dtype == DTYPE_F32)
+        return (Work){(uint64_t)chunks * (6 * steps_of(s, (Walk){32, 64, false}) +
+                                          (6 + 4) * steps_of(s, (Walk){32, 64, true})),
+                      0};
+    const uint64_t of_rows = steps_of(s, (Walk){tile, 32, false}),
+                   of_keys = steps_of(s, (Walk){64, 32, true});
+    return (Work){of_rows + of_keys,
+                  (uint64_t)(32 * width) * (3 * (uint64_t)tile * of_rows + 4 * 64 * of_keys)};
+}
+
+static void check_work(const Case *c, const Shape *s, DType dtype, Work most) {
+    shape = s;
+    Problem p = problem_new(c, rows_of(s), s->width, 0);
+    const Setting setting = {"cuda", dtype, dtype, 1};
+    Run run = run_new(&p, &setting);
+    size_t n;
+    run.device->sync(run.queue);
+    count_begin();
+    c->call(run.device->ops, run.queue, run.on_device, &p);
+    run.device->sync(run.queue);
+    const LaunchCounts *l = count_end(&n);
+    Work done = {0, 0};
+    for (size_t i = 0; i < n; i++) {
+        done.barriers += l[i].total.of[COUNT_BARRIERS];
+        done.multiply_adds += l[i].total.of[COUNT_MULTIPLY_ADDS];
+    }
+    if (done.barriers > most.barriers || done.multiply_adds > most.multiply_adds)
+        fail_msg("%s: %s, %s: %llu barriers and %llu multiply-adds, %llu and %llu suffice", c->op, s->name,
+                 dtype_name(dtype), (unsigned long long)done.barriers, (unsigned long long)done.multiply_adds,
+                 (unsigned long long)most.barriers, (unsigned long long)most.multiply_adds);
+    run_free(&run, &p);
+    problem_free(&p);
+}
+
+static void test_work(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++)
+        for (int narrow = 0; narrow < 2; narrow++) {
+            const DType dtype = narrow ? DTYPE_BF16 : DTYPE_F32;
+            if (SHAPES[i].many && !narrow) continue; /* slow, and nothing new */
+            check_work(&FORWARD, &SHAPES[i], dtype, forward_work(&SHAPES[i], dtype));
+            check_work(&BACKWARD, &SHAPES[i], dtype, backward_work(&SHAPES[i], dtype));
+        }
+}
+
 int main(void) {
     enum { N_SHAPES = sizeof SHAPES / sizeof *SHAPES };
-    struct CMUnitTest tests[2 * N_SHAPES + 1];
+    struct CMUnitTest tests[2 * N_SHAPES + 2];
     for (int i = 0; i < N_SHAPES; i++) {
         tests[2 * i] = (struct CMUnitTest){SHAPES[i].name, test_forward, NULL, NULL, (void *)&SHAPES[i]};
         tests[2 * i + 1] = (struct CMUnitTest){SHAPES[i].name, test_backward, NULL, NULL, (void *)&SHAPES[i]};
     }
     tests[2 * N_SHAPES] = (struct CMUnitTest)cmocka_unit_test(test_decoding_has_the_bits_of_prefill);
+    tests[2 * N_SHAPES + 1] = (struct CMUnitTest)cmocka_unit_test(test_work);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
