@@ -1,7 +1,7 @@
 /* Attention on the tensor cores: the cases of cases.h have odd heads, which the general variant takes; here
  * heads are 64 and 128 wide, of the same width in keys and values. Near the table f64, the same bits on a
  * second run, and a token decoded alone over a cache has the bits that it has in its packed prompt. No variant
- * does more work than its tiles must, counted in steps (barriers) and multiply-adds. */
+ * does more work than its tiles must, counted in steps (barriers), multiply-adds and copied sectors. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -160,7 +160,7 @@ static void test_decoding_has_the_bits_of_prefill(void **state) {
 
 /* ---- work: a tile walks the steps in which one of its rows sees a key, and no others ---- */
 typedef struct {
-    uint64_t barriers, multiply_adds;
+    uint64_t barriers, multiply_adds, copied; /* sectors that attention_mma.cuh copies to shared memory */
 } Work;
 
 /* Tiles of `own` rows of one prompt and head, or of its keys, that walk the other side in steps. */
@@ -168,6 +168,11 @@ typedef struct {
     int64_t own, step;
     bool of_keys;
 } Walk;
+
+/* Of all tiles of a call: their steps, what these hold, what the tiles hold. */
+typedef struct {
+    uint64_t steps, walked, own;
+} Walked;
 
 typedef struct {
     int64_t first, last;
@@ -189,40 +194,50 @@ static Seen seen_by(const Shape *s, int64_t tokens, int64_t first, int64_t n, bo
     return seen;
 }
 
-/* Steps of all tiles of a call. */
-static uint64_t steps_of(const Shape *s, Walk w) {
-    int64_t steps = 0;
+static Walked walked_by(const Shape *s, Walk w) {
+    int64_t steps = 0, walked = 0, own = 0;
     for (int i = 0; i < prompts_of(s); i++) {
-        int64_t tokens = length_of(s, i), n = w.of_keys ? tokens + s->before : tokens * group_of(s);
+        int64_t tokens = length_of(s, i), rows = tokens * group_of(s), keys = tokens + s->before;
+        int64_t n = w.of_keys ? keys : rows, others = w.of_keys ? rows : keys;
         for (int64_t first = 0; first < n; first += w.own) {
             Seen seen = seen_by(s, tokens, first, w.own, w.of_keys);
-            if (seen.last >= seen.first) steps += seen.last / w.step - seen.first / w.step + 1;
+            if (seen.last < seen.first) continue;
+            int64_t begin = seen.first / w.step * w.step, end = (seen.last / w.step + 1) * w.step;
+            steps += (end - begin) / w.step;
+            walked += (end < others ? end : others) - begin;
         }
+        own += n;
     }
-    return (uint64_t)(steps * s->kv_heads);
+    const uint64_t heads = (uint64_t)s->kv_heads;
+    return (Walked){(uint64_t)steps * heads, (uint64_t)walked * heads, (uint64_t)own * heads};
 }
 
 /* What attention_mma.cu or attention_decode.cu, attention.cu need: 64 keys a step. */
 static Work forward_work(const Shape *s, DType dtype) {
     const int64_t width = s->width, tile = width == 64 ? 128 : 64, chunks = width / 64;
-    if (dtype == DTYPE_F32) return (Work){4 * (uint64_t)chunks * steps_of(s, (Walk){32, 64, false}), 0};
+    if (dtype == DTYPE_F32)
+        return (Work){4 * (uint64_t)chunks * walked_by(s, (Walk){32, 64, false}).steps, 0, 0};
     const bool decodes = rows_of(s) <= prompts_of(s);
     const int64_t rows = decodes ? 16 : tile / 4; /* of a warp, which skips what it does not see */
-    const uint64_t multiply_adds = steps_of(s, (Walk){rows, 64, false}) * (uint64_t)(2 * rows * 64 * width);
-    return (Work){decodes ? UINT64_MAX : 2 * steps_of(s, (Walk){tile, 64, false}), multiply_adds};
+    const uint64_t of_warps = walked_by(s, (Walk){rows, 64, false}).steps;
+    const Walked all = walked_by(s, (Walk){tile, 64, false});
+    Work most = {2 * all.steps, of_warps * (uint64_t)(2 * rows * 64 * width),
+                 (all.own + 2 * all.walked) * (uint64_t)width / 16};
+    if (decodes) most.barriers = most.copied = UINT64_MAX; /* they depend on who shares a prompt */
+    return most;
 }
 
 /* attention_bwd_mma.cu, attention_bwd.cu. */
 static Work backward_work(const Shape *s, DType dtype) {
     const int64_t width = s->width, tile = width == 64 ? 128 : 64, chunks = width / 64;
     if (dtype == DTYPE_F32)
-        return (Work){(uint64_t)chunks * (6 * steps_of(s, (Walk){32, 64, false}) +
-                                          (6 + 4) * steps_of(s, (Walk){32, 64, true})),
-                      0};
-    const uint64_t of_rows = steps_of(s, (Walk){tile, 32, false}),
-                   of_keys = steps_of(s, (Walk){64, 32, true});
-    return (Work){of_rows + of_keys,
-                  (uint64_t)(32 * width) * (3 * (uint64_t)tile * of_rows + 4 * 64 * of_keys)};
+        return (Work){(uint64_t)chunks * (6 * walked_by(s, (Walk){32, 64, false}).steps +
+                                          (6 + 4) * walked_by(s, (Walk){32, 64, true}).steps),
+                      0, 0};
+    const Walked rows = walked_by(s, (Walk){tile, 32, false}), keys = walked_by(s, (Walk){64, 32, true});
+    return (Work){rows.steps + keys.steps,
+                  (uint64_t)(32 * width) * (3 * (uint64_t)tile * rows.steps + 4 * 64 * keys.steps),
+                  2 * (rows.own + rows.walked + keys.own + keys.walked) * (uint64_t)width / 16};
 }
 
 static void check_work(const Case *c, const Shape *s, DType dtype, Work most) {
@@ -236,15 +251,21 @@ static void check_work(const Case *c, const Shape *s, DType dtype, Work most) {
     c->call(run.device->ops, run.queue, run.on_device, &p);
     run.device->sync(run.queue);
     const LaunchCounts *l = count_end(&n);
-    Work done = {0, 0};
+    Work done = {0, 0, 0};
     for (size_t i = 0; i < n; i++) {
         done.barriers += l[i].total.of[COUNT_BARRIERS];
         done.multiply_adds += l[i].total.of[COUNT_MULTIPLY_ADDS];
+        for (size_t k = 0; k < l[i].n_lines; k++)
+            if (!strcmp(l[i].lines[k].file, "attention_mma.cuh"))
+                done.copied += l[i].lines[k].tally.of[COUNT_READ];
     }
-    if (done.barriers > most.barriers || done.multiply_adds > most.multiply_adds)
-        fail_msg("%s: %s, %s: %llu barriers and %llu multiply-adds, %llu and %llu suffice", c->op, s->name,
-                 dtype_name(dtype), (unsigned long long)done.barriers, (unsigned long long)done.multiply_adds,
-                 (unsigned long long)most.barriers, (unsigned long long)most.multiply_adds);
+    if (done.barriers > most.barriers || done.multiply_adds > most.multiply_adds || done.copied > most.copied)
+        fail_msg(
+            "%s: %s, %s: %llu barriers, %llu multiply-adds, %llu sectors copied: %llu, %llu, %llu suffice",
+            c->op, s->name, dtype_name(dtype), (unsigned long long)done.barriers,
+            (unsigned long long)done.multiply_adds, (unsigned long long)done.copied,
+            (unsigned long long)most.barriers, (unsigned long long)most.multiply_adds,
+            (unsigned long long)most.copied);
     run_free(&run, &p);
     problem_free(&p);
 }

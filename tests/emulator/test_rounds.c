@@ -1,6 +1,6 @@
 /* The device cuda at sizes beyond those of the op cases (test_parity.c): rows, columns, experts, ids and chunks
  * so many that every loop of a kernel over packs, tiles, pieces and batches goes round again, plans with rows
- * that alignment leaves over, numbers that are none. Near the table f64, the same bits on a second run. */
+ * that alignment leaves over, numbers that are none, zeros of both signs. Near the table f64, the same bits on a second run. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -69,11 +69,28 @@ static void build_find_infinite(Problem *p) {
         if (places[p->variant][i] >= 0) x->values[places[p->variant][i]] = i ? INFINITY : -INFINITY;
 }
 
+/* Zeros of both signs are equal: the lower id comes first. */
+static void tie_zeros(Problem *p, Arg *logits, int64_t columns) {
+    logits->filled = true;
+    for (int64_t i = 0; i < p->rows * columns; i++)
+        logits->values[i] = i % columns % 3 == 1 ? -0.0 : i % columns % 3 == 2 ? 0.0 : -1 - problem_draw(p);
+}
+static void build_argmax_of_zeros(Problem *p) {
+    build_argmax(p);
+    tie_zeros(p, &p->arg[1], p->width + 2);
+}
+static void build_route_of_zeros(Problem *p) {
+    build_route(p);
+    tie_zeros(p, &p->arg[3], p->width);
+}
+
 static const Case GATE_GRAD = {"gate_grad", build_gate_grad_of_many, call_gate_grad, 1, false},
                   LOSS = {"cross_entropy", build_long_loss, call_cross_entropy, 2, false},
                   LOSS_BWD = {"cross_entropy_bwd", build_long_loss_bwd, call_cross_entropy_bwd, 2, false},
                   DOWN_BWD = {"moe_down_bwd", build_moe_down_bwd_of_wide, call_moe_down_bwd, 1, false},
                   SWIGLU_BWD = {"moe_swiglu_bwd", build_long_swiglu_bwd, call_moe_swiglu_bwd, 2, false},
+                  ARGMAX = {"argmax", build_argmax_of_zeros, call_argmax, 1, false},
+                  ROUTE = {"route", build_route_of_zeros, call_route, 3, false},
                   FIND = {"find_nonfinite", build_find_infinite, call_find_nonfinite, 5, false};
 
 /* ---- what is run; a case of cases.h where none is given ---- */
@@ -109,6 +126,8 @@ static const Size SIZES[] = {{"rmsnorm", 2, 9000, NULL},
                              {"cross_entropy", 5, 64, &LOSS},
                              {"cross_entropy_bwd", 5, 64, &LOSS_BWD},
                              {"moe_down_bwd", 20, 24, &DOWN_BWD},
+                             {"argmax", 2, 40, &ARGMAX},
+                             {"route", 3, 40, &ROUTE},
                              {"find_nonfinite", 100, 321, &FIND},
                              {"find_nonfinite", 64, 320, &FIND}};
 enum { N_SIZES = sizeof SIZES / sizeof *SIZES };
