@@ -78,6 +78,9 @@ EQUIVALENT = [
     ("attention.cu", "attend", "if (f.lse) store(", "the 16 threads of a row store the same number"),
     ("attention_bwd_mma.cu", "gradient_mma", "; if (!OF_KEYS) return", "what may still arrive then, nobody reads"),
     ("gemm_f32.cu", "add_block", "first && false", "before the first block the sum is 0"),
+    ("measure.cu", "find_nothing", "if (!(threadIdx.x == 0)) store(first", "all threads store the same number"),
+    ("sample.cu", "batch_bound", "n > SMALL_BATCH", "a batch of another size: the candidates have the same order"),
+    ("sample.cu", "reach", "stops = walk(", "all threads walk over the same candidates and end at the same one"),
     ("gemm_mma.cu", "multiply_bf16", "sum[i][j][e ^ 1] = 0", "all four become 0, in another order"),
     ("attention_decode.cu", "is_shared", "return t.rows.n == a.group", "one part alone comes with a capacity of 0"),
     ("attention_decode.cu", "finish_row", "if (f.lse) store(", "the threads of a row store the same number"),
@@ -164,7 +167,7 @@ def tests_of(path):
     prefix = max((p for p in TESTED_BY if path.stem.startswith(p)), key=len, default=None)
     ops = re.findall(r'extern "C" void cuda_(\w+)\(', path.read_text())
     rounds = (TESTS / "test_rounds.c").read_text()
-    own = [t for op in ops for t in ((PARITY, op), ("test_rounds", op)) if t[0] == PARITY or f'{{"{op}",' in rounds]
+    own = [t for op in ops for t in ((PARITY, op), ("test_rounds", f"{op}*")) if t[0] == PARITY or f'{{"{op}",' in rounds]
     return own + [t for t in TESTED_BY.get(prefix, []) if t not in own]
 
 

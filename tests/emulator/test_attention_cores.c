@@ -1,7 +1,8 @@
 /* Attention on the tensor cores: the cases of cases.h have odd heads, which the general variant takes; here
  * heads are 64 and 128 wide, of the same width in keys and values. Near the table f64, the same bits on a
- * second run, and a token decoded alone over a cache has the bits that it has in its packed prompt. No variant
- * does more work than its tiles must, counted in steps (barriers), multiply-adds and copied sectors. */
+ * second run, and a token decoded alone over a cache has the bits that it has in its packed prompt. No
+ * variant does more work than its tiles must: counted are steps (by barriers), multiply-adds and what is
+ * copied to shared memory. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>

@@ -1,6 +1,7 @@
-/* The device cuda at sizes beyond those of the op cases (test_parity.c): rows, columns, experts, ids and chunks
- * so many that every loop of a kernel over packs, tiles, pieces and batches goes round again, plans with rows
- * that alignment leaves over, numbers that are none, zeros of both signs. Near the table f64, the same bits on a second run. */
+/* The device cuda at sizes beyond those of the op cases (test_parity.c): rows, columns, experts, ids and
+ * chunks so many that every loop of a kernel over packs, tiles, pieces and batches goes round again; plans with
+ * rows that alignment leaves over; numbers that are none; zeros of both signs. Near the table f64, the same bits
+ * on a second run. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -69,6 +70,15 @@ static void build_find_infinite(Problem *p) {
         if (places[p->variant][i] >= 0) x->values[places[p->variant][i]] = i ? INFINITY : -INFINITY;
 }
 
+/* More experts, and more tiles of pairs, than the threads that scan them. */
+static void build_plan_of_many(Problem *p) {
+    enum { PLANNED = 300 };
+    whole_arg(p, OUT, I32, PLANNED + 1, NONE, NONE);
+    whole_arg(p, OUT, I32, p->rows * N_CHOICES, NONE, NONE);
+    row_arg(p, OUT, I32, N_CHOICES, NONE);
+    add_ids(p, IN, N_CHOICES, PLANNED);
+}
+
 /* Zeros of both signs are equal: the lower id comes first. */
 static void tie_zeros(Problem *p, Arg *logits, int64_t columns) {
     logits->filled = true;
@@ -89,6 +99,7 @@ static const Case GATE_GRAD = {"gate_grad", build_gate_grad_of_many, call_gate_g
                   LOSS_BWD = {"cross_entropy_bwd", build_long_loss_bwd, call_cross_entropy_bwd, 2, false},
                   DOWN_BWD = {"moe_down_bwd", build_moe_down_bwd_of_wide, call_moe_down_bwd, 1, false},
                   SWIGLU_BWD = {"moe_swiglu_bwd", build_long_swiglu_bwd, call_moe_swiglu_bwd, 2, false},
+                  PLAN = {"moe_plan", build_plan_of_many, call_moe_plan, 1, false},
                   ARGMAX = {"argmax", build_argmax_of_zeros, call_argmax, 1, false},
                   ROUTE = {"route", build_route_of_zeros, call_route, 3, false},
                   FIND = {"find_nonfinite", build_find_infinite, call_find_nonfinite, 5, false};
@@ -126,6 +137,7 @@ static const Size SIZES[] = {{"rmsnorm", 2, 9000, NULL},
                              {"cross_entropy", 5, 64, &LOSS},
                              {"cross_entropy_bwd", 5, 64, &LOSS_BWD},
                              {"moe_down_bwd", 20, 24, &DOWN_BWD},
+                             {"moe_plan", 17000, 1, &PLAN},
                              {"argmax", 2, 40, &ARGMAX},
                              {"route", 3, 40, &ROUTE},
                              {"find_nonfinite", 100, 321, &FIND},
@@ -197,11 +209,54 @@ static void test_aligned_plan(void **state) {
     d->queue_free(q);
 }
 
+/* ---- logits that are no numbers and experts that are switched off: the CPU's choices ---- */
+enum { ODD_ROWS = 30, MOST_ODD = 300, ODD_CHOICES = 4 };
+
+static void choose(const Device *d, int32_t *ids, const float *logits, const float *bias, int64_t experts,
+                   RouterRule rule) {
+    Queue *q = d->queue_new();
+    Tensor t[] = {tensor_matrix(NULL, DTYPE_F32, ODD_ROWS, experts),
+                  tensor_matrix(NULL, DTYPE_I32, ODD_ROWS, ODD_CHOICES),
+                  tensor_matrix(NULL, DTYPE_F32, ODD_ROWS, ODD_CHOICES),
+                  tensor_matrix(NULL, DTYPE_F32, ODD_ROWS, experts), tensor_vector(NULL, DTYPE_F32, experts)};
+    for (int i = 0; i < 5; i++) t[i].data = d->alloc(tensor_bytes(t[i]));
+    d->copy_in(q, t[3], logits), d->copy_in(q, t[4], bias);
+    d->ops->route(q, t[0], t[1], t[2], t[3], t[4], rule);
+    d->copy_out(q, ids, t[1]);
+    assert_true(d->sync(q));
+    for (int i = 0; i < 5; i++) d->free(t[i].data);
+    d->queue_free(q);
+}
+
+static void test_odd_logits(void **state) {
+    (void)state;
+    static const float odd[] = {NAN, INFINITY, -INFINITY, 0, -0.0f, 1};
+    static const int64_t experts[] = {5, 40, 200, MOST_ODD};
+    static float logits[ODD_ROWS * MOST_ODD], bias[MOST_ODD];
+    int32_t want[ODD_ROWS * ODD_CHOICES], got[ODD_ROWS * ODD_CHOICES];
+    for (int i = 0; i < 8; i++) {
+        const int64_t n = experts[i / 2];
+        const RouterRule rule = {i % 2 ? ROUTER_TOPK_SOFTMAX : ROUTER_SOFTMAX_TOPK, true, 1};
+        for (int64_t k = 0; k < ODD_ROWS * n; k++) {
+            const double draw = random_uniform(5, RANDOM_TEST, i, k);
+            logits[k] = draw < 0.6 ? odd[(int)(draw * 10)] : (float)draw;
+        }
+        for (int64_t e = 0; e < n; e++) bias[e] = e % 7 == 3 ? -INFINITY : (float)(e % 3);
+        choose(cpu_device(), want, logits, bias, n, rule);
+        choose(cuda_device(NULL), got, logits, bias, n, rule);
+        for (int k = 0; k < ODD_ROWS * ODD_CHOICES; k++)
+            if (got[k] != want[k])
+                fail_msg("choice %d of row %d of %lld experts is %d, on the CPU %d", k % ODD_CHOICES,
+                         k / ODD_CHOICES, (long long)n, got[k], want[k]);
+    }
+}
+
 static const struct CMUnitTest TESTS[] = {
 #define X(op) {#op, test_op, NULL, NULL, #op},
     OPS(X)
 #undef X
-        {"moe_plan with alignment", test_aligned_plan, NULL, NULL, NULL}};
+        {"moe_plan with alignment", test_aligned_plan, NULL, NULL, NULL},
+    {"route of odd logits", test_odd_logits, NULL, NULL, NULL}};
 
 /* test_rounds [OP]: all ops, or one. */
 int main(int argc, char **argv) {
