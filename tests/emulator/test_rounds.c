@@ -1,7 +1,7 @@
 /* The device cuda at sizes beyond those of the op cases (test_parity.c): rows, columns, experts, ids and
- * chunks so many that every loop of a kernel over packs, tiles, pieces and batches goes round again; plans with
- * rows that alignment leaves over; numbers that are none; zeros of both signs. Near the table f64, the same bits
- * on a second run. */
+ * chunks so many that every loop of a kernel over packs, tiles, pieces and batches goes round again; plans
+ * with rows that alignment leaves over; numbers that are none; zeros of both signs. Near the table f64, the
+ * same bits on a second run. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
