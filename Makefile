@@ -31,9 +31,12 @@ bench: ## speed and memory beside this machine's limits and the peers that are i
 	bench/run.sh $(BUILD)
 	bench/statistics.sh $(BUILD)
 
-mutation: ## plant bugs in the GPU's kernels and see which tests catch them (an hour)
-	@$(MAKE) --no-print-directory all
-	tools/mutation.py --build $(BUILD) --out bench/results/mutation.csv
+MUTATION_TESTS = test_parity test_rounds test_attention_cores test_products test_hopper test_conformance
+mutation: deps ## plant bugs in the GPU's kernels and see which tests catch them, without a GPU (half an hour)
+	@tools/install_deps.sh test
+	@cmake -S . -B $(BUILD) >/dev/null
+	@cmake --build $(BUILD) -j $(JOBS) --target $(MUTATION_TESTS)
+	tools/mutation.py --build $(BUILD) --jobs $(JOBS) --out bench/results/mutation.csv
 
 lint: ## house rules that a machine can check
 	@tools/install_deps.sh test

@@ -26,7 +26,7 @@ if ! "$here/gatetape" conform "$here/tests/golden/mixtral_window" --device cuda 
 fi
 step "the instructions are what the emulator takes them for" "$here/test_conformance_gpu"
 step "parity of every op" "$here/tests_gpu" parity
-for suite in products gated attention_cores cublas; do
+for suite in products gated attention_cores cublas rounds router; do
     step "$suite, beyond the op cases" "$here/tests_gpu" $suite
 done
 for suite in products gated; do

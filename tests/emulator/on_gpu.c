@@ -3,19 +3,19 @@
 #include <string.h>
 
 typedef int suite_fn(int argc, char **argv);
-suite_fn test_parity_main, test_products_main, test_gated_main, test_attention_cores_main, test_cublas_main;
+suite_fn test_parity_main, test_products_main, test_gated_main, test_attention_cores_main, test_cublas_main,
+    test_rounds_main, test_router_main;
 
 int main(int argc, char **argv) {
     static const struct {
         const char *name;
         suite_fn *run;
-    } suites[] = {{"parity", test_parity_main},
-                  {"products", test_products_main},
-                  {"gated", test_gated_main},
-                  {"attention_cores", test_attention_cores_main},
-                  {"cublas", test_cublas_main}};
+    } suites[] = {{"parity", test_parity_main}, {"products", test_products_main},
+                  {"gated", test_gated_main},   {"attention_cores", test_attention_cores_main},
+                  {"cublas", test_cublas_main}, {"rounds", test_rounds_main},
+                  {"router", test_router_main}};
     for (size_t i = 0; argc > 1 && i < sizeof suites / sizeof *suites; i++)
         if (!strcmp(argv[1], suites[i].name)) return suites[i].run(argc - 1, argv + 1);
-    fprintf(stderr, "usage: tests_gpu parity|products|gated|attention_cores|cublas\n");
+    fprintf(stderr, "usage: tests_gpu parity|products|gated|attention_cores|cublas|rounds|router\n");
     return 2;
 }

@@ -1,11 +1,16 @@
 /* Attention on the tensor cores: the cases of cases.h have odd heads, which the general variant takes; here
  * heads are 64 and 128 wide, of the same width in keys and values. Near the table f64, the same bits on a
- * second run, and a token decoded alone over a cache has the bits that it has in its packed prompt. */
+ * second run, and a token decoded alone over a cache has the bits that it has in its packed prompt. No
+ * variant does more work than its tiles must: counted are steps (by barriers), multiply-adds and what is
+ * copied to shared memory. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <cmocka.h>
+#ifdef GATETAPE_EMULATED
+#include "tests/emulator/count.h"
+#endif
 #include "tests/kernels/cases.h"
 
 enum { MOST_PROMPTS = 6 };
@@ -28,11 +33,15 @@ static const Shape SHAPES[] = {
     {"head 128, decoding, window", 128, 4, 1, 33, 300, false, {1, 1, 1, 1, 1, 1}, 0},
     {"head 64, decoding many", 64, 8, 2, 0, 330, true, {0}, 70},
     {"head 128, decoding many, window", 128, 20, 1, 200, 290, false, {0}, 130},
+    {"head 64, decoding, too long for the workspace", 64, 128, 1, 0, 450, false, {0}, 63},
 };
 static const Shape *shape; /* of the case that is built */
 
 static int prompts_of(const Shape *s) { return s->many ? s->many : MOST_PROMPTS; }
 static int64_t length_of(const Shape *s, int prompt) { return s->many ? 1 : s->lengths[prompt]; }
+
+/* The shape that outgrows decoding's workspace would take too long. */
+static bool has_backward(const Shape *s) { return s->heads < 128; }
 
 static int64_t add_prompts(Problem *p) {
     const int n_prompts = prompts_of(shape);
@@ -156,14 +165,146 @@ static void test_decoding_has_the_bits_of_prefill(void **state) {
     }
 }
 
+#ifdef GATETAPE_EMULATED
+/* ---- work: a tile walks the steps in which one of its rows sees a key, and no others ---- */
+typedef struct {
+    uint64_t barriers, multiply_adds, copied; /* sectors that attention_mma.cuh copies to shared memory */
+} Work;
+
+/* Tiles of `own` rows of one prompt and head, or of its keys, that walk the other side in steps. */
+typedef struct {
+    int64_t own, step;
+    bool of_keys;
+} Walk;
+
+/* Of all tiles of a call: their steps, what these hold, what the tiles hold. */
+typedef struct {
+    uint64_t steps, walked, own;
+} Walked;
+
+typedef struct {
+    int64_t first, last;
+} Seen;
+
+static int64_t group_of(const Shape *s) { return s->heads / s->kv_heads; }
+
+/* The keys, or rows, that [first, first + n) see, or are seen by; last < first: none. */
+static Seen seen_by(const Shape *s, int64_t tokens, int64_t first, int64_t n, bool of_keys) {
+    Seen seen = {INT64_MAX, -1};
+    for (int64_t i = 0; i < tokens * group_of(s); i++) {
+        int64_t to = s->before + i / group_of(s), from = s->window ? to - s->window + 1 : 0;
+        if (from < 0) from = 0;
+        if (of_keys ? to < first || from >= first + n : i < first || i >= first + n) continue;
+        int64_t low = of_keys ? i : from, high = of_keys ? i : to;
+        if (low < seen.first) seen.first = low;
+        if (high > seen.last) seen.last = high;
+    }
+    return seen;
+}
+
+static Walked walked_by(const Shape *s, Walk w) {
+    int64_t steps = 0, walked = 0, own = 0;
+    for (int i = 0; i < prompts_of(s); i++) {
+        int64_t tokens = length_of(s, i), rows = tokens * group_of(s), keys = tokens + s->before;
+        int64_t n = w.of_keys ? keys : rows, others = w.of_keys ? rows : keys;
+        for (int64_t first = 0; first < n; first += w.own) {
+            Seen seen = seen_by(s, tokens, first, w.own, w.of_keys);
+            if (seen.last < seen.first) continue;
+            int64_t begin = seen.first / w.step * w.step, end = (seen.last / w.step + 1) * w.step;
+            steps += (end - begin) / w.step;
+            walked += (end < others ? end : others) - begin;
+        }
+        own += n;
+    }
+    const uint64_t heads = (uint64_t)s->kv_heads;
+    return (Walked){(uint64_t)steps * heads, (uint64_t)walked * heads, (uint64_t)own * heads};
+}
+
+/* What attention_mma.cu or attention_decode.cu, attention.cu need: 64 keys a step. */
+static Work forward_work(const Shape *s, DType dtype) {
+    const int64_t width = s->width, tile = width == 64 ? 128 : 64, chunks = width / 64;
+    if (dtype == DTYPE_F32)
+        return (Work){4 * (uint64_t)chunks * walked_by(s, (Walk){32, 64, false}).steps, 0, 0};
+    const bool decodes = rows_of(s) <= prompts_of(s);
+    const int64_t rows = decodes ? 16 : tile / 4; /* of a warp, which skips what it does not see */
+    const uint64_t of_warps = walked_by(s, (Walk){rows, 64, false}).steps;
+    const Walked all = walked_by(s, (Walk){tile, 64, false});
+    Work most = {2 * all.steps, of_warps * (uint64_t)(2 * rows * 64 * width),
+                 (all.own + 2 * all.walked) * (uint64_t)width / 16};
+    if (decodes) most.barriers = most.copied = UINT64_MAX; /* they depend on who shares a prompt */
+    return most;
+}
+
+/* attention_bwd_mma.cu, attention_bwd.cu. */
+static Work backward_work(const Shape *s, DType dtype) {
+    const int64_t width = s->width, tile = width == 64 ? 128 : 64, chunks = width / 64;
+    if (dtype == DTYPE_F32)
+        return (Work){(uint64_t)chunks * (6 * walked_by(s, (Walk){32, 64, false}).steps +
+                                          (6 + 4) * walked_by(s, (Walk){32, 64, true}).steps),
+                      0, 0};
+    const Walked rows = walked_by(s, (Walk){tile, 32, false}), keys = walked_by(s, (Walk){64, 32, true});
+    return (Work){rows.steps + keys.steps,
+                  (uint64_t)(32 * width) * (3 * (uint64_t)tile * rows.steps + 4 * 64 * keys.steps),
+                  2 * (rows.own + rows.walked + keys.own + keys.walked) * (uint64_t)width / 16};
+}
+
+static void check_work(const Case *c, const Shape *s, DType dtype, Work most) {
+    shape = s;
+    Problem p = problem_new(c, rows_of(s), s->width, 0);
+    const Setting setting = {"cuda", dtype, dtype, 1};
+    Run run = run_new(&p, &setting);
+    size_t n;
+    run.device->sync(run.queue);
+    count_begin();
+    c->call(run.device->ops, run.queue, run.on_device, &p);
+    run.device->sync(run.queue);
+    const LaunchCounts *l = count_end(&n);
+    Work done = {0, 0, 0};
+    for (size_t i = 0; i < n; i++) {
+        done.barriers += l[i].total.of[COUNT_BARRIERS];
+        done.multiply_adds += l[i].total.of[COUNT_MULTIPLY_ADDS];
+        for (size_t k = 0; k < l[i].n_lines; k++)
+            if (!strcmp(l[i].lines[k].file, "attention_mma.cuh"))
+                done.copied += l[i].lines[k].tally.of[COUNT_READ];
+    }
+    if (done.barriers > most.barriers || done.multiply_adds > most.multiply_adds || done.copied > most.copied)
+        fail_msg(
+            "%s: %s, %s: %llu barriers, %llu multiply-adds, %llu sectors copied: %llu, %llu, %llu suffice",
+            c->op, s->name, dtype_name(dtype), (unsigned long long)done.barriers,
+            (unsigned long long)done.multiply_adds, (unsigned long long)done.copied,
+            (unsigned long long)most.barriers, (unsigned long long)most.multiply_adds,
+            (unsigned long long)most.copied);
+    run_free(&run, &p);
+    problem_free(&p);
+}
+
+static void test_work(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof SHAPES / sizeof *SHAPES; i++)
+        for (int narrow = 0; narrow < 2; narrow++) {
+            const DType dtype = narrow ? DTYPE_BF16 : DTYPE_F32;
+            if (SHAPES[i].many && !narrow) continue; /* slow, and nothing new */
+            check_work(&FORWARD, &SHAPES[i], dtype, forward_work(&SHAPES[i], dtype));
+            if (!has_backward(&SHAPES[i])) continue;
+            check_work(&BACKWARD, &SHAPES[i], dtype, backward_work(&SHAPES[i], dtype));
+        }
+}
+#endif
+
 int main(int argc, char **argv) {
     (void)argc, (void)argv;
     enum { N_SHAPES = sizeof SHAPES / sizeof *SHAPES };
-    struct CMUnitTest tests[2 * N_SHAPES + 1];
+    struct CMUnitTest tests[2 * N_SHAPES + 2];
+    size_t n = 0;
     for (int i = 0; i < N_SHAPES; i++) {
-        tests[2 * i] = (struct CMUnitTest){SHAPES[i].name, test_forward, NULL, NULL, (void *)&SHAPES[i]};
-        tests[2 * i + 1] = (struct CMUnitTest){SHAPES[i].name, test_backward, NULL, NULL, (void *)&SHAPES[i]};
+        void *state = (void *)&SHAPES[i];
+        tests[n++] = (struct CMUnitTest){SHAPES[i].name, test_forward, NULL, NULL, state};
+        if (has_backward(&SHAPES[i]))
+            tests[n++] = (struct CMUnitTest){SHAPES[i].name, test_backward, NULL, NULL, state};
     }
-    tests[2 * N_SHAPES] = (struct CMUnitTest)cmocka_unit_test(test_decoding_has_the_bits_of_prefill);
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    tests[n++] = (struct CMUnitTest)cmocka_unit_test(test_decoding_has_the_bits_of_prefill);
+#ifdef GATETAPE_EMULATED
+    tests[n++] = (struct CMUnitTest)cmocka_unit_test(test_work);
+#endif
+    return _cmocka_run_group_tests("attention", tests, n, NULL, NULL);
 }

@@ -130,7 +130,8 @@ static void test_bits_of_the_cpu(void **state) {
             }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    (void)argc, (void)argv;
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_bits_of_the_cpu)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
