@@ -218,13 +218,20 @@ static void choose(const Device *d, int32_t *ids, const float *logits, const flo
     Tensor t[] = {tensor_matrix(NULL, DTYPE_F32, ODD_ROWS, experts),
                   tensor_matrix(NULL, DTYPE_I32, ODD_ROWS, ODD_CHOICES),
                   tensor_matrix(NULL, DTYPE_F32, ODD_ROWS, ODD_CHOICES),
-                  tensor_matrix(NULL, DTYPE_F32, ODD_ROWS, experts), tensor_vector(NULL, DTYPE_F32, experts)};
-    for (int i = 0; i < 5; i++) t[i].data = d->alloc(tensor_bytes(t[i]));
-    d->copy_in(q, t[3], logits), d->copy_in(q, t[4], bias);
-    d->ops->route(q, t[0], t[1], t[2], t[3], t[4], rule);
+                  tensor_matrix(NULL, DTYPE_F32, ODD_ROWS, experts),
+                  tensor_matrix(NULL, DTYPE_I32, 1, experts),
+                  tensor_matrix(NULL, DTYPE_F32, 1, experts),
+                  tensor_vector(NULL, DTYPE_I32, ODD_ROWS)};
+    enum { N = sizeof t / sizeof *t };
+    int32_t modes[MOST_ODD], rows[ODD_ROWS] = {0};
+    for (int64_t e = 0; e < experts; e++) modes[e] = isinf(bias[e]) ? EDIT_MASK : EDIT_BIAS;
+    for (int i = 0; i < N; i++) t[i].data = d->alloc(tensor_bytes(t[i]));
+    d->copy_in(q, t[3], logits), d->copy_in(q, t[4], modes), d->copy_in(q, t[5], bias);
+    d->copy_in(q, t[6], rows);
+    d->ops->route(q, t[0], t[1], t[2], t[3], (RouteEdits){t[4], t[5], t[6]}, rule);
     d->copy_out(q, ids, t[1]);
     assert_true(d->sync(q));
-    for (int i = 0; i < 5; i++) d->free(t[i].data);
+    for (int i = 0; i < N; i++) d->free(t[i].data);
     d->queue_free(q);
 }
 
