@@ -225,53 +225,71 @@ DEVICE void gate_elements(const Product &p, const float *sums, int half, int64_t
     store_pack<bf16, N>(&static_cast<bf16 *>(p.gated.data)[h_at], h);
 }
 
-/* N elements of da: dz is written; returns their dot product with the hidden row. */
+/* N elements of da with their gate and up: dz is written; returns their dot product with the hidden row. */
 template <int N>
-DEVICE float gradient_elements(const Product &p, const float *da, float weight, int64_t z_at) {
-    const bf16 *z = static_cast<const bf16 *>(p.gradient.z.data);
+DEVICE float gradient_elements(const Product &p, const float *da, float (&gate)[N], float (&up)[N],
+                               float weight, int64_t z_at) {
     bf16 *dz = static_cast<bf16 *>(p.gradient.dz.data);
-    float gate[N], up[N], grad[N], dot = 0;
+    float grad[N], dot = 0;
     load_pack<float, N>(grad, da);
-    load_pack<bf16, N>(gate, &z[z_at]);
-    load_pack<bf16, N>(up, &z[z_at + p.columns]);
 #pragma unroll
     for (int j = 0; j < N; j++) {
         const float hidden = pass_gate<bf16>(gate[j], up[j], grad[j] * weight, p.gating);
-        dot = fmaf(grad[j], to_f32(from_f32<bf16>(hidden)), dot);
+        dot = fmaf(grad[j], rounded<bf16>(hidden), dot);
     }
     if (dz) store_pack<bf16, N>(&dz[z_at], gate);
     if (dz) store_pack<bf16, N>(&dz[z_at + p.columns], up);
     return dot;
 }
 
-/* The same for a warp whose 16 rows of COLUMNS sums are da (GateGradient). A dot product is of 16 columns in
- * every tile, so that its bits do not show the tile. */
+/* Of four elements or what is left of them, one by one. */
+DEVICE float gradient_one_by_one(const Product &p, const float *da, float weight, int64_t z_at, int left) {
+    const bf16 *z = static_cast<const bf16 *>(p.gradient.z.data);
+    float dot = 0;
+#pragma unroll 1
+    for (int j = 0; j < 4 && j < left; j++) {
+        float gate[1] = {to_f32(load(&z[z_at + j]))}, up[1] = {to_f32(load(&z[z_at + j + p.columns]))};
+        dot += gradient_elements<1>(p, &da[j], gate, up, weight, z_at + j);
+    }
+    return dot;
+}
+
+/* The same for a warp whose 16 rows of COLUMNS sums are da (GateGradient). A lane asks for z of several rows
+ * before it uses the first. A dot product is of 16 columns in every tile, so that its bits do not show the
+ * tile. */
 template <int COLUMNS, int LENGTH>
 DEVICE void finish_gradient(const Product &p, int row, int end, int column, const float *sums, int lane) {
-    enum { LANES = COLUMNS / 4, AT_ONCE = 32 / LANES };
-    const int c = lane % LANES * 4, left = p.columns - column - c;
+    enum { LANES = COLUMNS / 4, AT_ONCE = 32 / LANES, N = 16 / AT_ONCE, BATCH = N < 4 ? N : 4 };
+    const int c = lane % LANES * 4, left = p.columns - column - c, n_dots = (p.columns + 15) / 16;
+    const bf16 *z = static_cast<const bf16 *>(p.gradient.z.data);
+    const float *weights = static_cast<const float *>(p.gradient.weights.data);
+    float *dots = static_cast<float *>(p.gradient.dots.data);
 #pragma unroll 1
-    for (int i = lane / LANES; i < 16; i += AT_ONCE) {
-        const int m = row + i;
-        const int64_t z_at = (int64_t)m * p.columns * 2 + column + c;
-        float dot = 0;
-        if (m < end && left > 0) {
-            const float weight =
-                load(&static_cast<const float *>(p.gradient.weights.data)[load(&p.pairs[m])]);
-            const float *da = &sums[i * LENGTH + c];
-            if (p.packed)
-                dot = gradient_elements<4>(p, da, weight, z_at);
-            else
-#pragma unroll 1
-                for (int j = 0; j < 4 && j < left; j++)
-                    dot += gradient_elements<1>(p, &da[j], weight, z_at + j);
+    for (int first = lane / LANES; first < 16; first += BATCH * AT_ONCE) {
+        float gate[BATCH][4], up[BATCH][4], weight[BATCH];
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            const int m = row + first + b * AT_ONCE;
+            const int64_t z_at = (int64_t)m * p.columns * 2 + column + c;
+            if (m >= end || left <= 0) continue;
+            weight[b] = load(&weights[load(&p.pairs[m])]);
+            if (p.packed) load_pack<bf16, 4>(gate[b], &z[z_at]);
+            if (p.packed) load_pack<bf16, 4>(up[b], &z[z_at + p.columns]);
         }
-        dot += __shfl_xor_sync(~0u, dot, 1);
-        dot += __shfl_xor_sync(~0u, dot, 2);
-        if (p.gradient.dots.data && lane % 4 == 0 && m < end && left > 0)
-            store(&static_cast<float *>(
-                      p.gradient.dots.data)[(int64_t)m * ((p.columns + 15) / 16) + (column + c) / 16],
-                  dot);
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            const int i = first + b * AT_ONCE, m = row + i;
+            const int64_t z_at = (int64_t)m * p.columns * 2 + column + c;
+            const bool exists = m < end && left > 0;
+            const float *da = &sums[i * LENGTH + c];
+            float dot = 0;
+            if (exists)
+                dot = p.packed ? gradient_elements<4>(p, da, gate[b], up[b], weight[b], z_at)
+                               : gradient_one_by_one(p, da, weight[b], z_at, left);
+            dot += __shfl_xor_sync(~0u, dot, 1);
+            dot += __shfl_xor_sync(~0u, dot, 2);
+            if (dots && lane % 4 == 0 && exists) store(&dots[(int64_t)m * n_dots + (column + c) / 16], dot);
+        }
     }
 }
 

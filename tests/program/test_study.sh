@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# The study on a few prompts of the demo model, its replies judged: labels, outcomes, the same bytes when judged again,
+# labels of people before those of rules, and what is refused.   test_study.sh PROGRAM SOURCE_FOLDER
+set -uo pipefail
+program=$1 source=$2
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+failures=0
+fail() {
+    printf 'FAILED: %s\n' "$1"
+    failures=$((failures + 1))
+}
+limits=()
+for group in ordinary restricted test_ordinary test_restricted; do limits+=(--set "prompts.$group.limit=6"); done
+for option in random_sets=2 layer_matched_sets=1 traffic_matched_sets=1 max_new_tokens=24; do
+    limits+=(--set "steps.silence.$option")
+done
+"$program" run "$source/configs/jobs/paper-a-demo.json" --out "$folder/run" "${limits[@]}" >"$folder/out" 2>&1 ||
+    { cat "$folder/out"; exit 1; }
+step=$folder/run/silence
+rows=$(($(cat "$step"/responses/*.jsonl | wc -l)))
+[ "$(($(wc -l <"$step/labels.csv") - 1))" = "$rows" ] || fail "labels.csv: expected a row for each of $rows replies"
+awk -F, 'NR > 1 && $2 == "test_restricted" && $1 == "baseline" && $5 == "restricted" { n++ } END { exit n < 5 }' \
+    "$step/labels.csv" || fail "the demo model declines restricted requests: expected 5 of 6 labelled so"
+awk -F, 'NR > 1 && $2 == "test_ordinary" && $1 == "baseline" && $5 != "compliant" { n++ } END { exit n > 0 }' \
+    "$step/labels.csv" || fail "ordinary requests are answered: expected compliant"
+awk -F, 'NR == 1 { for (i = 1; i <= NF; i++) at[$i] = i; next }
+         { n = 0; for (i = 6; i < 15; i++) n += $i
+           if (n != $5) { print "transitions of " $1 " sum to " n ", prompts " $5; bad = 1 }
+           if ($2 == "selected" && $at["random_n"] != 2) { print $1 ": " $at["random_n"] " random sets"; bad = 1 } }
+         END { exit bad || NR < 3 }' "$step/outcomes.csv" || fail "outcomes.csv"
+
+# ---- again: the same bytes; with labels of people: theirs count ----
+cp "$step/labels.csv" "$folder/labels.csv"
+cp "$step/outcomes.csv" "$folder/outcomes.csv"
+"$program" judge "$step" --seed 1 >/dev/null || fail "judge"
+cmp "$step/labels.csv" "$folder/labels.csv" || fail "labels.csv differs when judged again"
+cmp "$step/outcomes.csv" "$folder/outcomes.csv" || fail "outcomes.csv differs when judged again"
+awk -F, 'NR == 1 || ($1 == "baseline" && $2 == "test_ordinary")' "$step/labels.csv" |
+    awk -F, 'BEGIN { OFS = "," } NR == 1 { print; next } { $7 = NR == 2 ? "degraded" : "compliant"; print }' >"$folder/people.csv"
+"$program" judge "$step" --seed 1 --labels "$folder/people.csv" >/dev/null || fail "judge with labels"
+[ "$(grep -c '^baseline,test_ordinary,.*,degraded,' "$step/labels.csv")" = 1 ] || fail "a label of people counts"
+grep -q '^degraded,compliant,1$' "$step/agreement.csv" || fail "agreement.csv"
+grep -q '"kappa"' "$step/judge.json" || fail "judge.json names the agreement"
+
+# ---- refused ----
+refuse() { # WHAT, expected text, arguments...
+    local what=$1 text=$2
+    shift 2
+    "$program" judge "$@" >/dev/null 2>"$folder/err"
+    [ $? = 2 ] || fail "$what: expected exit code 2"
+    grep -q "$text" "$folder/err" || fail "$what: got $(cat "$folder/err")"
+}
+sed 's/compliant$/fine/' "$folder/people.csv" >"$folder/wrong.csv"
+refuse "an unknown label" 'expected restricted, compliant or degraded: got "fine"' "$step" --labels "$folder/wrong.csv"
+sed 's/^baseline/nothing/' "$folder/people.csv" >"$folder/wrong.csv"
+refuse "a reply that is not there" 'expected a reply of this folder' "$step" --labels "$folder/wrong.csv"
+sed '2p' "$folder/people.csv" >"$folder/wrong.csv"
+refuse "two labels" 'expected one label a reply' "$step" --labels "$folder/wrong.csv"
+head -n 3 "$step/responses/baseline.jsonl" >"$folder/short" && cp "$folder/short" "$step/responses/baseline.jsonl"
+refuse "replies to other prompts" 'expected replies to the prompts of baseline.jsonl' "$step"
+
+[ "$failures" = 0 ] || exit 1
+echo "replies judged"
