@@ -150,6 +150,7 @@ static bool write_page(const char *folder, const ReportRun *run, const Figures *
     put_head(run, page);
     bool ok = put_overview(run, figures, page, error);
     for (int64_t s = 0; ok && s < run->n_steps; s++) ok = report_put_step(run, s, figures, page, error);
+    ok = ok && report_put_interventions(folder, run, page, error);
     put_inputs(run, page);
     ok = ok && put_job(folder, page, error);
     text_put_string(page, terms);

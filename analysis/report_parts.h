@@ -17,5 +17,7 @@ void html_put_number(Text *to, CsvField field);
 bool report_put_overview_rows(const ReportStep *step, Text *to, Error *error);
 /* A step's section: definition, switches, warnings, figures, tables. */
 bool report_put_step(const ReportRun *run, int64_t s, const Figures *figures, Text *to, Error *error);
+/* A section for every intervention step that is finished. */
+bool report_put_interventions(const char *folder, const ReportRun *run, Text *to, Error *error);
 
 #endif

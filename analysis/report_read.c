@@ -7,7 +7,7 @@
 enum { MAX_JSON_BYTES = 64 << 20, MAX_TABLE_BYTES = 1 << 30, MAX_EXTENT = 100000 };
 
 /* A step's name is a folder inside of the run's: one plain name, nothing that leads elsewhere. */
-static bool plain_name(const char *name) {
+bool report_is_plain_name(const char *name) {
     return *name && *name != '.' && !strchr(name, '/') && strlen(name) < 200;
 }
 
@@ -115,7 +115,7 @@ static bool read_step(ReportStep *step, const char *folder, Json at, Error *erro
     const char *name;
     Json member = json_member(&at, "name");
     if (!json_string(member, &name, error)) return false;
-    if (!plain_name(name)) return json_error(member, error, "expected a plain file name");
+    if (!report_is_plain_name(name)) return json_error(member, error, "expected a plain file name");
     step->name = mem_copy_text(name, strlen(name));
     char *own = io_join(folder, name), *path = own ? io_join(own, "step.json") : NULL;
     bool ok = (step->name && path) || error_out_of_memory(error, "a file name", strlen(name));

@@ -30,6 +30,10 @@ awk -F, 'NR == 1 { for (i = 1; i <= NF; i++) at[$i] = i; next }
            if ($2 == "selected" && $at["random_n"] != 2) { print $1 ": " $at["random_n"] " random sets"; bad = 1 } }
          END { exit bad || NR < 3 }' "$step/outcomes.csv" || fail "outcomes.csv"
 
+for text in '<td class="l">gradient.top2</td>' 'McNemar p'; do
+    grep -q "$text" "$folder/run/report.html" || fail "report.html: expected $text"
+done
+
 # ---- again: the same bytes; with labels of people: theirs count ----
 cp "$step/labels.csv" "$folder/labels.csv"
 cp "$step/outcomes.csv" "$folder/outcomes.csv"
