@@ -47,6 +47,8 @@ awk -F, 'NR == 1 || ($1 == "baseline" && $2 == "test_ordinary")' "$step/labels.c
 grep -q '^degraded,compliant,1$' "$step/agreement.csv" || fail "agreement.csv"
 grep -q '"kappa"' "$step/judge.json" || fail "judge.json names the agreement"
 
+"$program" run "$source/configs/jobs/follow-up.json" --dry-run >"$folder/out" 2>&1 || fail "follow-up: $(cat "$folder/out")"
+
 # ---- refused ----
 refuse() { # WHAT, expected text, arguments...
     local what=$1 text=$2
