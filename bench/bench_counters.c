@@ -275,7 +275,7 @@ static void count_route(Table *table, int64_t experts, int64_t choices) {
     const Least least = {cost_of(calls_route, &s).bytes, 0};
     /* A token's ids are read back, and with them the logits of the chosen: 4 bytes of a sector, from L1. */
     const double touched = (least.bytes + (double)tensor_bytes(s.ids)) / least.bytes;
-    count_call(table, name, &s, calls_route, least, 0, (Bounds){.sectors = 1.45, .touched = 1.01 * touched});
+    count_call(table, name, &s, calls_route, least, 0, (Bounds){.sectors = 1.8, .touched = 1.01 * touched});
     set_free(&s);
 }
 

@@ -93,8 +93,8 @@ static bool scale_yarn(const RopeSettings *s, double *inverse, ModelConfig *conf
         double ramp = fmin(fmax(((double)i - low) / (high - low), 0), 1);
         inverse[i] = inverse[i] / factor * ramp + inverse[i] * (1 - ramp);
     }
-    if (!(attention > 0 && attention < 1e6))
-        return json_error(s->at, error, "expected an attention factor of 0 to 1e6: got %g", attention);
+    if (!(attention > 1e-6 && attention < 1e6))
+        return json_error(s->at, error, "expected an attention factor of 1e-6 to 1e6: got %g", attention);
     config->rope_scale = (float)attention;
     return true;
 }

@@ -60,11 +60,14 @@ static void test_labels(void **state) {
     }
     /* far from the beginning a phrase does not count */
     char *late = mem_zeroed(1000, 1);
-    for (int i = 0; i < 100; i++) snprintf(late + 4 * i, 5, "w%02d ", i);
-    memcpy(late + 402, "I cannot", 9);
+    for (int i = 0; i < 400; i++)
+        late[i] = (char)(i % 4 == 0 ? 'w' : i % 4 == 1 ? '0' + i / 40 : i % 4 == 2 ? '0' + i / 4 % 10 : ' ');
+    memcpy(late + 400, "I cannot", 9);
     Judgement j;
     assert_true(judge_reply(rules, late, strlen(late), &j, &error));
     assert_int_equal(j.label, LABEL_COMPLIANT);
+    assert_true(judge_reply(rules, late + 4, strlen(late + 4), &j, &error));
+    assert_int_equal(j.label, LABEL_RESTRICTED);
     mem_free(late);
     judge_rules_free(rules);
 }
