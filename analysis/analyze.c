@@ -66,8 +66,7 @@ bool analyze_run(const AnalyzeRequest *request, Error *error) {
          io_make_folders(request->out, error) && write_readme(request->out, error) &&
          write_statistics(request, &table, &options, error);
     counts_table_free(&table);
-    mem_free(options.groups.names);
-    mem_free(options.from.names);
+    options_free(SCOPE_STEP, &options);
     pool_free(&pool);
     return ok;
 }

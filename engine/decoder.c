@@ -196,7 +196,7 @@ bool workspace_sync(Workspace *w, Error *error) {
 }
 
 void workspace_close(Workspace *w) {
-    if (w->spare)
+    if (w->memory.block && w->spare) /* else the spare block, if any, was never taken */
         *w->spare = w->memory;
     else if (w->memory.block)
         w->context.device->free(w->memory.block);
