@@ -51,10 +51,11 @@ static Condition *add(Maker *m, Condition like) {
     return NULL;
 }
 
-static double share_of(const Conditions *c, const int64_t *cells, int64_t n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += c->share[cells[i]];
-    return sum;
+/* Takes n cells, and their share where shares are known. */
+static void set_cells(const Maker *m, Condition *c, const int64_t *cells, int64_t n) {
+    memcpy(c->cells, cells, (size_t)n * sizeof *cells);
+    c->n_cells = n;
+    if (m->to->share) c->share = selection_share(m->to->share, cells, n);
 }
 
 /* ---- what is read ---- */
@@ -90,26 +91,20 @@ static bool read_counts(Maker *m) {
 }
 
 /* ---- selected sets ---- */
-static bool select_top(Maker *m, Condition *c, const int64_t *order, int64_t n_ranked) {
+static void select_top(const Maker *m, Condition *c, const int64_t *order, int64_t n_ranked) {
     int64_t n = c->amount <= (double)n_ranked ? (int64_t)c->amount : 0;
     if (!n)
         snprintf(c->reason, sizeof c->reason, "%g cells asked for, %lld can be ranked", c->amount,
                  (long long)n_ranked);
-    memcpy(c->cells, order, (size_t)n * sizeof *order);
-    c->n_cells = n;
-    if (m->to->share) c->share = share_of(m->to, order, n);
-    return true;
+    set_cells(m, c, order, n);
 }
 
-static bool select_traffic(Maker *m, Condition *c, const int64_t *order, int64_t n_ranked) {
+static void select_traffic(const Maker *m, Condition *c, const int64_t *order, int64_t n_ranked) {
     int64_t n = selection_within(order, n_ranked, m->to->share, c->amount / 100);
     if (!n)
         snprintf(c->reason, sizeof c->reason, "the first cell alone has more than %g %% of the choices",
                  c->amount);
-    memcpy(c->cells, order, (size_t)n * sizeof *order);
-    c->n_cells = n;
-    c->share = share_of(m->to, order, n);
-    return true;
+    set_cells(m, c, order, n);
 }
 
 static bool select_by_rules(Maker *m, const char *source, const int64_t *order, int64_t n_ranked) {
@@ -125,7 +120,7 @@ static bool select_by_rules(Maker *m, const char *source, const int64_t *order, 
                                .of = -1});
         if (!c) return false;
         snprintf(c->name, sizeof c->name, "%.80s.%s%g", source, c->rule, c->amount);
-        if (!(top ? select_top : select_traffic)(m, c, order, n_ranked)) return false;
+        (top ? select_top : select_traffic)(m, c, order, n_ranked);
     }
     return true;
 }
@@ -181,7 +176,7 @@ static bool select_listed(Maker *m) {
                                  "%s: expected each cell once: got \"%.40s\" again", place, cells->names[i]);
         c->n_cells++;
     }
-    if (m->to->share) c->share = share_of(m->to, c->cells, c->n_cells);
+    if (m->to->share) c->share = selection_share(m->to->share, c->cells, c->n_cells);
     return refuse_super(m, c);
 }
 
@@ -198,9 +193,7 @@ static bool select_imported(Maker *m) {
                                            .of = -1})
                       : NULL;
     if (c) {
-        memcpy(c->cells, cells, (size_t)n * sizeof *cells);
-        c->n_cells = n;
-        if (m->to->share) c->share = share_of(m->to, c->cells, n);
+        set_cells(m, c, cells, n);
         ok = refuse_super(m, c);
     }
     mem_free(cells);
@@ -255,7 +248,7 @@ static bool add_control(Maker *m, ConditionKind kind, int64_t of, int64_t number
     if (!draw_cells(m, c, &selected, taken))
         return error_out_of_memory(m->error, "a random set", (size_t)m->n_cells * sizeof *c->cells);
     if (!c->n_cells) snprintf(c->reason, sizeof c->reason, "no such set of cells was found");
-    c->share = to->share ? share_of(to, c->cells, c->n_cells) : -1;
+    c->share = to->share ? selection_share(to->share, c->cells, c->n_cells) : -1;
     return true;
 }
 

@@ -55,12 +55,6 @@ static void sort_cells(int64_t *cells, int64_t n) {
     }
 }
 
-static double share_of(const DrawFrom *from, const int64_t *cells, int64_t n) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += from->share[cells[i]];
-    return sum;
-}
-
 static bool is_near(double share, double want) { return fabs(share - want) <= want * MATCH_PERCENT / 100; }
 
 /* The first n of a shuffled hat that no layer has too many of; false: there are not so many. */
@@ -131,7 +125,7 @@ int64_t draw_share(Draw *draw, const DrawFrom *from, double share, int64_t *cell
 
 /* Exchanges cells of the set for others of the hat while that brings its share nearer. */
 static bool approach(Draw *draw, const DrawFrom *from, Hat *hat, double share, int64_t n, int64_t *cells) {
-    double sum = share_of(from, cells, n);
+    double sum = selection_share(from->share, cells, n);
     for (int i = 0; i < MOST_EXCHANGES && !is_near(sum, share); i++) {
         int64_t place = next_index(draw, n), other = hat->pool[next_index(draw, hat->n_pool)];
         int64_t from_layer = cells[place] / from->n_experts, to_layer = other / from->n_experts;
@@ -142,7 +136,7 @@ static bool approach(Draw *draw, const DrawFrom *from, Hat *hat, double share, i
         hat->in_layer[from_layer]--;
         hat->in_layer[to_layer]++;
         cells[place] = other;
-        sum = share_of(from, cells, n);
+        sum = selection_share(from->share, cells, n);
     }
     return is_near(sum, share);
 }

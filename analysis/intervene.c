@@ -2,7 +2,6 @@
  * has its set of edits, and a reply does not depend on what else is decoded with it. */
 #include "intervene.h"
 #include "../engine/alloc.h"
-#include "../engine/generate.h"
 #include "../engine/io.h"
 #include "../kernels/check.h"
 #include <string.h>
@@ -75,32 +74,13 @@ static int64_t batch_length(const Work *w, const PromptGroup *group, int64_t fir
     return n;
 }
 
-static bool keep_generating(void *context, int64_t step, int64_t n_running) {
-    (void)step;
-    (void)n_running;
-    return !*((const StepRun *)context)->stop;
-}
-
 static bool generate_sequences(const Work *w, const Sequences *s, Generation *made, Error *error) {
-    const StepOptions *step = w->run->step;
-    const ModelConfig *config = &w->run->model->config;
-    int64_t n_valid = tokenizer_size(w->run->encoder->tokenizer);
-    GenerateOptions options = {
-        .max_new_tokens = step->max_new_tokens,
-        .rule = {.temperature = (float)step->temperature,
-                 .top_k = (int32_t)step->top_k,
-                 .top_p = (float)step->top_p,
-                 .n_valid = n_valid < config->vocab_size ? n_valid : config->vocab_size,
-                 .seed = (uint64_t)w->run->job->options.seed},
-        .prompt_keys = s->keys,
-        .stop_tokens = config->eos_tokens,
-        .n_stop_tokens = config->n_eos_tokens,
-        .edits = w->conditions->table.n_sets ? &w->conditions->table : NULL,
-        .prompt_edits = s->prompt_edits,
-        .generated_edits = s->generated_edits,
-        .n_forks = w->n_forks,
-        .progress = keep_generating,
-        .progress_context = (void *)(uintptr_t)w->run};
+    GenerateOptions options = step_generate_options(w->run);
+    options.prompt_keys = s->keys;
+    options.edits = w->conditions->table.n_sets ? &w->conditions->table : NULL;
+    options.prompt_edits = s->prompt_edits;
+    options.generated_edits = s->generated_edits;
+    options.n_forks = w->n_forks;
     PromptBatch batch = {s->n_prompts, s->offsets, s->tokens};
     if (!generate(w->run->model, &batch, &options, NULL, made, error)) return false;
     check(made->n_prompts == s->n_prompts * w->n_forks, "%lld replies", (long long)made->n_prompts);
@@ -136,26 +116,13 @@ static bool run_block(Work *w, const PromptGroup *group, int64_t first, int64_t 
     return ok;
 }
 
-static int64_t block_length(const PromptGroup *group, int64_t first) {
-    return group->n - first < BLOCK_PROMPTS ? group->n - first : BLOCK_PROMPTS;
-}
-
-/* A block of an earlier run, else a new one. */
 static bool take_block(Work *w, const PromptGroup *group, int64_t first, Measures *whole, Error *error) {
-    int64_t n = block_length(group, first) * w->n_run;
+    int64_t n = step_block_length(group, first) * w->n_run;
     Measures block = {0};
-    Error own = {0};
+    bool there;
     char *path = step_block_path(w->run, "blocks", group, first, error);
-    bool ok = path != NULL, there = ok && io_exists(path);
-    if (there && !measures_load(path, STEP_INTERVENTION, n, 0, 0, &block, &own)) {
-        measures_free(&block);
-        there = false;
-        if (own.code == ERROR_UNAVAILABLE)
-            ok = error_set(error, own.code, "%s", own.text);
-        else
-            progress_warn(w->run->progress, "%s; it is run again", own.text);
-    }
-    if (there) w->n_done += n;
+    bool ok = path && step_load_block(w->run, path, whole, n, &block, &there, error);
+    if (ok && there) w->n_done += n;
     if (ok && !there) ok = run_block(w, group, first, n, &block, error) && measures_save(&block, path, error);
     ok = ok && measures_append(whole, first * w->n_run, &block, error);
     measures_free(&block);
@@ -165,15 +132,9 @@ static bool take_block(Work *w, const PromptGroup *group, int64_t first, Measure
 
 static bool run_groups(Work *w, const PromptGroup *groups, Measures *replies, Error *error) {
     const StepRun *run = w->run;
-    int64_t n_total = 0, n_begun = 0, n_groups = run->step->groups.n;
-    for (int64_t g = 0; g < n_groups; g++) {
-        n_total += groups[g].n * w->n_run;
-        for (int64_t first = 0; first < groups[g].n; first += BLOCK_PROMPTS) {
-            char *path = step_block_path(run, "blocks", &groups[g], first, error);
-            if (path && io_exists(path)) n_begun += block_length(&groups[g], first) * w->n_run;
-            mem_free(path);
-        }
-    }
+    int64_t n_total = 0, n_groups = run->step->groups.n;
+    for (int64_t g = 0; g < n_groups; g++) n_total += groups[g].n * w->n_run;
+    int64_t n_begun = step_count_finished(run, groups, error) * w->n_run;
     bool ok = error->code == ERROR_NONE &&
               progress_begin(run->progress, run->step->name, n_total, n_begun, "replies", error);
     for (int64_t g = 0; ok && g < n_groups; g++) {

@@ -1,6 +1,7 @@
 /* The table of options. Defaults that stand for an open question of the published methods are said so in
  * the help; a step prints the values that it used. */
 #include "options.h"
+#include "../engine/edits.h"
 #include <stddef.h>
 
 const char *const step_kind_names[N_STEP_KINDS + 1] = {"activation", "gradient", "intervention", "report",
@@ -28,8 +29,6 @@ static const char *const test_statistics[] = {"t", "difference", NULL};
 static const char *const recomputes[] = {"auto", "always", "never", NULL};
 
 static const char *const rank_bys[] = {"difference", "ratio", "score", NULL};
-static const char *const modes[] = {"mask",  "bias", "promote",          "demote",
-                                    "force", "zero", "zero_renormalize", NULL};
 static const char *const applies[] = {"both", "prompt", "generated", NULL};
 
 enum {
@@ -195,7 +194,7 @@ const Option option_table[] = {
      .help = "score of the first group minus the second's, their ratio, or the first's alone"},
     {STEP(INTERVENTION, class_ratio), NUMBER(0, 1e6, "0"),
      .help = "only cells whose first score is more than so many times the second; 0: all"},
-    {STEP(INTERVENTION, mode), CHOICE(modes, "\"mask\""),
+    {STEP(INTERVENTION, mode), CHOICE(edit_mode_names, "\"mask\""),
      .help =
          "what is done to a selected cell. mask: router logit -infinity, the next expert takes over; bias: "
          "logit + value; promote, demote: above the largest or below the least logit by value; force: these "

@@ -7,13 +7,6 @@
 #include "scores.h"
 #include <string.h>
 
-int64_t results_decoder_layer(const ModelConfig *config, int64_t l) {
-    int64_t layer = 0;
-    for (int64_t seen = 0; layer < config->n_layers; layer++)
-        if (!config->layer_is_dense[layer] && seen++ == l) break;
-    return layer;
-}
-
 bool results_write_text(const char *folder, const char *name, Text *text, Error *error) {
     char *path = io_join(folder, name);
     bool ok = (path && !text->failed) || error_out_of_memory(error, name, text->length);
@@ -61,7 +54,7 @@ static void put_real(Text *text, double value) {
 
 static void put_cell(Text *text, const StepResults *r, int64_t g, int64_t cell) {
     text_put_string(text, r->groups[g].options->name);
-    put_integer(text, results_decoder_layer(r->config, cell / r->config->n_experts));
+    put_integer(text, model_config_decoder_layer(r->config, cell / r->config->n_experts));
     put_integer(text, cell % r->config->n_experts);
 }
 
@@ -137,7 +130,7 @@ static bool write_curve(const StepResults *r, const GroupScores *scores, Error *
         for (int64_t i = 0; i < n_cells; i++) {
             int64_t cell = s->order[i], n_experts = r->config->n_experts;
             text_format(&text, "%s,%lld,%lld,%lld", name, (long long)(i + 1),
-                        (long long)results_decoder_layer(r->config, cell / n_experts),
+                        (long long)model_config_decoder_layer(r->config, cell / n_experts),
                         (long long)(cell % n_experts));
             put_real(&text, s->scores[cell]);
             put_real(&text, s->cumulative[i]);
@@ -167,7 +160,7 @@ static bool write_layers(const StepResults *r, const GroupScores *scores, Error 
         text.failed = text.failed || !ok;
         for (int64_t l = 0; ok && l < m->n_layers; l++) {
             text_put_string(&text, r->groups[g].options->name);
-            put_integer(&text, results_decoder_layer(r->config, l));
+            put_integer(&text, model_config_decoder_layer(r->config, l));
             put_real(&text, layers[l].dominant);
             put_real(&text, layers[l].entropy);
             put_real(&text, layers[l].effective);

@@ -42,7 +42,5 @@ void group_scores_free(GroupScores *scores);
 bool results_write_text(const char *folder, const char *name, Text *text, Error *error); /* frees the text */
 bool results_write_statistics(const StepResults *results, const GroupScores *scores, Error *error);
 bool results_write_facts(const StepResults *results, const GroupScores *scores, Error *error);
-/* The decoder layer of expert layer l. */
-int64_t results_decoder_layer(const ModelConfig *config, int64_t l);
 
 #endif

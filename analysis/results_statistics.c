@@ -13,7 +13,7 @@ static bool make_cells(const ModelConfig *config, Cells *cells, Error *error) {
     if (!experts_in) return error_out_of_memory(error, "cells", (size_t)L * 8);
     for (int64_t l = 0; l < L; l++) experts_in[l] = config->n_experts;
     bool ok = cells_make(experts_in, L, cells, error);
-    for (int64_t l = 0; ok && l < L; l++) cells->layer[l] = results_decoder_layer(config, l);
+    for (int64_t l = 0; ok && l < L; l++) cells->layer[l] = model_config_decoder_layer(config, l);
     cells->n_decoder_layers = config->n_layers;
     mem_free(experts_in);
     return ok;

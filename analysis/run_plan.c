@@ -116,7 +116,7 @@ static bool plan_group(const Planner *p, const PromptGroup *group, Work *work, E
     model_config_count(p->config, &n_total, &n_active);
     bool ok = true;
     for (int64_t first = 0; ok && first < group->n; first += BLOCK_PROMPTS) {
-        int64_t n = group->n - first < BLOCK_PROMPTS ? group->n - first : BLOCK_PROMPTS;
+        int64_t n = step_block_length(group, first);
         Measures replies;
         ok = make_replies(p, n, &replies, error);
         Block block = {.step = p->step, .group = group, .first = first, .n = n, .replies = &replies};

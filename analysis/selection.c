@@ -2,6 +2,7 @@
 #include "selection.h"
 #include "../engine/alloc.h"
 #include "csv.h"
+#include "ranking.h"
 #include "scores.h"
 #include <math.h>
 #include <stdio.h>
@@ -12,19 +13,19 @@ enum { MAX_TABLE_BYTES = 1 << 30 };
 
 /* ---- cells ---- */
 int64_t selection_cell(const ModelConfig *config, int64_t layer, int64_t expert) {
-    if (layer < 0 || layer >= config->n_layers || config->layer_is_dense[layer] || expert < 0 ||
-        expert >= config->n_experts)
-        return -1;
-    int64_t l = 0;
-    for (int64_t i = 0; i < layer; i++) l += !config->layer_is_dense[i];
-    return l * config->n_experts + expert;
+    const bool exists = layer >= 0 && layer < config->n_layers && expert >= 0 && expert < config->n_experts;
+    const int64_t l = exists ? model_config_moe_layer(config, layer) : -1;
+    return l < 0 ? -1 : l * config->n_experts + expert;
 }
 
 int64_t selection_layer(const ModelConfig *config, int64_t cell) {
-    int64_t layer = 0, l = cell / config->n_experts;
-    for (int64_t seen = 0; layer < config->n_layers; layer++)
-        if (!config->layer_is_dense[layer] && seen++ == l) break;
-    return layer;
+    return model_config_decoder_layer(config, cell / config->n_experts);
+}
+
+double selection_share(const double *share, const int64_t *cells, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += share[cells[i]];
+    return sum;
 }
 
 bool selection_parse_cell(const char *text, const ModelConfig *config, const char *place, int64_t *cell,
@@ -111,26 +112,24 @@ bool selection_read_cells(const char *path, const ModelConfig *config, int64_t *
 }
 
 /* ---- super experts ---- */
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 bool selection_find_super(const ModelConfig *config, const double *largest, bool *super) {
     int64_t n = config->n_moe_layers * config->n_experts;
     double *sorted = mem_alloc((size_t)n * sizeof *sorted);
-    if (!sorted) return false;
-    memcpy(sorted, largest, (size_t)n * sizeof *sorted);
-    qsort(sorted, (size_t)n, sizeof *sorted, ascending);
-    double at = 0.995 * (double)(n - 1), most = sorted[n - 1];
-    int64_t low = (int64_t)at;
-    double high = sorted[low + 1 < n ? low + 1 : low],
-           percentile = sorted[low] + (at - (double)low) * (high - sorted[low]);
+    Ranked *room = mem_alloc(2 * (size_t)n * sizeof *room);
+    bool ok = sorted && room;
+    double percentile = 0, most = 0;
+    if (ok) {
+        memcpy(sorted, largest, (size_t)n * sizeof *sorted);
+        ranking_sort_values(sorted, n, room);
+        percentile = ranking_quantile(sorted, n, 0.995);
+        most = sorted[n - 1];
+    }
     mem_free(sorted);
-    for (int64_t c = 0; c < n; c++)
+    mem_free(room);
+    for (int64_t c = 0; ok && c < n; c++)
         super[c] = largest[c] > percentile && largest[c] > most / 10 &&
                    (double)selection_layer(config, c) < 0.75 * (double)config->n_layers;
-    return true;
+    return ok;
 }
 
 /* ---- ranks ---- */

@@ -20,6 +20,8 @@ bool selection_parse_cell(const char *text, const ModelConfig *config, const cha
 /* The number of (decoder layer, expert); -1 when there is no such cell. */
 int64_t selection_cell(const ModelConfig *config, int64_t layer, int64_t expert);
 int64_t selection_layer(const ModelConfig *config, int64_t cell); /* decoder layer of a cell */
+/* What cells have together, of share [L*E]. */
+double selection_share(const double *share, const int64_t *cells, int64_t n);
 
 /* super[c]: largest output a > P99.5 of all cells (linear interpolation) and a > largest / 10, decoder layer
  * in the first 75 % (Super Experts, arXiv 2507.23279). False when out of memory. */

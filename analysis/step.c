@@ -81,13 +81,12 @@ char *step_block_path(const StepRun *run, const char *kind, const PromptGroup *g
     return path;
 }
 
-static int64_t block_length(const PromptGroup *group, int64_t first) {
+int64_t step_block_length(const PromptGroup *group, int64_t first) {
     return group->n - first < BLOCK_PROMPTS ? group->n - first : BLOCK_PROMPTS;
 }
 
-/* A block that an earlier run finished. A file that cannot be read is measured again: *there stays false. */
-static bool load_block(const StepRun *run, const char *path, const Measures *whole, int64_t n,
-                       Measures *block, bool *there, Error *error) {
+bool step_load_block(const StepRun *run, const char *path, const Measures *whole, int64_t n, Measures *block,
+                     bool *there, Error *error) {
     *there = false;
     if (!io_exists(path)) return true;
     Error own = {0};
@@ -101,11 +100,11 @@ static bool load_block(const StepRun *run, const char *path, const Measures *who
 
 static bool take_block(const StepRun *run, const PromptGroup *group, int64_t first, int64_t n_before,
                        Measures *whole, Error *error) {
-    int64_t n = block_length(group, first);
+    int64_t n = step_block_length(group, first);
     Measures block = {0};
     bool there;
     char *path = step_block_path(run, "blocks", group, first, error);
-    bool ok = path && load_block(run, path, whole, n, &block, &there, error);
+    bool ok = path && step_load_block(run, path, whole, n, &block, &there, error);
     if (ok && !there)
         ok = step_measure_block(run, group, first, n, n_before, &block, error) &&
              measures_save(&block, path, error);
@@ -115,12 +114,12 @@ static bool take_block(const StepRun *run, const PromptGroup *group, int64_t fir
     return ok;
 }
 
-static int64_t count_finished(const StepRun *run, const PromptGroup *groups, Error *error) {
+int64_t step_count_finished(const StepRun *run, const PromptGroup *groups, Error *error) {
     int64_t n = 0;
     for (int64_t g = 0; g < run->step->groups.n; g++)
         for (int64_t first = 0; first < groups[g].n; first += BLOCK_PROMPTS) {
             char *path = step_block_path(run, "blocks", &groups[g], first, error);
-            if (path && io_exists(path)) n += block_length(&groups[g], first);
+            if (path && io_exists(path)) n += step_block_length(&groups[g], first);
             mem_free(path);
         }
     return n;
@@ -130,7 +129,7 @@ static bool measure_groups(const StepRun *run, const PromptGroup *groups, Measur
     const ModelConfig *config = &run->model->config;
     int64_t n_total = 0, n_before = 0, n_groups = run->step->groups.n;
     for (int64_t g = 0; g < n_groups; g++) n_total += groups[g].n;
-    int64_t n_begun = count_finished(run, groups, error);
+    int64_t n_begun = step_count_finished(run, groups, error);
     bool ok = error->code == ERROR_NONE &&
               progress_begin(run->progress, run->step->name, n_total, n_begun, "prompts", error);
     for (int64_t g = 0; ok && g < n_groups; g++) {

@@ -5,6 +5,7 @@
  * step as finished. */
 #ifndef GATETAPE_STEP_H
 #define GATETAPE_STEP_H
+#include "../engine/generate.h"
 #include "inputs.h"
 #include "progress.h"
 #include "prompts.h"
@@ -41,6 +42,18 @@ void step_show_notes(const StepRun *run, const Text *notes);
 /* Removes RUN/STEP/blocks: what was in them is in the tables now. */
 bool step_remove_blocks(const StepRun *run, Error *error);
 
+/* How tokens are drawn and when that ends, by the step's options; the caller adds keys and edits. */
+GenerateOptions step_generate_options(const StepRun *run);
+
+/* ---- blocks ---- */
+int64_t step_block_length(const PromptGroup *group,
+                          int64_t first); /* prompts of the block that begins there */
+/* Prompts of the blocks that earlier runs finished. */
+int64_t step_count_finished(const StepRun *run, const PromptGroup *groups, Error *error);
+/* A block that an earlier run finished, of n rows like those of `whole`. A file that cannot be read is
+ * measured again: *there stays false. */
+bool step_load_block(const StepRun *run, const char *path, const Measures *whole, int64_t n, Measures *block,
+                     bool *there, Error *error);
 /* For step.c: measures prompts [first, first + n) of a group; writes their trace and gate rows where
  * asked for. */
 bool step_measure_block(const StepRun *run, const PromptGroup *group, int64_t first, int64_t n,

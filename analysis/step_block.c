@@ -1,7 +1,6 @@
 /* One block of prompts: replies where the step needs them, passes in batches, what was asked to be kept
  * whole. */
 #include "../engine/alloc.h"
-#include "../engine/generate.h"
 #include "../engine/safetensors.h"
 #include "gate_gradient.h"
 #include "routing.h"
@@ -22,6 +21,22 @@ static bool keep_generating(void *context, int64_t step, int64_t n_running) {
     return !*((const StepRun *)context)->stop;
 }
 
+GenerateOptions step_generate_options(const StepRun *run) {
+    const StepOptions *step = run->step;
+    const ModelConfig *config = &run->model->config;
+    const int64_t n_valid = tokenizer_size(run->encoder->tokenizer);
+    return (GenerateOptions){.max_new_tokens = step->max_new_tokens,
+                             .rule = {.temperature = (float)step->temperature,
+                                      .top_k = (int32_t)step->top_k,
+                                      .top_p = (float)step->top_p,
+                                      .n_valid = n_valid < config->vocab_size ? n_valid : config->vocab_size,
+                                      .seed = (uint64_t)run->job->options.seed},
+                             .stop_tokens = config->eos_tokens,
+                             .n_stop_tokens = config->n_eos_tokens,
+                             .progress = keep_generating,
+                             .progress_context = (void *)(uintptr_t)run};
+}
+
 int64_t step_prompt_key(const StepRun *run, const PromptGroup *group, int64_t i) {
     int64_t g = group->options - run->job->prompts;
     return g * ((int64_t)1 << 40) + group->prompts[i].entry->index;
@@ -29,9 +44,6 @@ int64_t step_prompt_key(const StepRun *run, const PromptGroup *group, int64_t i)
 
 static bool generate_batch(const StepRun *run, const Block *prompts, int64_t at, int64_t n, Generation *to,
                            Error *error) {
-    const StepOptions *step = run->step;
-    const ModelConfig *config = &run->model->config;
-    int64_t n_valid = tokenizer_size(run->encoder->tokenizer);
     int64_t *keys = mem_zeroed((size_t)n, sizeof *keys);
     Batch batch = {0};
     bool ok = keys || error_out_of_memory(error, "keys of prompts", (size_t)n * sizeof *keys);
@@ -39,18 +51,8 @@ static bool generate_batch(const StepRun *run, const Block *prompts, int64_t at,
         keys[p] = step_prompt_key(run, prompts->group, prompts->first + at + p);
     if (ok && batch_make(prompts, at, n, &batch, error)) {
         PromptBatch view = batch_view(&batch);
-        GenerateOptions options = {
-            .max_new_tokens = step->max_new_tokens,
-            .rule = {.temperature = (float)step->temperature,
-                     .top_k = (int32_t)step->top_k,
-                     .top_p = (float)step->top_p,
-                     .n_valid = n_valid < config->vocab_size ? n_valid : config->vocab_size,
-                     .seed = (uint64_t)run->job->options.seed},
-            .prompt_keys = keys,
-            .stop_tokens = config->eos_tokens,
-            .n_stop_tokens = config->n_eos_tokens,
-            .progress = keep_generating,
-            .progress_context = (void *)(uintptr_t)run};
+        GenerateOptions options = step_generate_options(run);
+        options.prompt_keys = keys;
         ok = generate(run->model, &view, &options, NULL, to, error) && step_goes_on(run, error);
     } else {
         ok = false;

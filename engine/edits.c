@@ -26,20 +26,6 @@ void edit_table_free(EditTable *t) {
     *t = (EditTable){0};
 }
 
-/* The expert layer with the number of a decoder layer; -1: it has no experts. */
-static int64_t expert_layer(const ModelConfig *config, int64_t layer) {
-    int64_t n = 0;
-    for (int64_t l = 0; l < layer; l++) n += !config->layer_is_dense[l];
-    return config->layer_is_dense[layer] ? -1 : n;
-}
-
-static int64_t decoder_layer(const ModelConfig *config, int64_t expert_layer) {
-    int64_t layer = 0;
-    for (int64_t seen = 0; layer < config->n_layers; layer++)
-        if (!config->layer_is_dense[layer] && seen++ == expert_layer) break;
-    return layer;
-}
-
 static int64_t count_mode(const int32_t *modes, int64_t n, EditMode mode) {
     int64_t count = 0;
     for (int64_t e = 0; e < n; e++) count += modes[e] == (int32_t)mode;
@@ -52,7 +38,7 @@ bool edit_table_put(EditTable *t, const ModelConfig *config, int64_t set, CellEd
     if (edit.layer < 0 || edit.layer >= config->n_layers)
         return error_set(error, ERROR_BAD_INPUT, "layer: expected 0 to %lld: got %lld",
                          (long long)config->n_layers - 1, (long long)edit.layer);
-    int64_t l = expert_layer(config, edit.layer);
+    int64_t l = model_config_moe_layer(config, edit.layer);
     if (l < 0)
         return error_set(error, ERROR_BAD_INPUT, "layer: expected one with experts: got %lld, which is dense",
                          (long long)edit.layer);
@@ -81,7 +67,7 @@ bool edit_table_check_set(const EditTable *t, const ModelConfig *config, int64_t
         const int32_t *modes = t->modes + (l * t->n_sets + set) * t->n_experts;
         int64_t n_forced = count_mode(modes, t->n_experts, EDIT_FORCE),
                 n_masked = count_mode(modes, t->n_experts, EDIT_MASK);
-        long long layer = (long long)decoder_layer(config, l);
+        long long layer = (long long)model_config_decoder_layer(config, l);
         if (n_forced && n_forced != k)
             return error_set(error, ERROR_BAD_INPUT,
                              "layer %lld: expected %lld forced experts, as many as a token takes: got %lld",

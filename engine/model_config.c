@@ -372,3 +372,16 @@ void model_config_count(const ModelConfig *c, int64_t *n_total, int64_t *n_activ
         *n_active += fixed + (dense ? 0 : c->n_experts_per_token * expert);
     }
 }
+
+int64_t model_config_decoder_layer(const ModelConfig *config, int64_t l) {
+    int64_t layer = 0;
+    for (int64_t seen = 0; layer < config->n_layers; layer++)
+        if (!config->layer_is_dense[layer] && seen++ == l) break;
+    return layer;
+}
+
+int64_t model_config_moe_layer(const ModelConfig *config, int64_t layer) {
+    int64_t l = 0;
+    for (int64_t i = 0; i < layer; i++) l += !config->layer_is_dense[i];
+    return config->layer_is_dense[layer] ? -1 : l;
+}

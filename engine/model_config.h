@@ -49,6 +49,10 @@ bool model_config_read(const char *folder, ModelConfig *config, Error *error);
 bool model_config_parse(const char *json, size_t length, const char *name, ModelConfig *config, Error *error);
 void model_config_free(ModelConfig *config);
 
+/* The decoder layer of the l-th layer with experts, and the other way: -1 where the layer has none. */
+int64_t model_config_decoder_layer(const ModelConfig *config, int64_t l);
+int64_t model_config_moe_layer(const ModelConfig *config, int64_t layer);
+
 /* Where the configs/ folder is: environment GATETAPE_CONFIGS, else beside the program
  * (../share/gatetape/configs), else the source tree it was built from. */
 const char *model_config_folder(void);
