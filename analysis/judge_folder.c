@@ -28,7 +28,7 @@ typedef struct {
     const char *name, *kind, *of; /* of: the condition that a control goes with */
     const char *rule, *amount;    /* random sets go with every condition of theirs */
     Reply *replies;
-    int64_t n;
+    int64_t n, next; /* next: where find_reply goes on */
     bool defined;
 } Judged;
 
@@ -148,11 +148,13 @@ static int label_of(const char *text) {
     return NO_LABEL;
 }
 
+/* Rows mostly come in the order of the replies: a condition is searched from behind what was found last. */
 static Reply *find_reply(Work *w, const char *condition, const char *group, const char *id) {
     for (int64_t i = 0; i < w->n; i++) {
-        if (strcmp(w->list[i].name, condition)) continue;
-        for (int64_t r = 0; r < w->list[i].n; r++) {
-            Reply *reply = &w->list[i].replies[r];
+        Judged *j = &w->list[i];
+        if (strcmp(j->name, condition)) continue;
+        for (int64_t tried = 0; tried < j->n; tried++) {
+            Reply *reply = &j->replies[j->next++ % j->n];
             if (!strcmp(reply->group, group) && !strcmp(reply->id, id)) return reply;
         }
     }
@@ -217,15 +219,21 @@ static void put_number(Text *t, double value) {
 typedef struct {
     int64_t begin, end;
     Resamples draws;
-    Label *before, *after;
+    Label *before, *after; /* room */
+    Outcome *outcomes;     /* [w->n]: of each defined condition beside the baseline */
 } Part;
 
-static bool part_outcome(Work *w, Part *p, int64_t condition, Outcome *o) {
-    for (int64_t r = p->begin; r < p->end; r++) {
-        p->before[r - p->begin] = w->list[0].replies[r].label;
-        p->after[r - p->begin] = w->list[condition].replies[r].label;
+static bool part_outcomes(Work *w, Part *p) {
+    bool ok = true;
+    for (int64_t i = 1; ok && i < w->n; i++) {
+        if (!w->list[i].defined) continue;
+        for (int64_t r = p->begin; r < p->end; r++) {
+            p->before[r - p->begin] = w->list[0].replies[r].label;
+            p->after[r - p->begin] = w->list[i].replies[r].label;
+        }
+        ok = outcome_of(p->before, p->after, &p->draws, &p->outcomes[i], w->error);
     }
-    return outcome_of(p->before, p->after, &p->draws, o, w->error);
+    return ok;
 }
 
 static bool goes_with(const Judged *control, const char *kind, const Judged *condition) {
@@ -236,39 +244,32 @@ static bool goes_with(const Judged *control, const char *kind, const Judged *con
 }
 
 /* The changes of a condition's controls of one kind. */
-static bool put_controls(Work *w, Part *p, int64_t condition, const char *kind, double change, Text *t) {
+static bool put_controls(Work *w, const Part *p, int64_t condition, const char *kind, Text *t) {
     double *changes = mem_zeroed((size_t)w->n, sizeof *changes);
     if (!changes) return error_out_of_memory(w->error, "controls", 0);
     int64_t n = 0;
-    bool ok = true;
-    for (int64_t i = 1; ok && i < w->n; i++) {
-        const Judged *j = &w->list[i];
-        if (!goes_with(j, kind, &w->list[condition])) continue;
-        Outcome o;
-        ok = part_outcome(w, p, i, &o);
-        changes[n++] = o.change;
-    }
-    const ControlComparison c = compare_with_controls(change, changes, n);
+    for (int64_t i = 1; i < w->n; i++)
+        if (goes_with(&w->list[i], kind, &w->list[condition])) changes[n++] = p->outcomes[i].change;
+    const ControlComparison c = compare_with_controls(p->outcomes[condition].change, changes, n);
     text_format(t, ",%lld", (long long)n);
     put_number(t, c.mean), put_number(t, c.least), put_number(t, c.most), put_number(t, n ? c.p : NAN);
     mem_free(changes);
-    return ok;
+    return true;
 }
 
-static bool put_outcome(Work *w, Part *p, int64_t condition, Text *t) {
+static bool put_outcome(Work *w, const Part *p, int64_t condition, Text *t) {
+    static const char *const kinds[] = {"random", "layer_matched", "traffic_matched"};
     const Judged *j = &w->list[condition];
-    Outcome o;
-    if (!part_outcome(w, p, condition, &o)) return false;
+    const Outcome o = p->outcomes[condition];
     text_format(t, "%s,%s,%s,%s,%lld", j->name, j->kind, j->of, j->replies[p->begin].group, (long long)o.n);
     for (int from = 0; from < N_LABELS; from++)
         for (int to = 0; to < N_LABELS; to++) text_format(t, ",%lld", (long long)o.from_to[from][to]);
     text_format(t, ",%lld,%lld", (long long)o.lost, (long long)o.gained);
     put_number(t, o.before), put_number(t, o.after), put_number(t, o.change), put_number(t, o.low);
     put_number(t, o.high), put_number(t, o.mcnemar_p);
-    static const char *const kinds[] = {"random", "layer_matched", "traffic_matched"};
     bool ok = true;
     for (size_t k = 0; ok && k < sizeof kinds / sizeof *kinds; k++)
-        ok = put_controls(w, p, condition, kinds[k], o.change, t);
+        ok = put_controls(w, p, condition, kinds[k], t);
     text_put_string(t, "\n");
     return ok;
 }
@@ -276,13 +277,16 @@ static bool put_outcome(Work *w, Part *p, int64_t condition, Text *t) {
 static bool put_part(Work *w, Part *p, Text *t) {
     const int64_t n = p->end - p->begin;
     p->before = mem_zeroed((size_t)n, sizeof *p->before), p->after = mem_zeroed((size_t)n, sizeof *p->after);
-    bool ok = ((p->before && p->after) || error_out_of_memory(w->error, "labels", 0)) &&
+    p->outcomes = mem_zeroed((size_t)w->n, sizeof *p->outcomes);
+    bool ok = ((p->before && p->after && p->outcomes) || error_out_of_memory(w->error, "labels", 0)) &&
               resamples_bootstrap((uint64_t)w->request->seed, p->begin, w->request->resamples, n, &p->draws,
-                                  w->error);
+                                  w->error) &&
+              part_outcomes(w, p);
     for (int64_t i = 1; ok && i < w->n; i++) ok = !w->list[i].defined || put_outcome(w, p, i, t);
     resamples_free(&p->draws);
     mem_free(p->before);
     mem_free(p->after);
+    mem_free(p->outcomes);
     return ok;
 }
 

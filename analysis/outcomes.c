@@ -1,14 +1,7 @@
 /* Transitions, tests and agreement of labels. */
 #include "outcomes.h"
 #include "../engine/alloc.h"
-#include "ranking.h"
 #include <math.h>
-#include <stdlib.h>
-
-static int by_value(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
 
 double mcnemar_exact(int64_t b, int64_t c) {
     const int64_t n = b + c, k = b < c ? b : c;
@@ -33,11 +26,10 @@ static bool bootstrap(const Label *before, const Label *after, const Resamples *
         }
         means[s] = (double)sum / (double)draws->n_drawn;
     }
-    qsort(means, (size_t)draws->n, sizeof *means, by_value);
-    o->low = ranking_quantile(means, draws->n, 0.025);
-    o->high = ranking_quantile(means, draws->n, 0.975);
+    const SampleTable table = {.values = means, .n = draws->n, .n_columns = 1};
+    const bool ok = resample_intervals(table, 0.95, &o->low, &o->high, error);
     mem_free(means);
-    return true;
+    return ok;
 }
 
 bool outcome_of(const Label *before, const Label *after, const Resamples *draws, Outcome *o, Error *error) {

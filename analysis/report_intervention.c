@@ -27,13 +27,6 @@ static const Column columns[] = {{"n", "prompts"},
                                  {"traffic_mean", "traffic matched"}};
 enum { N_COLUMNS = sizeof columns / sizeof *columns };
 
-static double count_at(const Csv *csv, int64_t row, const char *column) {
-    double value = 0;
-    Error none = {0};
-    const int64_t c = csv_find_column(csv, column);
-    return c >= 0 && csv_number(csv, row, c, &value, &none) ? value : 0;
-}
-
 static void put_row(const Csv *csv, int64_t row, Text *to) {
     static const char *const keys[] = {"condition", "group"};
     text_put_string(to, "<tr>");
@@ -50,8 +43,9 @@ static void put_row(const Csv *csv, int64_t row, Text *to) {
         text_put_string(to, "</td>");
     }
     text_format(to, "<td>%.0f</td></tr>\n",
-                count_at(csv, row, "restricted_to_degraded") + count_at(csv, row, "compliant_to_degraded") +
-                    count_at(csv, row, "degraded_to_degraded"));
+                html_number_at(csv, row, "restricted_to_degraded") +
+                    html_number_at(csv, row, "compliant_to_degraded") +
+                    html_number_at(csv, row, "degraded_to_degraded"));
 }
 
 static void put_table(const Csv *csv, const char *name, Text *to) {

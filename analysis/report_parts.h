@@ -12,6 +12,8 @@ void html_put(Text *to, const char *text); /* escaped */
 void html_put_json(Text *to, Json at);
 /* A number of a table to four digits; a field that is empty or no number as it is. */
 void html_put_number(Text *to, CsvField field);
+/* A number of a table; 0 where there is no such column. */
+double html_number_at(const Csv *table, int64_t row, const char *column);
 
 /* The row of the overview for each group of a step. */
 bool report_put_overview_rows(const ReportStep *step, Text *to, Error *error);

@@ -50,9 +50,13 @@ void html_put_number(Text *to, CsvField field) {
 }
 
 /* ---- the overview ---- */
+double html_number_at(const Csv *table, int64_t row, const char *column) {
+    int64_t c = csv_find_column(table, column);
+    return c < 0 ? 0 : strtod(csv_field(table, row, c).text, NULL);
+}
+
 static double number_at(const StepTable *table, int64_t row, const char *column) {
-    int64_t c = csv_find_column(&table->table, column);
-    return c < 0 ? 0 : strtod(csv_field(&table->table, row, c).text, NULL);
+    return html_number_at(&table->table, row, column);
 }
 
 static void put_cell(Text *to, const StepTable *table, int64_t row, const char *column) {
