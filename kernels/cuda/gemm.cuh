@@ -41,6 +41,10 @@ struct Product {
     bool packed = false; /* y, bias and residual can be accessed four at a time */
 };
 
+/* What the tensor cores compute: x w^T, x w, or the gate function of x w^T. */
+enum Form { FORWARD, BACK, GATED };
+static inline Form form_of(const Product &p) { return p.back ? BACK : p.gated.data ? GATED : FORWARD; }
+
 /* cublas.cu: whether dense products go to cuBLAS from now on; false and why where it is missing. The product,
  * if it has been put on the queue so. */
 bool cublas_switch(bool on, const char **why);
@@ -298,22 +302,19 @@ DEVICE void finish_gradient(const Product &p, int row, int end, int column, cons
 template <int HALF, int LENGTH>
 DEVICE void finish_gated(const Product &p, int group, int row, int end, int column, const float *sums,
                          int lane) {
-    enum { WIDTH = HALF % 4 ? 1 : 4, LANES = HALF / WIDTH, AT_ONCE = 32 / LANES };
-    const int features = p.columns / 2, r = lane / LANES, c = lane % LANES * WIDTH;
-    const int n = p.packed ? WIDTH : 1;
+    enum { LANES = HALF / 4, AT_ONCE = 32 / LANES };
+    const int features = p.columns / 2, c = lane % LANES * 4, left = features - column - c;
 #pragma unroll 1
-    for (int i = r; i < 16 && row + i < end; i += AT_ONCE)
+    for (int i = lane / LANES; i < 16 && row + i < end; i += AT_ONCE) {
+        const float *from = &sums[i * LENGTH + c];
+        const int64_t z_at = (int64_t)(row + i) * p.columns + (column + c),
+                      h_at = (int64_t)(row + i) * features + (column + c),
+                      bias_at = (int64_t)group * p.columns + (column + c);
+        if (p.packed && left > 0) gate_elements<4>(p, from, HALF, z_at, h_at, bias_at);
 #pragma unroll 1
-        for (int part = 0; part < WIDTH && column + c + part < features; part += n) {
-            const float *from = &sums[i * LENGTH + c + part];
-            const int64_t z_at = (int64_t)(row + i) * p.columns + (column + c + part),
-                          h_at = (int64_t)(row + i) * features + (column + c + part),
-                          bias_at = (int64_t)group * p.columns + (column + c + part);
-            if (p.packed)
-                gate_elements<4>(p, from, HALF, z_at, h_at, bias_at);
-            else
-                gate_elements<1>(p, from, HALF, z_at, h_at, bias_at);
-        }
+        for (int j = 0; !p.packed && j < 4 && j < left; j++)
+            gate_elements<1>(p, &from[j], HALF, z_at + j, h_at + j, bias_at + j);
+    }
 }
 
 #endif

@@ -36,7 +36,6 @@ enum {
     SHARED_BYTES = BARRIERS_AT + 2 * N_STAGES * 8,
     UNDER_WAY = 2 /* steps of gathered rows that a thread copies at a time */
 };
-enum Form { FORWARD, BACK, GATED };
 
 /* The stage of the n-th step that a block does, and how often the ring has come round. */
 struct Stage {
@@ -229,10 +228,8 @@ static void launch(const Call &call, const Product &p, int multiprocessors) {
     TensorMap x, w;
     const int64_t depth = p.back ? p.columns : p.depth; /* of a row of w */
     const int64_t w_rows = tensor_count(p.w) / depth;
-    cudaError_t error = tensor_map_new(&w, p.w.data, w_rows, depth,
-                                       FORM == BACK    ? STEP
-                                       : FORM == GATED ? 128
-                                                       : 256);
+    const unsigned box = FORM == BACK ? STEP : FORM == GATED ? TILE_COLUMNS / 2 : TILE_COLUMNS;
+    cudaError_t error = tensor_map_new(&w, p.w.data, w_rows, depth, box);
     if (!error && !GATHERED) error = tensor_map_new(&x, p.x.data, tensor_rows(p.x), p.depth, TILE_ROWS);
     if (GATHERED) x = w; /* not read */
     if (error) return launch_finish(call, "multiply_wgmma", error);
@@ -241,16 +238,15 @@ static void launch(const Call &call, const Product &p, int multiprocessors) {
            w, (int)tiles);
 }
 
+template <Form FORM> static void launch(const Call &call, const Product &p, int multiprocessors) {
+    p.pairs ? launch<FORM, true>(call, p, multiprocessors) : launch<FORM, false>(call, p, multiprocessors);
+}
+
 void product_hopper(const Call &call, Product p, int multiprocessors) {
-    p.onto = false;
     p.row_tiles = row_tiles_at_most(p, TILE_ROWS);
-    if (p.gated.data)
-        p.pairs ? launch<GATED, true>(call, p, multiprocessors)
-                : launch<GATED, false>(call, p, multiprocessors);
-    else if (p.back)
-        p.pairs ? launch<BACK, true>(call, p, multiprocessors)
-                : launch<BACK, false>(call, p, multiprocessors);
-    else
-        p.pairs ? launch<FORWARD, true>(call, p, multiprocessors)
-                : launch<FORWARD, false>(call, p, multiprocessors);
+    switch (form_of(p)) {
+    case GATED: return launch<GATED>(call, p, multiprocessors);
+    case BACK: return launch<BACK>(call, p, multiprocessors);
+    case FORWARD: return launch<FORWARD>(call, p, multiprocessors);
+    }
 }

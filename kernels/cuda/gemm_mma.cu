@@ -39,7 +39,6 @@ template <int WARPS_M, int WARPS_N_, int TILES_M_, int TILES_N_, int N_STAGES_, 
         BLOCKS = BLOCKS_ /* an SM */
     };
 };
-enum Form { FORWARD, BACK, GATED };     /* x w^T, x w, the gate function of x w^T */
 typedef Shape<2, 4, 4, 8, 3, 1> Large;  /* 128 x 256 */
 typedef Shape<1, 4, 4, 4, 3, 3> Medium; /* 64 x 128 */
 typedef Shape<1, 4, 2, 2, 6, 3> Skinny; /* 32 x 64 */
@@ -245,10 +244,15 @@ template <class S> static int64_t tiles(const Product &p) {
 template <class S> static void launch(const Call &call, Product p) {
     p.row_tiles = row_tiles_at_most(p, S::ROWS);
     const unsigned blocks = blocks_of_tiles(p, S::COLUMNS);
-    if (p.gated.data) return LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, GATED>), p);
-    if constexpr (S::COLUMNS >= 64) /* a step of w read back has tiles of 64 columns */
-        if (p.back) return LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, BACK>), p);
-    LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, FORWARD>), p);
+    const Form form = form_of(p);
+    if (form == GATED)
+        LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, GATED>), p);
+    else if (form == FORWARD)
+        LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, FORWARD>), p);
+    else if constexpr (S::COLUMNS >= 64) /* a step of w read back has tiles of 64 columns */
+        LAUNCH(call, blocks, S::THREADS, S::SHARED_BYTES, (multiply_bf16<S, BACK>), p);
+    else
+        check(false, "w read back in tiles of %d columns", (int)S::COLUMNS);
 }
 
 /* The largest tile that still gives every SM one. */

@@ -1,4 +1,6 @@
-/* The emulator's suites on a GPU, in one program, so that the kernels come along once: tests_gpu SUITE */
+/* The emulator's suites on a GPU, in one program, so that the kernels come along once: tests_gpu SUITE. Exit
+ * status 77: skipped, there is no GPU. */
+#include "kernels/device.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -7,6 +9,12 @@ suite_fn test_parity_main, test_products_main, test_gated_main, test_attention_c
     test_rounds_main, test_router_main;
 
 int main(int argc, char **argv) {
+    enum { SKIPPED = 77 };
+    const char *why;
+    if (!cuda_device(&why)) {
+        printf("skipped: %s\n", why);
+        return SKIPPED;
+    }
     static const struct {
         const char *name;
         suite_fn *run;

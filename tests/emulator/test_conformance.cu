@@ -262,17 +262,16 @@ static void test_hopper(void **) {
     }
 }
 
-/* Skips when there is no device. */
-template <void (*TEST)(void **)> static void on_gpu(void **state) {
-    int n = 0;
-    if (cudaGetDeviceCount(&n) || !n) skip();
-    TEST(state);
-}
-#define ON_GPU(test)                                                                                         \
-    { #test, on_gpu < test>, nullptr, nullptr, nullptr }
-
+/* Exit status 77: skipped, there is no GPU. */
 int main() {
-    const CMUnitTest tests[] = {ON_GPU(test_numbers),  ON_GPU(test_functions), ON_GPU(test_copies),
-                                ON_GPU(test_ldmatrix), ON_GPU(test_mma),       ON_GPU(test_hopper)};
+    int n = 0;
+    const cudaError_t error = cudaGetDeviceCount(&n);
+    if (error || !n) {
+        printf("skipped: expected a GPU: %s\n", error ? cudaGetErrorString(error) : "got none");
+        return 77;
+    }
+    const CMUnitTest tests[] = {cmocka_unit_test(test_numbers), cmocka_unit_test(test_functions),
+                                cmocka_unit_test(test_copies),  cmocka_unit_test(test_ldmatrix),
+                                cmocka_unit_test(test_mma),     cmocka_unit_test(test_hopper)};
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

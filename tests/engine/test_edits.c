@@ -3,6 +3,7 @@
  * routes. */
 #include "engine/generate.h"
 #include "random_model.h"
+#include "residual_stream.h"
 #include "scratch.h"
 
 enum { N_NEW = 7, N_SETS = 4, MOST_ROWS = R_TOKENS + R_PROMPTS * N_NEW };
@@ -65,19 +66,6 @@ static void test_bad_edits(void **state) {
 }
 
 /* ---- generation against a packed pass ---- */
-typedef struct {
-    float rows[R_LAYERS][MOST_ROWS][R_HIDDEN];
-    int64_t n_rows[R_LAYERS];
-} Stream;
-
-static bool on_residual(void *context, HookSite *site, int64_t layer, Tensor x) {
-    (void)site;
-    Stream *s = context;
-    memcpy(s->rows[layer][s->n_rows[layer]], x.data, tensor_bytes(x));
-    s->n_rows[layer] += tensor_rows(x);
-    return true;
-}
-
 typedef struct {
     int64_t offsets[R_PROMPTS + 1];
     int32_t tokens[MOST_ROWS], edits[MOST_ROWS];

@@ -6,6 +6,7 @@
 #include <cmocka.h>
 #include "engine/generate.h"
 #include "random_model.h"
+#include "residual_stream.h"
 
 enum { N_NEW = 12 };
 
@@ -27,20 +28,6 @@ static GenerateOptions sampled(void) {
     return (GenerateOptions){
         .max_new_tokens = N_NEW,
         .rule = {.temperature = 0.9f, .top_p = 0.95f, .n_valid = R_VOCABULARY, .seed = 77}};
-}
-
-/* The residual stream of every layer as its hook shows it, row by row. */
-typedef struct {
-    float rows[R_LAYERS][R_TOKENS + R_PROMPTS * N_NEW][R_HIDDEN];
-    int64_t n_rows[R_LAYERS];
-} Stream;
-
-static bool on_residual(void *context, HookSite *site, int64_t layer, Tensor x) {
-    (void)site;
-    Stream *s = context;
-    memcpy(s->rows[layer][s->n_rows[layer]], x.data, tensor_bytes(x));
-    s->n_rows[layer] += tensor_rows(x);
-    return true;
 }
 
 /* Prompts and what was generated, packed. */
