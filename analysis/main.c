@@ -10,7 +10,7 @@
 #include "report.h"
 #include "run.h"
 #include "tokenize.h"
-#include "../bench/bench.h"
+#include "../bench/verb.h"
 #include "../engine/alloc.h"
 #include <stdlib.h>
 #include <string.h>
@@ -216,68 +216,12 @@ static bool run_judge(const Arguments *a, Error *error) {
 }
 
 /* ---- bench ---- */
-static const Flag bench_flags[] = {
-    {"--device", "NAME", "auto, cpu or cuda", false},
-    {"--compute", "NAME", "auto, f32 or bf16: how activations are stored", false},
-    {"--list", NULL, "ops: print the names of the cases, run none", false},
-    {"--cases", "-", "ops: names from standard input, each answered by its row", false},
-    {"--memory", "GIB", "ops: memory of the device for operands and results (24)", false},
-    {"--model", "FOLDER", "model: the checkpoint to run; checkpoint: where to write one", false},
-    {"--shape", "NAME", "checkpoint: bench (default), mixtral, qwen3", false},
-    {"--layers", "N", "checkpoint: how many (4)", false},
-    {"--prompts", "N", "model: prompts of a pass (16)", false},
-    {"--tokens", "N", "model: tokens of a prompt (128)", false},
-    {"--batch", "N", "model: prompts decoded at once (1 and 16)", true},
-    {"--steps", "N", "model: decoding steps that are timed (24)", false},
-    {"--limits", "FILE", "counters: a device by its limits (configs/devices/h100.json)", false},
-    {"--out", "FILE", "counters: write the rows there as CSV", false},
-    {0},
-};
-
-static bool run_bench_model(const Arguments *a, BenchModel *r, Error *error) {
-    const char *given[MAX_ARGUMENTS];
-    int64_t batches[8] = {1, 16}, n = arguments_values(a, "--batch", given);
-    for (int64_t i = 0; i < n && i < 7; i++) batches[i] = strtoll(given[i], NULL, 10), batches[i + 1] = 0;
-    r->batches = batches;
-    return arguments_integer(a, "--prompts", 1, 1 << 20, &r->prompts, error) &&
-           arguments_integer(a, "--tokens", 2, 1 << 20, &r->tokens, error) &&
-           arguments_integer(a, "--steps", 1, 1 << 20, &r->decode_tokens, error) && bench_model(r, error);
-}
-
-static bool run_bench_counters(const Arguments *a, Error *error) {
-    bool kept = false;
-    return bench_counters(&(BenchCounters){arguments_value(a, "--limits", NULL),
-                                           arguments_value(a, "--out", NULL), stdout},
-                          &kept, error) &&
-           kept;
-}
-
 static bool run_bench(const Arguments *a, Error *error) {
-    if (!strcmp(a->operand, "counters")) return run_bench_counters(a, error);
     const Device *device;
     DType compute = DTYPE_F32;
-    if (!find_device(arguments_value(a, "--device", "auto"), &device, error) ||
-        !find_compute(arguments_value(a, "--compute", "auto"), device, &compute, error))
-        return false;
-    const char *folder = arguments_value(a, "--model", NULL);
-    int64_t memory = 24;
-    if (!strcmp(a->operand, "ops"))
-        return arguments_integer(a, "--memory", 1, 1 << 20, &memory, error) &&
-               bench_ops(&(BenchOps){device, compute, arguments_have(a, "--list"),
-                                     arguments_have(a, "--cases") ? stdin : NULL, stdout, memory},
-                         error);
-    if (!folder) return error_set(error, ERROR_BAD_INPUT, "--model: expected a folder: got none");
-    if (!strcmp(a->operand, "model"))
-        return run_bench_model(a, &(BenchModel){folder, device, compute, 16, 128, 24, NULL, stdout}, error);
-    const char *name = arguments_value(a, "--shape", "bench");
-    const BenchShape *shape = bench_shape(name);
-    int64_t layers = 4;
-    if (!shape || strcmp(a->operand, "checkpoint"))
-        return error_set(error, ERROR_BAD_INPUT,
-                         "bench: expected ops, model, counters or checkpoint of a known shape: got %s, %s",
-                         a->operand, name);
-    return arguments_integer(a, "--layers", 1, 1024, &layers, error) &&
-           bench_checkpoint(shape, layers, compute, folder, error);
+    return find_device(arguments_value(a, "--device", "auto"), &device, error) &&
+           find_compute(arguments_value(a, "--compute", "auto"), device, &compute, error) &&
+           bench_verb(a, device, compute, error);
 }
 
 /* ---- options, definitions ---- */

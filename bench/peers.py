@@ -36,6 +36,20 @@ def median_seconds(run, runs=RUNS):
     return statistics.median(seconds)
 
 
+def gate_gradient(torch, model, ids, checkpointing):
+    """Forward, and backward to the router's weights alone."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    gates = [layer.mlp.gate.weight.requires_grad_(True) for layer in model.model.layers]
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    torch.autograd.grad(model(input_ids=ids, labels=ids, use_cache=False).loss, gates)
+    if checkpointing:
+        model.gradient_checkpointing_disable()
+        model.eval()
+
+
 class Transformers:
     """Hugging Face transformers on torch CPU; every case returns tokens per second."""
 
@@ -80,20 +94,10 @@ class Transformers:
         return model(input_ids=ids, labels=ids, use_cache=False).loss
 
     def gradient(self, checkpointing):
-        """Forward, and backward to the router's weights alone."""
         ids = self.torch.tensor(prompts(N_PROMPTS))
 
         def run(model):
-            for parameter in model.parameters():
-                parameter.requires_grad_(False)
-            gates = [layer.mlp.gate.weight.requires_grad_(True) for layer in model.model.layers]
-            if checkpointing:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
-                model.train()
-            self.torch.autograd.grad(self.loss(model, ids), gates)
-            if checkpointing:
-                model.gradient_checkpointing_disable()
-                model.eval()
+            gate_gradient(self.torch, model, ids, checkpointing)
             return ids.numel()
         return self.best(run)
 

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from peers import gate_gradient
+
 SHAPES = {"mixtral": (4096, 14336, 8, 2, 32, 8, 128, 32000), "qwen3": (2048, 768, 128, 8, 32, 4, 128, 151936),
           "olmoe": (2048, 1024, 64, 8, 16, 16, 128, 50304)}
 HEADER = ("device,driver,commit,case,seconds_median,seconds_least,seconds_most,tflops,gbs,ceiling,share,"
@@ -298,18 +300,6 @@ def bench_ops(gatetape, cases, put):
     own.wait()
 
 
-def gate_gradient(model, ids):
-    """Forward, and backward to the router's weights alone, each layer recomputed."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    gates = [layer.mlp.gate.weight.requires_grad_(True) for layer in model.model.layers]
-    model.train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    torch.autograd.grad(model(input_ids=ids, labels=ids, use_cache=False).loss, gates)
-    model.gradient_checkpointing_disable()
-    model.eval()
-
-
 def clock(run, times=3):
     run()
     taken = []
@@ -343,7 +333,7 @@ def transformers_rates(folder, prompts, tokens, steps, batches):
             model.generate(flat[:n * tokens].view(n, tokens), max_new_tokens=new, min_new_tokens=new, do_sample=False,
                            pad_token_id=0)
         rates = {"forward": lambda: ids.numel() / clock(forward),
-                 "forward_gate_gradient": lambda: ids.numel() / clock(lambda: gate_gradient(model, ids))}
+                 "forward_gate_gradient": lambda: ids.numel() / clock(lambda: gate_gradient(torch, model, ids, True))}
         if experts == "grouped_mm":
             for n in batches:
                 rates[f"decode_batch_{n}"] = lambda n=n: n * steps / (
