@@ -58,8 +58,7 @@ const Definition definition_table[] = {
     {G "concentration.uniform.effective_cells", "cells", "of as many equal scores: n_cells"},
     {G "concentration.rotation.n", "draws",
      "in each, the experts of every layer and prompt are rotated by a random number of places: what is left "
-     "is "
-     "each prompt's own concentration, without experts in common"},
+     "is each prompt's own concentration, without experts in common"},
     {G "concentration.rotation.k80_mean", "cells", "mean k80 of the draws"},
     {G "concentration.rotation.k90_mean", "cells", "mean k90 of the draws"},
     {G "concentration.rotation.k95_mean", "cells", "mean k95 of the draws"},
@@ -81,8 +80,7 @@ const Definition definition_table[] = {
     {G "split_half.overlap[].jaccard", "share", "shared / size of the union: mean over splits"},
     {G "stable_selection.layer_top.SET", NULL,
      "cells that every resample has among the first floor(stable_share x experts) of their layer (SAFEx, "
-     "arXiv "
-     "2506.17368)"},
+     "arXiv 2506.17368)"},
     {G "stable_selection.top[].k", "cells", "size of the top sets of the resamples"},
     {G "stable_selection.top[].set.SET", NULL,
      "cells that every resample has among its first k of all layers"},
@@ -140,8 +138,7 @@ const Definition definition_table[] = {
     {"classes[].tau", NULL, "threshold"},
     {"classes[].counts.NAME", "cells",
      "that prefer the group: score / largest score of the other groups > tau (of two groups: ratio > tau, or "
-     "< "
-     "1 / tau); switch class_rule: their difference > tau, or z, the difference over its standard error"},
+     "< 1 / tau); switch class_rule: their difference > tau, or z, the difference over its standard error"},
     {"classes[].counts.shared", "cells", "that prefer none"},
     {"classes[].counts_low|high.NAME", "cells", INTERVAL},
     {"classes[].mean_depth.NAME", "share", "of the class"},

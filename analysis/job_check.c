@@ -208,8 +208,7 @@ static void check_intervention(const Job *job, int64_t s, Problems *problems) {
     if (step->mode + EDIT_MASK == EDIT_FORCE && (step->random_sets || step->traffic_matched_sets))
         complain(job, problems, s, "random_sets",
                  "expected 0, and traffic_matched_sets 0, with mode force: a random set has not as many "
-                 "cells of a "
-                 "layer as a token takes");
+                 "cells of a layer as a token takes");
     check_counts(job, s, problems);
 }
 

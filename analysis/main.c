@@ -254,8 +254,7 @@ static const Verb verbs[] = {
      "The header is layer,expert,group,selected,tokens and optionally prompt: in that group (and prompt) "
      "`selected` of\n"
      "`tokens` tokens chose the expert. Writes FOLDER/statistics.json, as jobs do; without a column prompt, "
-     "what "
-     "needs\n"
+     "what needs\n"
      "prompts (intervals, tests, reliability) is null. `gatetape definitions` says what each number means.\n",
      analyze_flags, run_analyze},
     {"report", "FOLDER", "draw the figures and write report.html of a run folder",

@@ -112,19 +112,17 @@ const Option option_table[] = {
      .name = "score",
      .offset = offsetof(StepOptions, activation_score),
      CHOICE(activation_scores, "\"rate\""),
-     .help = "rate: share of the counted tokens that chose the expert; layer_share: of the choices of its "
-             "layer (rate "
-             "/ K); total_share: of all choices (sums to 1); probability: mean router probability; "
-             "combine_weight: "
-             "mean weight of its output (open in the literature)"},
+     .help =
+         "rate: share of the counted tokens that chose the expert; layer_share: of the choices of its layer "
+         "(rate / K); total_share: of all choices (sums to 1); probability: mean router probability; "
+         "combine_weight: mean weight of its output (open in the literature)"},
     {.scope = SCOPE_STEP,
      .kinds = GRADIENT,
      .name = "score",
      .offset = offsetof(StepOptions, gradient_score),
      CHOICE(gradient_scores, "\"l2\""),
      .help = "norm of dL/dW_gate[layer][expert,:]: l2, l1, mean_abs (l1 / D); or logit_abs: |dL/dlogit| "
-             "summed over "
-             "the tokens (open in the literature)"},
+             "summed over the tokens (open in the literature)"},
     {STEP(ACTIVATION, tokens), CHOICE(counted, "\"prompt\""),
      .help = "which tokens are counted (open in the literature)"},
     {STEP(ACTIVATION, last_tokens), INTEGER(1, 1e9, "1"),

@@ -130,8 +130,7 @@ static bool put_job(const char *folder, Text *to, Error *error) {
 static const char terms[] =
     "<section id=\"terms\"><h2>Terms</h2><dl>\n"
     "<dt>cell</dt><dd>One expert of one layer. Layers are counted from 0 over all decoder layers, those "
-    "without "
-    "experts included; experts from 0.</dd>\n"
+    "without experts included; experts from 0.</dd>\n"
     "<dt>score</dt><dd>What a step measures of a cell, defined above in each step. Scores of different "
     "definitions or "
     "model families are not on one scale.</dd>\n"
@@ -140,8 +139,7 @@ static const char terms[] =
     "otherwise.</dd>\n"
     "<dt>entropy</dt><dd>H = -&Sigma; s ln s of the layer's scores taken as shares, in nats.</dd>\n"
     "<dt>effective</dt><dd>exp(H): how many equally used experts would have that entropy. Simpson: 1 / "
-    "&Sigma; "
-    "s&sup2;.</dd>\n"
+    "&Sigma; s&sup2;.</dd>\n"
     "<dt>nll</dt><dd>Mean negative log-likelihood of the next token, in nats.</dd>\n"
     "</dl></section>\n";
 

@@ -247,8 +247,7 @@ int main(int argc, char **argv) {
     printf("OpenBLAS with its kernels for %s (OPENBLAS_CORETYPE chooses others)\n", openblas_get_corename());
 #endif
     printf("         rows  depth columns | GFLOP/s: sgemm f32 bf16 f16 both-bf16 | over sgemm: f32 bf16 f16 "
-           "both "
-           "| read GB/s; share of it\n");
+           "both | read GB/s; share of it\n");
     if (!strcmp(what, "all") || !strcmp(what, "dense")) bench_dense(&b, false, only_rows);
     if (!strcmp(what, "all") || !strcmp(what, "back")) bench_dense(&b, true, only_rows);
     if (!strcmp(what, "all") || !strcmp(what, "experts")) bench_experts(&b, only_rows);
