@@ -1,5 +1,5 @@
-/* A set of tensors for each op at given sizes. Inputs are views of the pool of random numbers, so nothing is filled
- * here but indices. */
+/* A set of tensors for each op at given sizes. Inputs are views of the pool of random numbers, so nothing is
+ * filled here but indices. */
 #include "op_cases.h"
 #include "../engine/alloc.h"
 #include "../kernels/check.h"
