@@ -15,7 +15,8 @@ measure() {
     local name=$1 limit=$2 taken
     shift 2
     TIMEFORMAT='%R %U %S'
-    taken=$( { time "$build/gatetape" analyze "$folder/counts.csv" --out "$folder/out" "$@"; } 2>&1)
+    taken=$( { time "$build/gatetape" analyze "$folder/counts.csv" --out "$folder/out" "$@" 2>"$folder/said"; } 2>&1) ||
+        { cat "$folder/said" >&2; return 1; }
     awk -v name="$name" -v limit="$limit" -v threads="${OMP_NUM_THREADS:-$(nproc)}" \
         '{printf "%s,%s,%.2f,%.2f,%s\n", name, threads, $1, $2 + $3, limit}' <<<"$taken"
 }
