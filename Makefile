@@ -1,10 +1,11 @@
 # Thin: everything is built by CMake. `make help` lists the targets.
 BUILD ?= build
 JOBS ?= $(shell nproc)
+TARGET ?= gatetape
 
 all: deps ## build build/gatetape
 	@cmake -S . -B $(BUILD) >/dev/null
-	@cmake --build $(BUILD) -j $(JOBS)
+	@cmake --build $(BUILD) -j $(JOBS) --target $(TARGET)
 
 deps:
 	@tools/install_deps.sh
@@ -15,14 +16,15 @@ demo: all ## run the demo job on the small model that comes along; writes runs/d
 
 test: ## build and run every check: unit, golden, program, sanitizers, fuzz smoke, lint
 	@tools/install_deps.sh test
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory all TARGET=all
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 
 emulated: deps ## build build/emulated/gatetape: the GPU's kernels on an emulated device
 	@cmake -S . -B $(BUILD) >/dev/null
 	@cmake --build $(BUILD) -j $(JOBS) --target gatetape_on_emulator
 
-package: all ## a folder that runs on a GPU node without root: build/package
+package: ## a folder that runs on a GPU node without root: build/package
+	@$(MAKE) --no-print-directory all TARGET=all
 	tools/package.sh $(BUILD) $(BUILD)/package
 
 bench: ## speed and memory beside this machine's limits and the peers that are installed
@@ -31,7 +33,7 @@ bench: ## speed and memory beside this machine's limits and the peers that are i
 	bench/run.sh $(BUILD)
 	bench/statistics.sh $(BUILD)
 
-MUTATION_TESTS = test_parity test_rounds test_attention_cores test_products test_hopper test_conformance
+MUTATION_TESTS = test_parity test_rounds test_attention_cores test_products test_gated test_router test_hopper test_conformance
 mutation: deps ## plant bugs in the GPU's kernels and see which tests catch them, without a GPU (half an hour)
 	@tools/install_deps.sh test
 	@cmake -S . -B $(BUILD) >/dev/null
