@@ -9,8 +9,8 @@ mutant that does not compile does not count; the next takes its place. Those tha
 EQUIVALENT, are not planted but stand in the table.
 
 A mutant is caught when one of the tests of its file, the quickest first, fails, faults or hangs. Before that all these
-tests must pass without a mutant. A changed header is compiled into the kernel files that use the changed function, one after the other, until a
-test fails. BUILD holds the emulated kernels and the tests (`make mutation` builds them).
+tests must pass without a mutant. A changed header is compiled into the kernel files that use the changed function, one
+after the other, until a test fails. BUILD holds the emulated kernels and the tests (`make mutation` builds them).
 """
 import argparse
 import collections
@@ -94,14 +94,18 @@ KNOWN = [
     ("attention_decode.cu", "is_shared", "blocks.to + blocks.from", "it sends a prompt the other way, which has the same bits"),
 ]
 
-# Tests of a file, besides those of its own ops by test_parity; by the beginning of its name, the longest that fits.
-PARITY, CORES, PRODUCTS = "test_parity", ("test_attention_cores",), ("test_products",)
+# Tests of a file, besides those of its own ops by test_parity; by the beginning of its name, the longest that fits. A
+# test is a program and its arguments; one with "=" is a variable of its environment.
+PARITY, HOPPER = "test_parity", "GATETAPE_EMULATOR_ARCH=90"
+CORES, PRODUCTS, GATED, ROUTER = ("test_attention_cores",), ("test_products",), ("test_gated",), ("test_router",)
 TESTED_BY = {
     "attention": [CORES],
-    "gemm": [PRODUCTS] + [(PARITY, op) for op in ("dense", "dense_bwd", "moe_gate_up", "moe_gate_up_bwd", "moe_down",
-                                                  "moe_down_bwd")],
+    "gemm": [PRODUCTS, GATED] + [(PARITY, op) for op in ("dense", "dense_bwd", "moe_gate_up", "moe_gate_up_bwd",
+                                                         "moe_hidden", "moe_hidden_bwd", "moe_down", "moe_down_bwd")],
+    "gemm_hopper": [(*PRODUCTS, HOPPER), (*GATED, HOPPER)],
     "loss": [PRODUCTS],
-    "products": [PRODUCTS],
+    "products": [PRODUCTS, GATED],
+    "route": [ROUTER],
     "test_hopper": [("test_hopper",)],
     "test_conformance": [("test_conformance",)],
 }
@@ -176,6 +180,10 @@ def tests_of(path):
     return own + [t for t in TESTED_BY.get(prefix, []) if t not in own]
 
 
+def command_of(test, program):
+    return ["env", *(a for a in test[1:] if "=" in a), str(program), *(a for a in test[1:] if "=" not in a)]
+
+
 def included(path):
     """A file and what it includes of kernels/cuda/ and tests/emulator/."""
     seen, open_ = set(), [path]
@@ -242,6 +250,7 @@ class Bench:
         commands = json.loads((build / "compile_commands.json").read_text())
         self.commands = {pathlib.Path(c["file"]): shlex.split(c["command"]) for c in commands
                          if "gatetape_emulated.dir" in c["command"] or "tests/emulator" in c["file"]}
+        self.sanitizers = sorted({word for c in self.commands.values() for word in c if word.startswith("-fsanitize")})
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
         self.seconds = {}
 
@@ -256,16 +265,18 @@ class Bench:
         objects = [str(o) for o in sorted((TESTS_BUILT(self.build) / f"{program}.dir").glob("*.o"))]
         if any(changed.name == pathlib.Path(o).name for o in objects):
             objects = []  # the test itself was compiled anew
-        sanitizers = [c for c in next(iter(self.commands.values())) if c.startswith("-fsanitize")]
-        return run(["g++", "-fopenmp", *sanitizers, *objects, str(changed),
-                    str(self.build / "tests" / "emulator" / "libgatetape_emulated.a"),
-                    str(self.build / "libgatetape_kernels.a"), "-lcmocka", "-lm", "-o", str(to)], COMPILE_LIMIT)[0] == 0
+        code, said, _ = run(["g++", "-fopenmp", *self.sanitizers, *objects, str(changed),
+                             str(self.build / "tests" / "emulator" / "libgatetape_emulated.a"),
+                             str(self.build / "libgatetape_kernels.a"), "-lcmocka", "-lm", "-o", str(to)], COMPILE_LIMIT)
+        if code != 0:
+            print(f"{program} with a changed {changed.name} does not link:\n{said}")
+            stop()
 
     def time_tests(self, tests):
         """All must pass as they are."""
         def one(test):
             program = self.build / "tests" / "emulator" / test[0]
-            code, said, seconds = run([str(program), *test[1:]], COMPILE_LIMIT, env=self.environment)
+            code, said, seconds = run(command_of(test, program), COMPILE_LIMIT, env=self.environment)
             if code != 0:
                 print(f"{' '.join(test)} fails without a mutant:\n{said}")
                 stop()
@@ -294,11 +305,11 @@ class Bench:
             linked = set()
             for test in sorted(tests_of(source), key=self.seconds.get):
                 program = work / f"{source.name}.{test[0]}"
-                if test[0] not in linked and not self.link(test[0], object_, program):
-                    return None
+                if test[0] not in linked:
+                    self.link(test[0], object_, program)
                 linked.add(test[0])
                 limit = max(LEAST_LIMIT, 4 * self.seconds[test])
-                code, said, _ = run(["nice", str(program), *test[1:]], limit, "Failure!", env=self.environment)
+                code, said, _ = run(["nice", *command_of(test, program)], limit, "Failure!", env=self.environment)
                 if code != 0:
                     return " ".join(test), "out of time" if code == -signal.SIGXCPU else complaint(said)
         return "", ""
