@@ -2,6 +2,7 @@
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include "../kernels/ops.h"
+#include "contrast.h"
 #include "job.h"
 #include "statistics.h"
 #include <stdlib.h>
@@ -141,7 +142,7 @@ static void check_source(const Job *job, int64_t s, const char *key, const char 
     const StepOptions *step = &job->steps[s], *source = find_before(job, s, name);
     char what[400];
     if (!source) return; /* check_from has said so */
-    if (source->kind == STEP_REPORT || source->kind == STEP_INTERVENTION) {
+    if (source->kind != STEP_ACTIVATION && source->kind != STEP_GRADIENT) {
         snprintf(what, sizeof what, "expected a step of kind activation or gradient: got \"%.64s\"", name);
         complain(job, problems, s, key, what);
     }
@@ -212,6 +213,14 @@ static void check_intervention(const Job *job, int64_t s, Problems *problems) {
     check_counts(job, s, problems);
 }
 
+static void check_contrast(const Job *job, int64_t s, Problems *problems) {
+    const StepOptions *step = &job->steps[s];
+    const char *groups = contrast_wrong_groups(step), *key = NULL,
+               *wrong = contrast_contradiction(step, &key);
+    if (groups) complain(job, problems, s, "groups", groups);
+    if (wrong) complain(job, problems, s, key, wrong);
+}
+
 static void check_complete(const Job *job, const char *place, OptionScope scope, int kind, const void *record,
                            Problems *problems) {
     Error error = {0};
@@ -245,7 +254,8 @@ void job_check(Job *job, Problems *problems) {
         if (step->kind != STEP_REPORT) check_model(job, s, problems), check_groups(job, s, problems);
         if (step->kind == STEP_REPORT || step->kind == STEP_INTERVENTION) check_from(job, s, problems);
         if (step->kind == STEP_INTERVENTION) check_intervention(job, s, problems);
-        if (step->kind != STEP_REPORT && step->kind != STEP_INTERVENTION) check_statistics(job, s, problems);
+        if (step->kind == STEP_CONTRAST) check_contrast(job, s, problems);
+        if (step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT) check_statistics(job, s, problems);
     }
 }
 

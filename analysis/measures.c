@@ -15,13 +15,18 @@ typedef struct {
     size_t offset; /* of the pointer */
 } Column;
 
-enum { ACTIVATION = 1 << STEP_ACTIVATION, GRADIENT = 1 << STEP_GRADIENT, N_COLUMNS = 13 };
+enum {
+    ACTIVATION = 1 << STEP_ACTIVATION,
+    GRADIENT = 1 << STEP_GRADIENT,
+    CONTRAST = 1 << STEP_CONTRAST,
+    N_COLUMNS = 26
+};
 
 #define COLUMN(field, kinds, extent, dtype)                                                                  \
     { #field, (kinds), (extent), (dtype), offsetof(Measures, field) }
 static const Column columns[N_COLUMNS] = {
-    COLUMN(n_tokens, ACTIVATION | GRADIENT, PER_PROMPT, DTYPE_I64),
-    COLUMN(n_counted, ACTIVATION | GRADIENT, PER_PROMPT, DTYPE_I64),
+    COLUMN(n_tokens, ACTIVATION | GRADIENT | CONTRAST, PER_PROMPT, DTYPE_I64),
+    COLUMN(n_counted, ACTIVATION | GRADIENT | CONTRAST, PER_PROMPT, DTYPE_I64),
     COLUMN(nll, GRADIENT, PER_PROMPT, DTYPE_F64),
     COLUMN(selected, ACTIVATION, PER_CELL, DTYPE_I64),
     COLUMN(mass, ACTIVATION, PER_CELL, DTYPE_F32),
@@ -33,6 +38,19 @@ static const Column columns[N_COLUMNS] = {
     COLUMN(l2, GRADIENT, PER_CELL, DTYPE_F32),
     COLUMN(l1, GRADIENT, PER_CELL, DTYPE_F32),
     COLUMN(logit_abs, GRADIENT, PER_CELL, DTYPE_F32),
+    COLUMN(n_first, CONTRAST, PER_PROMPT, DTYPE_I64),
+    COLUMN(n_second, CONTRAST, PER_PROMPT, DTYPE_I64),
+    COLUMN(nll_first, CONTRAST, PER_PROMPT, DTYPE_F64),
+    COLUMN(nll_second, CONTRAST, PER_PROMPT, DTYPE_F64),
+    COLUMN(js, CONTRAST, PER_LAYER, DTYPE_F64),
+    COLUMN(overlap, CONTRAST, PER_LAYER, DTYPE_F64),
+    COLUMN(jaccard, CONTRAST, PER_LAYER, DTYPE_F64),
+    COLUMN(selected_first, CONTRAST, PER_CELL, DTYPE_I64),
+    COLUMN(selected_second, CONTRAST, PER_CELL, DTYPE_I64),
+    COLUMN(mean_first, CONTRAST, PER_CELL, DTYPE_F64),
+    COLUMN(mean_second, CONTRAST, PER_CELL, DTYPE_F64),
+    COLUMN(shift, CONTRAST, PER_CELL, DTYPE_F64),
+    COLUMN(contrast_l2, CONTRAST, PER_CELL, DTYPE_F32),
 };
 
 static void **pointer_of(const Column *column, Measures *m) { return (void **)((char *)m + column->offset); }

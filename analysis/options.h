@@ -8,7 +8,14 @@
 #include "../engine/text.h"
 
 typedef enum { SCOPE_JOB, SCOPE_MODEL, SCOPE_PROMPTS, SCOPE_STEP, N_SCOPES } OptionScope;
-typedef enum { STEP_ACTIVATION, STEP_GRADIENT, STEP_INTERVENTION, STEP_REPORT, N_STEP_KINDS } StepKind;
+typedef enum {
+    STEP_ACTIVATION,
+    STEP_GRADIENT,
+    STEP_CONTRAST,
+    STEP_INTERVENTION,
+    STEP_REPORT,
+    N_STEP_KINDS
+} StepKind;
 
 typedef struct {
     const char **names; /* array owned, the texts by the job */
@@ -52,6 +59,12 @@ typedef enum { DOMINANT_SHARE, DOMINANT_RAW } DominantScore;
 typedef enum { LAYERS_OF_SCORES, LAYERS_OF_PROMPTS } LayerStatistics;
 typedef enum { CLASS_RATIO, CLASS_DIFFERENCE, CLASS_Z } ClassRule;
 typedef enum { PERMUTE_T, PERMUTE_DIFFERENCE } TestStatistic;
+
+typedef enum { CONTRAST_CONTINUATIONS, CONTRAST_PREFIX, CONTRAST_MATCHED } ContrastKind;
+typedef enum { CONTRAST_ALL, CONTRAST_CONTENT, CONTRAST_LAST, CONTRAST_SHARED } ContrastTokens;
+typedef enum { PAIR_AUTO, PAIR_ID, PAIR_NAME, PAIR_TOPIC } PairBy;
+typedef enum { LOG_NATURAL, LOG_BASE_2 } LogBase;
+typedef enum { RATE_BOTH, RATE_FIRST, RATE_SECOND } RateSide;
 
 typedef enum { RANK_DIFFERENCE, RANK_RATIO, RANK_SCORE } RankBy;
 typedef enum { APPLIES_TO_BOTH, APPLIES_TO_PROMPT, APPLIES_TO_GENERATED } AppliesTo;
@@ -98,6 +111,12 @@ typedef struct {
     double value, class_ratio;
     int64_t random_sets, layer_matched_sets, traffic_matched_sets;
     bool exclude_super;
+    /* contrast */
+    int contrast, contrast_tokens, pair_by, js_log, rate_side;
+    const char *prefix;
+    int64_t overlap_k, controls, select;
+    double select_share, select_least;
+    bool contrast_gradient;
 } StepOptions;
 
 /* ---- the table ---- */

@@ -3,6 +3,7 @@
 #include "../engine/alloc.h"
 #include "../engine/clock.h"
 #include "../engine/io.h"
+#include "contrast.h"
 #include "intervene.h"
 #include "report.h"
 #include "run_folder.h"
@@ -178,7 +179,9 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
                    .folder = folder,
                    .progress = run->progress,
                    .stop = &stop_wanted};
-    bool (*work)(const StepRun *, Error *) = step->kind == STEP_INTERVENTION ? intervene_run : step_run;
+    bool (*work)(const StepRun *, Error *) = step->kind == STEP_INTERVENTION ? intervene_run
+                                             : step->kind == STEP_CONTRAST   ? contrast_run
+                                                                             : step_run;
     return open_model(run, job_model(run->job, step->model), error) && work(&one, error);
 }
 
