@@ -1,15 +1,17 @@
-/* contrast: one step of kind contrast. Does the router go elsewhere for the same prompt answered otherwise, for
- * the same prompt behind a prefix, for a prompt's matched partner; and how far does it go for another topic?
+/* contrast: one step of kind contrast. Does the router go elsewhere for the same prompt answered otherwise,
+ * for the same prompt behind a prefix, for a prompt's matched partner; and how far does it go for another
+ * topic?
  *
- * The unit is a pair of texts, first and second. Of each pair and layer: Jensen-Shannon divergence of the router
- * distributions (softmax over all experts), overlap@k, weighted Jaccard; beside them the same of control pairs of
- * unlike topics. Continuations are compared token by token (the j-th of one with the j-th of the other, up to the
- * shorter's end, behind the same prompt tokens, which is checked), prompts by their mean distributions. Cells are
- * ranked by three sensitivities, and the first of each ranking are written as selection_*.csv. The definitions
- * are ours where the literature (arXiv 2605.29708) states none; definitions.c has them.
+ * The unit is a pair of texts, first and second. Of each pair and layer: Jensen-Shannon divergence of the
+ * router distributions (softmax over all experts), overlap@k, weighted Jaccard; beside them the same of
+ * control pairs of unlike topics. Continuations are compared token by token (the j-th of one with the j-th
+ * of the other, up to the shorter's end, behind the same prompt tokens, which is checked), prompts by their
+ * mean distributions. Cells are ranked by three sensitivities, and the first of each ranking are written as
+ * selection_*.csv. The definitions are ours where the literature (arXiv 2605.29708) states none;
+ * definitions.c has them.
  *
- * RUN/STEP gets contrast.json, overall.csv, layers.csv, pairs.csv, controls.csv, ranking.csv, selection_RANKING.csv
- * and last step.json. Finished blocks of 64 pairs are not measured again. */
+ * RUN/STEP gets contrast.json, overall.csv, layers.csv, pairs.csv, controls.csv, ranking.csv,
+ * selection_RANKING.csv and last step.json. Finished blocks of 64 pairs are not measured again. */
 #ifndef GATETAPE_CONTRAST_H
 #define GATETAPE_CONTRAST_H
 #include "step.h"
@@ -26,9 +28,10 @@ typedef struct {
     int64_t n;
 } ContrastPairs;
 
-/* Reads and encodes both sides, pairs them and checks what the contrast rests on: partners, targets, topics,
- * equal prompts before continuations, a counted token in every text. *notes gets a line for each thing to warn
- * of. inputs NULL: hashes are not compared. Caller frees with contrast_pairs_free, also after an error. */
+/* Reads and encodes both sides, pairs them and checks what the contrast rests on: partners, targets,
+ * topics, equal prompts before continuations, a counted token in every text. *notes gets a line for each
+ * thing to warn of. inputs NULL: hashes are not compared. Caller frees with contrast_pairs_free, also
+ * after an error. */
 bool contrast_pairs_read(const Job *job, const StepOptions *step, const PromptEncoder *encoder,
                          const Inputs *inputs, ContrastPairs *pairs, Text *notes, Error *error);
 void contrast_pairs_free(ContrastPairs *pairs);
@@ -37,9 +40,9 @@ void contrast_pairs_free(ContrastPairs *pairs);
 /* How many pairs from `first` on, of those before `end`, make one batch: at least one. */
 int64_t contrast_batch_size(const StepOptions *step, const ContrastPairs *pairs, int64_t first, int64_t end,
                             BatchLimits limits);
-/* counted: the text's number; loss: 1 / its target tokens, negative for the first side, so that the loss of a pass
- * is the sum over pairs of NLL(second) - NLL(first); 0 without continuations. Caller frees with batch_free; safe
- * after an error too. */
+/* counted: the text's number; loss: 1 / its target tokens, negative for the first side, so that the loss
+ * of a pass is the sum over pairs of NLL(second) - NLL(first); 0 without continuations. Caller frees
+ * with batch_free; safe after an error too. */
 bool contrast_batch_make(const StepOptions *step, const ContrastPairs *pairs, int64_t first, int64_t n,
                          Batch *batch, Error *error);
 /* Of a pair: counted tokens of both texts, and aligned positions counted in both. */
@@ -61,10 +64,24 @@ bool contrast_measure(const ContrastPass *pass, int64_t first, int64_t n, int64_
 typedef enum { CURVE_JS, CURVE_OVERLAP, CURVE_JACCARD, N_CURVES } ContrastCurve;
 extern const char *const contrast_curve_names[N_CURVES];
 
-/* JS in nats of p and q, each divided by its sum; how many experts are among the k largest of both (ties to the
- * lower expert); sum min / sum max. mark [2 n_experts] is room. */
+/* JS in nats of p and q, each divided by its sum; how many experts are among the k largest of both (ties
+ * to the lower expert); sum min / sum max. mark [2 n_experts] is room. */
 void contrast_compare(const double *p, const double *q, int64_t n_experts, int64_t k, uint8_t *mark,
                       double values[N_CURVES]);
+
+/* What the router decided on a batch of pairs, on the host. */
+typedef struct {
+    const Batch *batch;
+    const float *probs; /* [L,T,E] softmax over all experts */
+    const int32_t *ids; /* [L,T,K] the chosen ones */
+    int64_t n_layers, n_experts, n_chosen, overlap_k;
+    bool token_by_token; /* continuations; else mean distributions are compared */
+} ContrastRoutes;
+
+/* Fills js, overlap, jaccard, selected_*, mean_* and shift of rows from `at` on; they must be zero. The
+ * same bits for any number of threads. */
+bool contrast_reduce(const ContrastRoutes *routes, int64_t at, Measures *to, Error *error);
+
 int64_t contrast_overlap_k(const StepOptions *step, const ModelConfig *config);
 
 /* ---- statistics ---- */

@@ -1,5 +1,6 @@
-/* The pairs of a contrast: two sides read as prompts are, then brought into one order. A prompt without its
- * partner is refused by name; one whose partner was left out as empty or too long goes with it, and is counted. */
+/* The pairs of a contrast: two sides read as prompts are, then brought into one order. A prompt without
+ * its partner is refused by name; one whose partner was left out as empty or too long goes with it, and
+ * is counted. */
 #include "contrast.h"
 #include "../engine/alloc.h"
 #include <stdlib.h>

@@ -1,4 +1,5 @@
-/* Cells by sensitivity, three ways, and how steady the first of each ranking are over resamples of the pairs. */
+/* Cells by sensitivity, three ways, and how steady the first of each ranking are over resamples of the
+ * pairs. */
 #include "contrast.h"
 #include "../engine/alloc.h"
 #include "ranking.h"

@@ -1,5 +1,6 @@
-/* The curves of a contrast and of its controls, with intervals. Every number of a pair is a column of one table;
- * bootstraps resample the table's rows, so that contrast, control and their difference keep to the same pairs. */
+/* The curves of a contrast and of its controls, with intervals. Every number of a pair is a column of
+ * one table; bootstraps resample the table's rows, so that contrast, control and their difference keep
+ * to the same pairs. */
 #include "contrast.h"
 #include "../engine/alloc.h"
 #include "resample.h"
@@ -35,8 +36,8 @@ static void draw_partners(const ContrastInput *in, int64_t i, int64_t *candidate
     }
 }
 
-/* The control of pair i: its first text (prefix: its plain prompt, which is the second) against the second texts
- * of the partners. */
+/* The control of pair i: its first text (prefix: its plain prompt, which is the second) against the
+ * second texts of the partners. */
 static void compare_partners(const ContrastInput *in, int64_t i, uint8_t *mark, ContrastControls *c) {
     const Measures *m = in->measures;
     int64_t L = m->n_layers, E = m->n_experts, n = c->n_draws[i],

@@ -1,5 +1,6 @@
-/* The tables of a contrast. layers.csv and overall.csv hold the curves of the contrast, of its controls and of their
- * difference; selection_RANKING.csv is what an intervention reads as its selection. step.json comes last. */
+/* The tables of a contrast. layers.csv and overall.csv hold the curves of the contrast, of its controls
+ * and of their difference; selection_RANKING.csv is what an intervention reads as its selection.
+ * step.json comes last. */
 #include "contrast.h"
 #include "selection.h"
 #include <math.h>
