@@ -241,7 +241,7 @@ static bool match(const StepOptions *step, ContrastPairs *pairs, Text *notes, Er
                        pairs->side[0].options->name);
     for (int s = 0; ok && s < 2; s++) ok = order_side(pairs, s, partners, pairs->n, error);
     if (ok && n_left)
-        text_format(notes, "%lld prompts have no partner that is used, and are left out\n",
+        text_format(notes, "prompts left out because no partner of theirs is used: %lld\n",
                     (long long)n_left);
     mem_free(partners);
     return ok;
