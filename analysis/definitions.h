@@ -1,5 +1,5 @@
-/* definitions: what every number of statistics.json and of contrast.json means, a table each, from which their
- * documentation is made. Tests walk a file and its table: neither has what the other lacks. */
+/* definitions: what every number of statistics.json and of contrast.json means, a table each, from which
+ * their documentation is made. Tests walk a file and its table: neither has what the other lacks. */
 #ifndef GATETAPE_DEFINITIONS_H
 #define GATETAPE_DEFINITIONS_H
 #include "../engine/text.h"

@@ -1,6 +1,7 @@
 /* Contrasts: closed forms; every number of contrast.json against an implementation of its own in NumPy
- * (tools/make_contrast_golden.py), on the same draws, the same bits for any batch and number of threads; the
- * gradient of a contrast against the two gate gradients that it is made of and against differences in double. */
+ * (tools/make_contrast_golden.py), on the same draws, the same bits for any batch and number of threads;
+ * the gradient of a contrast against the two gate gradients that it is made of and against differences
+ * in double. */
 #include "analysis/contrast.h"
 #include "analysis/gate_gradient.h"
 #include "engine/safetensors.h"
@@ -329,33 +330,39 @@ static void use(const char *path, int *used) {
     fail_msg("%s: no definition", path);
 }
 
+/* A key as the table has it, where `path` holds it. */
+static void name_key(const char *path, const char *own, char key[100]) {
+    static const char *const parts[] = {"contrast", "control", "difference"};
+    static const char *const rankings[] = {"rate", "probability", "gradient"};
+    snprintf(key, 100, "%s", own ? own : "");
+    for (int i = 0; i < 3; i++) {
+        if (!strcmp(key, parts[i]) && *path) strcpy(key, "PART");
+        if (!strcmp(key, rankings[i]) && !strcmp(path, "rankings")) strcpy(key, "RANKING");
+    }
+    if (!ends_with(key, "_low") && !ends_with(key, "_high")) return;
+    *strrchr(key, '_') = '\0';
+    strcat(key, "_low|high");
+}
+
+static bool is_list(Json at, const char *name) {
+    bool plain = !strcmp(name, "switches") || !strcmp(name, "warnings");
+    return !plain && (json_type(at) == JSON_ARRAY || json_type(at) == JSON_OBJECT);
+}
+
 static void find_all(Json at, const char *path, int *used) {
-    static const char *const parts[] = {"contrast", "control", "difference"}, *const rankings[] = {
-                                                                                  "rate", "probability",
-                                                                                  "gradient"};
     Json entry = {0};
     while (json_next(&at, &entry)) {
         char key[100], name[400];
-        snprintf(key, sizeof key, "%s", entry.key ? entry.key : "");
-        if (ends_with(key, "_reason")) continue;
-        for (int i = 0; i < 3; i++) {
-            if (!strcmp(key, parts[i]) && *path) strcpy(key, "PART");
-            if (!strcmp(key, rankings[i]) && !strcmp(path, "rankings")) strcpy(key, "RANKING");
-        }
-        if (ends_with(key, "_low") || ends_with(key, "_high")) {
-            *strrchr(key, '_') = '\0';
-            strcat(key, "_low|high");
-        }
+        if (entry.key && ends_with(entry.key, "_reason")) continue;
+        name_key(path, entry.key, key);
         snprintf(name, sizeof name, "%s%s%s", path, *path && *key ? "." : "", entry.key ? key : "[]");
         if (is_set(entry)) {
             strcat(name, ".SET");
             use(name, used), use("SET.n", used), use("SET.mean_depth", used), use("SET.cells", used);
-        } else if (strcmp(name, "switches") != 0 && strcmp(name, "warnings") != 0 &&
-                   (json_type(entry) == JSON_ARRAY || json_type(entry) == JSON_OBJECT)) {
-            find_all(entry, name, used);
-        } else if (json_type(entry) != JSON_NULL) {
-            use(name, used);
+            continue;
         }
+        if (is_list(entry, name)) find_all(entry, name, used);
+        if (!is_list(entry, name) && json_type(entry) != JSON_NULL) use(name, used);
     }
 }
 
@@ -376,6 +383,54 @@ static void every_number_has_its_definition(void **state) {
     for (int64_t i = 0; i < n_contrast_definitions; i++)
         if (!used[i]) fail_msg("%s is defined and nowhere written", contrast_definitions[i].path);
     mem_free(used);
+}
+
+/* ---- which tokens ---- */
+static void tokens_are_counted_as_asked(void **state) {
+    (void)state;
+    int32_t first[] = {9, 1, 2, 3, 4, 9}, second[] = {9, 3, 4, 9, 5};
+    uint8_t first_roles[] = {ROLE_TEMPLATE, ROLE_USER, ROLE_USER, ROLE_USER, ROLE_ASSISTANT, ROLE_TEMPLATE},
+            second_roles[] = {ROLE_TEMPLATE, ROLE_USER, ROLE_USER, ROLE_TEMPLATE, ROLE_USER};
+    EncodedPrompt prompts[2] = {{.tokens = first, .roles = first_roles, .n_prompt = 6},
+                                {.tokens = second, .roles = second_roles, .n_prompt = 4}};
+    ContrastPairs pairs = {.side = {{.prompts = &prompts[0], .n = 1}, {.prompts = &prompts[1], .n = 1}},
+                           .n = 1};
+    StepOptions step = {.kind = STEP_CONTRAST, .contrast = CONTRAST_PREFIX, .last_tokens = 2};
+    static const struct {
+        int tokens;
+        int64_t counted[2];
+    } want[] = {{CONTRAST_ALL, {6, 4}},
+                {CONTRAST_CONTENT, {4, 2}},
+                {CONTRAST_LAST, {2, 2}},
+                {CONTRAST_SHARED, {3, 3}}};
+    int64_t counted[2], n_aligned;
+    for (int i = 0; i < 4; i++) {
+        step.contrast_tokens = want[i].tokens;
+        contrast_count_tokens(&step, &pairs, 0, counted, &n_aligned);
+        assert_memory_equal(counted, want[i].counted, sizeof counted);
+        assert_int_equal(n_aligned, 0);
+    }
+    /* behind a prompt of three: targets 3 4 9 and 9 5; of position 0, 3 counts and 9 is the template's */
+    prompts[0].n_prompt = prompts[1].n_prompt = 3;
+    prompts[0].n_target = 3;
+    prompts[1].n_target = 2;
+    step.contrast = CONTRAST_CONTINUATIONS;
+    step.contrast_tokens = CONTRAST_ALL;
+    contrast_count_tokens(&step, &pairs, 0, counted, &n_aligned);
+    assert_true(counted[0] == 3 && counted[1] == 2 && n_aligned == 2);
+    step.contrast_tokens = CONTRAST_CONTENT;
+    contrast_count_tokens(&step, &pairs, 0, counted, &n_aligned);
+    assert_true(counted[0] == 2 && counted[1] == 1 && n_aligned == 1);
+    Batch batch;
+    Error error = {0};
+    assert_true(contrast_batch_make(&step, &pairs, 0, 1, &batch, &error));
+    static const int32_t marks[] = {-1, -1, -1, 0, 0, -1, -1, -1, -1, -1, 1};
+    static const float third = (float)(1.0 / 3);
+    const float loss[] = {0, 0, -third, -third, -third, 0, 0, 0, 0.5f, 0.5f, 0};
+    assert_int_equal(batch.n_tokens, 11);
+    assert_memory_equal(batch.counted, marks, sizeof marks);
+    assert_memory_equal(batch.loss, loss, sizeof loss);
+    batch_free(&batch);
 }
 
 /* ---- one pair, no resample, nothing to select ---- */
@@ -627,6 +682,7 @@ int main(void) {
         cmocka_unit_test(numbers_are_those_of_numpy),
         cmocka_unit_test(batches_and_threads_change_no_bit),
         cmocka_unit_test(every_number_has_its_definition),
+        cmocka_unit_test(tokens_are_counted_as_asked),
         cmocka_unit_test(what_is_not_defined_says_why),
         cmocka_unit_test(gradient_is_the_difference_of_two),
         cmocka_unit_test(gradient_is_that_of_differences),

@@ -1,5 +1,5 @@
-/* Jobs with contrasts on the demo model: the same bytes whatever the batch, the threads and wherever a run was
- * stopped; selections that an intervention reads; what is refused. */
+/* Jobs with contrasts on the demo model: the same bytes whatever the batch, the threads and wherever a
+ * run was stopped; selections that an intervention reads; what is refused. */
 #include "../../analysis/run.h"
 #include "statistics_file.h"
 #include <errno.h>
