@@ -293,6 +293,20 @@ static bool check_topics(const ContrastPairs *pairs, Error *error) {
                                 pairs->side[0].options->name, topic);
 }
 
+static void note_sides(const ContrastPairs *pairs, Text *notes) {
+    static const char *const names[] = {"first", "second"};
+    for (int s = 0; s < 2; s++) {
+        const PromptGroup *group = &pairs->side[s];
+        if (group->n_truncated)
+            text_format(notes, "%s side, group %s: %lld prompts were truncated (%s)\n", names[s],
+                        group->options->name, (long long)group->n_truncated,
+                        option_choice("over_long", SCOPE_PROMPTS, group->options->over_long));
+        if (group->n_left_out)
+            text_format(notes, "%s side, group %s: %lld prompts were left out as empty or too long\n",
+                        names[s], group->options->name, (long long)group->n_left_out);
+    }
+}
+
 bool contrast_pairs_read(const Job *job, const StepOptions *step, const PromptEncoder *encoder,
                          const Inputs *inputs, ContrastPairs *pairs, Text *notes, Error *error) {
     *pairs = (ContrastPairs){0};
@@ -306,6 +320,7 @@ bool contrast_pairs_read(const Job *job, const StepOptions *step, const PromptEn
         return error_add_place(error, "steps.%s", step->name);
     bool ok = true;
     for (int s = 0; ok && s < 2; s++) ok = read_side(job, step, encoder, inputs, s, &pairs->side[s], error);
+    if (ok) note_sides(pairs, notes);
     ok = ok && match(step, pairs, notes, error);
     for (int64_t i = 0; ok && i < pairs->n; i++) ok = check_tokens(step, pairs, i, error);
     if (ok && step->contrast != CONTRAST_CONTINUATIONS && step->controls) ok = check_topics(pairs, error);

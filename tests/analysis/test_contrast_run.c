@@ -245,6 +245,24 @@ static void groups_are_paired_by_id(void **state) {
     remove_run("small");
 }
 
+/* A pair goes with a text that is too long; prompts cut to unlike lengths are no pair of continuations. */
+static void long_texts_take_their_partner_along(void **state) {
+    (void)state;
+    static const char *const sets[] = {"prompts.r.max_tokens=65", "prompts.r.over_long=skip"};
+    Error error;
+    must_run("job.json", "skip", sets, 2);
+    JsonDocument *d = contrast_of("skip", "reply");
+    assert_true(value_at(d, "n_pairs") > 1 && value_at(d, "n_pairs") < 15);
+    assert_contains(string_of(find(d, "warnings[0]")), "second side, group r: ");
+    assert_contains(string_of(find(d, "warnings[1]")), "no partner of theirs is used: ");
+    json_free(d);
+    remove_run("skip");
+    static const char *const cut[] = {"prompts.r.max_tokens=60", "prompts.r.over_long=truncate_left"};
+    assert_false(run_file("job.json", "cut", cut, 2, &error));
+    assert_contains(error.text, "expected the same prompt tokens before both continuations: got others");
+    remove_run("cut");
+}
+
 /* ---- refused ---- */
 static void refuse(const char *a, const char *b, const char *step, const char *want) {
     Error error;
@@ -340,6 +358,7 @@ int main(void) {
         cmocka_unit_test(the_other_logarithm_is_another_unit),
         cmocka_unit_test(an_intervention_reads_a_selection),
         cmocka_unit_test(groups_are_paired_by_id),
+        cmocka_unit_test(long_texts_take_their_partner_along),
         cmocka_unit_test(unpaired_prompts_are_refused),
         cmocka_unit_test(targets_are_needed),
         cmocka_unit_test(controls_need_topics),
