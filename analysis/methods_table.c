@@ -1,5 +1,5 @@
-/* The sentences of the methods text. Where the published methods leave a point open, the sentence says so and
- * names its source; the numbers are those of methods of arXiv papers that the help of the options names too. */
+/* The sentences of the methods text. Where the published methods leave a point open, the sentence says so;
+ * sources are named by their arXiv number. */
 #include "methods.h"
 #include <string.h>
 
