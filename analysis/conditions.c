@@ -252,13 +252,19 @@ static bool add_control(Maker *m, ConditionKind kind, int64_t of, int64_t number
     return true;
 }
 
-/* The first selected condition of the same rule and amount has the random sets of all. */
-static bool is_first_of_rule(const Conditions *c, int64_t i) {
-    for (int64_t k = 0; k < i; k++)
-        if (c->list[k].kind == CONDITION_SELECTED && !strcmp(c->list[k].rule, c->list[i].rule) &&
-            c->list[k].amount == c->list[i].amount)
-            return false;
-    return true;
+static bool same_rule(const Condition *a, const Condition *b) {
+    return b->kind == CONDITION_SELECTED && !strcmp(a->rule, b->rule) && a->amount == b->amount;
+}
+
+/* The first selected condition of a rule and amount that is defined has the random sets of all, or the first
+ * where none is. */
+static bool has_random_sets(const Conditions *c, int64_t i) {
+    int64_t first = -1;
+    for (int64_t k = 0; k < c->n; k++)
+        if (same_rule(&c->list[i], &c->list[k]) &&
+            (first < 0 || (c->list[first].reason[0] && !c->list[k].reason[0])))
+            first = k;
+    return first == i;
 }
 
 static bool add_controls(Maker *m) {
@@ -267,7 +273,7 @@ static bool add_controls(Maker *m) {
          ok = taken || error_out_of_memory(m->error, "random sets", (size_t)m->n_cells);
     int64_t n_selected = m->to->n;
     for (int64_t i = 1; ok && i < n_selected; i++) {
-        int64_t n_random = is_first_of_rule(m->to, i) ? step->random_sets : 0;
+        int64_t n_random = has_random_sets(m->to, i) ? step->random_sets : 0;
         for (int64_t d = 0; ok && d < n_random; d++) ok = add_control(m, CONDITION_RANDOM, i, d, taken);
         for (int64_t d = 0; ok && d < step->layer_matched_sets; d++)
             ok = add_control(m, CONDITION_LAYER_MATCHED, i, d, taken);
