@@ -91,23 +91,40 @@ static bool read_counts(Maker *m) {
 }
 
 /* ---- selected sets ---- */
-static void select_top(const Maker *m, Condition *c, const int64_t *order, int64_t n_ranked) {
-    int64_t n = c->amount <= (double)n_ranked ? (int64_t)c->amount : 0;
-    if (!n)
-        snprintf(c->reason, sizeof c->reason, "%g cells asked for, %lld can be ranked", c->amount,
-                 (long long)n_ranked);
-    set_cells(m, c, order, n);
+/* The cells of one source by rank. */
+typedef struct {
+    const int64_t *order;
+    int64_t n;
+    bool alike; /* they all have one value: a part of them is not defined */
+} Ranking;
+
+/* The first n of the ranking, or why they are not defined. */
+static void select_first(const Maker *m, Condition *c, const Ranking *ranking, int64_t n) {
+    if (ranking->alike && n > 0 && n < ranking->n) {
+        snprintf(c->reason, sizeof c->reason, "all %lld cells that can be ranked have the same value",
+                 (long long)ranking->n);
+        n = 0;
+    }
+    set_cells(m, c, ranking->order, n);
 }
 
-static void select_traffic(const Maker *m, Condition *c, const int64_t *order, int64_t n_ranked) {
-    int64_t n = selection_within(order, n_ranked, m->to->share, c->amount / 100);
+static void select_top(const Maker *m, Condition *c, const Ranking *ranking) {
+    int64_t n = c->amount <= (double)ranking->n ? (int64_t)c->amount : 0;
+    if (!n)
+        snprintf(c->reason, sizeof c->reason, "%g cells asked for, %lld can be ranked", c->amount,
+                 (long long)ranking->n);
+    select_first(m, c, ranking, n);
+}
+
+static void select_traffic(const Maker *m, Condition *c, const Ranking *ranking) {
+    int64_t n = selection_within(ranking->order, ranking->n, m->to->share, c->amount / 100);
     if (!n)
         snprintf(c->reason, sizeof c->reason, "the first cell alone has more than %g %% of the choices",
                  c->amount);
-    set_cells(m, c, order, n);
+    select_first(m, c, ranking, n);
 }
 
-static bool select_by_rules(Maker *m, const char *source, const int64_t *order, int64_t n_ranked) {
+static bool select_by_rules(Maker *m, const char *source, const Ranking *ranking) {
     const StepOptions *step = m->step;
     for (int64_t i = 0; i < step->top.n + step->traffic.n; i++) {
         bool top = i < step->top.n;
@@ -120,7 +137,7 @@ static bool select_by_rules(Maker *m, const char *source, const int64_t *order, 
                                .of = -1});
         if (!c) return false;
         snprintf(c->name, sizeof c->name, "%.80s.%s%g", source, c->rule, c->amount);
-        (top ? select_top : select_traffic)(m, c, order, n_ranked);
+        (top ? select_top : select_traffic)(m, c, ranking);
     }
     return true;
 }
@@ -135,7 +152,12 @@ static bool select_from(Maker *m, const char *source) {
     if (ok) n = selection_rank(step, first, second, m->to->super, m->n_cells, order);
     if (m->error->code == ERROR_NONE && n < 0)
         error_out_of_memory(m->error, "ranks", (size_t)m->n_cells * sizeof *order);
-    ok = ok && n >= 0 && select_by_rules(m, source, order, n);
+    if (ok && n >= 0) {
+        Ranking ranking = {order, n, selection_all_alike(step, first, second, order, n)};
+        ok = select_by_rules(m, source, &ranking);
+    } else {
+        ok = false;
+    }
     mem_free(first);
     mem_free(second);
     mem_free(order);
