@@ -166,6 +166,7 @@ static const char readme[] =
     "manifest.json  what went in (hashes), program, device, times\n"
     "events.jsonl   progress, one JSON object a line\n"
     "report.html    everything on one page\n"
+    "methods.txt    what was done, in sentences: every option of the job with its value\n"
     "figures/       the figures of that page\n"
     "STEP/          one folder a step: step.json (definitions, switches, warnings) and the files below\n"
     "\n"
