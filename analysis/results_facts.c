@@ -167,6 +167,7 @@ static const char readme[] =
     "events.jsonl   progress, one JSON object a line\n"
     "report.html    everything on one page\n"
     "methods.txt    what was done, in sentences: every option of the job with its value\n"
+    "statistics.json  every number of that page, with all its digits: statistics and tables of all steps\n"
     "figures/       the figures of that page\n"
     "STEP/          one folder a step: step.json (definitions, switches, warnings) and the files below\n"
     "\n"
