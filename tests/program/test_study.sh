@@ -34,6 +34,21 @@ for text in '<td class="l">gradient.top2</td>' 'McNemar p'; do
     grep -q "$text" "$folder/run/report.html" || fail "report.html: expected $text"
 done
 
+# ---- every number of the page stands in statistics.json; made again, page and file have the same bytes ----
+numbers=$(dirname "$program")/test_report_numbers
+if [ -x "$numbers" ]; then
+    "$numbers" "$folder/run" >"$folder/out" 2>&1 || { cat "$folder/out"; fail "numbers of the report"; }
+fi
+cp "$folder/run/report.html" "$folder/run/statistics.json" "$folder"
+cp -r "$folder/run/figures" "$folder/figures"
+"$program" report "$folder/run" 2>/dev/null || fail "report"
+for file in report.html statistics.json; do
+    cmp "$folder/run/$file" "$folder/$file" || fail "$file differs when made again"
+done
+for file in "$folder"/figures/*.svg; do
+    cmp "$file" "$folder/run/figures/$(basename "$file")" || fail "a figure differs when made again"
+done
+
 # ---- again: the same bytes; with labels of people: theirs count ----
 cp "$step/labels.csv" "$folder/labels.csv"
 cp "$step/outcomes.csv" "$folder/outcomes.csv"
