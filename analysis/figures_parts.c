@@ -15,6 +15,11 @@ static void put_escaped(Text *to, const char *name) {
     Text shown = {0};
     text_put_terminal(&shown, name, strlen(name));
     for (size_t i = 0; i < shown.length; i++) {
+        if (!strncmp(shown.bytes + i, "\xef\xbf\xbe", 3) || !strncmp(shown.bytes + i, "\xef\xbf\xbf", 3)) {
+            text_put_string(to, "?"); /* U+FFFE and U+FFFF are no characters of XML */
+            i += 2;
+            continue;
+        }
         switch (shown.bytes[i]) {
         case '"': text_put_string(to, "'"); break;
         case '\\': text_put_string(to, "\\\\"); break;

@@ -21,6 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import xml.dom.minidom
+import xml.parsers.expat
+
+import report_payloads
 
 WIDTHS = (390, 1280)
 SLICE = 2400
@@ -61,26 +65,34 @@ class Browser:
         return json.loads(one)
 
     def call(self, method, parameters=None):
-        self.number += 1
-        request = {"id": self.number, "method": method, "params": parameters or {}}
-        if self.session:
-            request["sessionId"] = self.session
-        os.write(self.to, json.dumps(request).encode() + b"\0")
-        until = time.monotonic() + 60
+        self.send(method, parameters or {})
+        mine, until = self.number, time.monotonic() + 60
         while True:
             got = self.message(until)
             if got is None:
                 raise SystemExit("check_report: no answer to " + method)
-            if got.get("id") == self.number:
+            if got.get("id") == mine:
                 if "error" in got:
                     raise SystemExit("check_report: %s: %s" % (method, got["error"]))
                 return got["result"]
-            self.events.append(got)
+            self.take(got)
+
+    def send(self, method, parameters):
+        self.number += 1
+        request = {"id": self.number, "method": method, "params": parameters}
+        if self.session:
+            request["sessionId"] = self.session
+        os.write(self.to, json.dumps(request).encode() + b"\0")
+
+    def take(self, event):
+        self.events.append(event)
+        if event.get("method") == "Page.javascriptDialogOpening":  # it would hold everything else up
+            self.send("Page.handleJavaScriptDialog", {"accept": False})
 
     def wait(self, seconds):
         until = time.monotonic() + seconds
         while (got := self.message(until)) is not None:
-            self.events.append(got)
+            self.take(got)
 
     def open(self, url, width):
         self.events = []
@@ -169,6 +181,64 @@ def check_page(browser, path, shots=None):
     return found
 
 
+def check_svgs(folder):
+    """Each figure is XML of its own and holds no script."""
+    found = []
+    for name in sorted(os.listdir(folder)):
+        if name.endswith(".svg"):
+            try:
+                tree = xml.dom.minidom.parse(os.path.join(folder, name))
+            except xml.parsers.expat.ExpatError as error:
+                found.append("%s: %s" % (name, error))
+                continue
+            if tree.getElementsByTagName("script"):
+                found.append(name + ": a script")
+    return found
+
+
+def check_control(browser, page, folder):
+    """The same page with its policy off and attacks as markup: all that is looked for must be found."""
+    text = re.sub("<meta http-equiv=.Content-Security-Policy[^>]*>", "", page)
+    attack = "<img src=%sx onerror='console.error(1)'><script>alert(2)</script><p>%s</p>" % (report_payloads.FAR, "w" * 900)
+    path = os.path.join(folder, "control.html")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text.replace("<main>", "<main>" + attack, 1))
+    url = "file://" + path
+    browser.open(url, WIDTHS[0])
+    seen = " ".join(complaints(browser, url))
+    return ["the control was not caught: " + what for what in ("console:", "dialog:", "request:") if what not in seen]
+
+
+def check_payloads(browser, program, n_folders, shots=None):
+    found = []
+    for number in range(n_folders):
+        with tempfile.TemporaryDirectory() as folder:
+            run = os.path.join(folder, "run")
+            replies = report_payloads.make_folder(program, run, number)
+            done = subprocess.run([program, "report", run], capture_output=True, text=True, cwd=folder)
+            if done.returncode:
+                found.append("folder %d: %s" % (number, done.stderr.strip()))
+                continue
+            page = os.path.join(run, "report.html")
+            here = check_page(browser, page, shots if number == 0 else None) + check_svgs(os.path.join(run, "figures"))
+            if "are missing" in open(page, encoding="utf-8").read():
+                here.append("figures are missing: " + done.stderr.strip())
+            expected = [report_payloads.shown(report_payloads.cut(reply, 600)) for reply in replies]
+            got = browser.value("Array.from(document.querySelectorAll('.reply')).map(function(e){return e.textContent})")
+            if sorted(expected) != sorted(got):
+                lost = [text for text in expected if text not in got]
+                here.append("%d of %d replies came back otherwise: %s" % (len(lost), len(expected), ascii(lost[:2])[:300]))
+            if browser.value("document.title") != "gatetape report":
+                here.append("the title changed")
+            here += ["%s was made" % name for name in os.listdir(folder) if name != "run"]
+            if number == 0:
+                here += check_control(browser, open(page, encoding="utf-8").read(), folder)
+            found += ["folder %d: %s" % (number, text) for text in here]
+    print("%d payloads in %d run folders, %d replies a page" %
+          (len(report_payloads.payloads()), n_folders, len(replies)))
+    return found
+
+
 def find_chromium():
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if shutil.which(name):
@@ -181,6 +251,7 @@ def main():
     parser.add_argument("page", nargs="?")
     parser.add_argument("--shots", help="a folder for screenshots")
     parser.add_argument("--payloads", metavar="PROGRAM")
+    parser.add_argument("--folders", type=int, default=6, help="run folders of payloads (6)")
     given = parser.parse_args()
     program = find_chromium()
     if not program:
@@ -190,10 +261,12 @@ def main():
         browser = Browser(program, os.path.join(folder, "profile"))
         try:
             found = check_page(browser, given.page, given.shots) if given.page else []
+            if given.payloads:
+                found += check_payloads(browser, os.path.abspath(given.payloads), given.folders, given.shots)
         finally:
             browser.close()
     for text in found:
-        print(text)
+        print(ascii(text)[1:-1])
     print("%d complaints" % len(found))
     return 1 if found else 0
 
