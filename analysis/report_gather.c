@@ -38,15 +38,18 @@ void gather_value(const char *key, Json at, Text *to) {
 /* ---- tables ---- */
 /* Columns whose fields are texts even where they look like numbers. */
 static bool is_text(const char *column) {
-    static const char *const texts[] = {"condition", "kind",   "control_of", "group", "source",
-                                        "rule",      "reason", "id",         "mode",  "label",
-                                        "why",       "human",  "rules",      "guard"};
+    static const char *const texts[] = {"condition", "kind",  "control_of", "group",    "source",     "rule",
+                                        "reason",    "id",    "mode",       "label",    "why",        "human",
+                                        "rules",     "guard", "other",      "labeller", "other_label"};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         if (!strcmp(column, texts[i])) return true;
     return false;
 }
 
-static const char *why_empty(const char *column) {
+/* A row may say itself why it has no numbers. */
+static const char *why_empty(const Csv *csv, int64_t row, const char *column) {
+    const int64_t reason = csv_find_column(csv, "reason");
+    if (reason >= 0 && csv_field(csv, row, reason).length) return csv_field(csv, row, reason).text;
     static const char *const controls[] = {"random_", "layer_", "traffic_"};
     for (size_t i = 0; i < sizeof controls / sizeof *controls; i++)
         if (!strncmp(column, controls[i], strlen(controls[i]))) return "there is no control of this kind";
@@ -70,7 +73,7 @@ void gather_field(const Csv *csv, int64_t row, int64_t column, Text *to) {
     else if (is_text(name) || field.length)
         write_string(to, name, field.text);
     else
-        write_null(to, name, why_empty(name));
+        write_null(to, name, why_empty(csv, row, name));
 }
 
 void gather_fields(const Csv *csv, int64_t row, Text *to) {

@@ -105,6 +105,7 @@ bool gather_outcomes(const char *folder, const ReportStep *step, Text *to, Error
     bool ok = own || error_out_of_memory(error, "a file name", strlen(folder));
     ok = ok && put_judge(own, to, error) && put_samples(folder, own, step, to, error) &&
          put_table(own, "side_effects.csv", "side_effects", to, error) &&
+         put_table(own, "side_effects_targets.csv", "side_effects_targets", to, error) &&
          put_table(own, "agreement.csv", "agreement", to, error) &&
          put_table(own, "conditions.csv", "conditions", to, error);
     mem_free(own);

@@ -148,7 +148,7 @@ static void put_transitions(const ReportView *view, Json outcomes, Text *to) {
 }
 
 /* ---- side effects ---- */
-static void put_side_effects(const ReportView *view, int64_t s, Text *to) {
+static void put_effects(const ReportView *view, Json rows, const char *caption, Text *to) {
     static const Column columns[] = {{"condition", "condition", true, false},
                                      {"kind", "kind", true, false},
                                      {"group", "group", true, false},
@@ -158,19 +158,8 @@ static void put_side_effects(const ReportView *view, int64_t s, Text *to) {
                                      {"nll_after", "nll after", false, false},
                                      {"", "change", false, false},
                                      {"perplexity_ratio", "perplexity ratio", false, false}};
-    const char *reason;
-    const Json rows = view_find(view->steps[s].entry, "side_effects", &reason);
-    heading(to, s, "side", "Side effects");
-    if (json_type(rows) != JSON_ARRAY) {
-        html_put_absent(to, "Side effects", reason);
-        return;
-    }
-    text_put_string(
-        to, "<p class=\"soft small\">Mean negative log-likelihood of the same tokens before and after, its "
-            "change with a bootstrap interval over prompts, and how many times as perplexed the model "
-            "is.</p>\n");
     Table table = {0};
-    table_begin(&table, to, NULL, columns, COUNT(columns));
+    table_begin(&table, to, caption, columns, COUNT(columns));
     for (Json at = {0}; json_next(&rows, &at) && table.n_rows < view_limit(view, "rows");) {
         table_row_begin(&table);
         for (int64_t i = 0; i < COUNT(columns); i++)
@@ -183,33 +172,67 @@ static void put_side_effects(const ReportView *view, int64_t s, Text *to) {
     table_end(&table);
 }
 
+static void put_side_effects(const ReportView *view, int64_t s, Text *to) {
+    const char *reason;
+    const Json rows = view_find(view->steps[s].entry, "side_effects", &reason),
+               targets = view_find(view->steps[s].entry, "side_effects_targets", NULL);
+    heading(to, s, "side", "Side effects");
+    if (json_type(rows) != JSON_ARRAY) {
+        html_put_absent(to, "Side effects", reason);
+        return;
+    }
+    text_put_string(
+        to, "<p class=\"soft small\">Mean negative log-likelihood of the same tokens before and after, its "
+            "change with a bootstrap interval over prompts, and how many times as perplexed the model "
+            "is.</p>\n");
+    put_effects(view, rows, "of the prompts", to);
+    if (json_type(targets) == JSON_ARRAY) put_effects(view, targets, "of their targets", to);
+}
+
 /* ---- agreement ---- */
-static double replies_of(Json rows, const char *human, const char *rules) {
-    for (Json at = {0}; json_next(&rows, &at);)
-        if (!strcmp(view_string(json_member(&at, "human")), human) &&
-            !strcmp(view_string(json_member(&at, "rules")), rules))
+/* A row is of a pair of labellers; of a table without their names it is of people and rules. */
+typedef struct {
+    const char *labeller, *other, *label, *other_label;
+} AgreementRow;
+
+static AgreementRow agreement_row(Json row) {
+    const Json named = json_member(&row, "labeller");
+    if (!named.node)
+        return (AgreementRow){"people", "rules", view_string(json_member(&row, "human")),
+                              view_string(json_member(&row, "rules"))};
+    return (AgreementRow){view_string(named), view_string(json_member(&row, "other")),
+                          view_string(json_member(&row, "label")),
+                          view_string(json_member(&row, "other_label"))};
+}
+
+static bool same_pair(AgreementRow a, AgreementRow b) {
+    return !strcmp(a.labeller, b.labeller) && !strcmp(a.other, b.other);
+}
+
+static double replies_of(Json rows, AgreementRow wanted) {
+    for (Json at = {0}; json_next(&rows, &at);) {
+        const AgreementRow row = agreement_row(at);
+        if (same_pair(row, wanted) && !strcmp(row.label, wanted.label) &&
+            !strcmp(row.other_label, wanted.other_label))
             return view_number(json_member(&at, "replies"));
+    }
     return NAN;
 }
 
-static void put_agreement(const ViewStep *step, int64_t s, Text *to) {
-    static const Column facts[] = {{"kappa", "Cohen's kappa", false, false},
-                                   {"precision", "precision of restricted", false, false},
-                                   {"recall", "recall", false, false}};
-    const char *reason;
-    const Json rows = view_find(step->entry, "agreement", &reason);
-    heading(to, s, "agreement", "Agreement of labels");
-    if (json_type(rows) != JSON_ARRAY) {
-        html_put_absent(to, "Agreement of rules with people", reason);
-        return;
-    }
-    text_put_string(to, "<div class=\"wide\"><table><thead><tr><th class=\"l\">people \\ rules</th>");
+static void put_pair(Json rows, Json first, Text *to) {
+    const AgreementRow pair = agreement_row(first);
+    text_put_string(to, "<div class=\"wide\"><table><thead><tr><th class=\"l\">");
+    html_put(to, pair.labeller);
+    text_put_string(to, " \\ ");
+    html_put(to, pair.other);
+    text_put_string(to, "</th>");
     for (int r = 0; r < N_LABELS; r++) text_format(to, "<th>%s</th>", label_names[r]);
     text_put_string(to, "</tr></thead><tbody>\n");
     for (int h = 0; h < N_LABELS; h++) {
         text_format(to, "<tr><th class=\"l\">%s</th>", label_names[h]);
         for (int r = 0; r < N_LABELS; r++) {
-            const double n = replies_of(rows, label_names[h], label_names[r]);
+            const double n =
+                replies_of(rows, (AgreementRow){pair.labeller, pair.other, label_names[h], label_names[r]});
             text_put_string(to, "<td>");
             if (isfinite(n))
                 html_put_double(to, n);
@@ -219,11 +242,50 @@ static void put_agreement(const ViewStep *step, int64_t s, Text *to) {
         }
         text_put_string(to, "</tr>\n");
     }
-    text_put_string(to, "</tbody></table></div>\n");
+    text_put_string(to, "</tbody></table>");
+    if (json_member(&first, "kappa").node) {
+        text_put_string(to, "<p class=\"small\">Cohen's kappa ");
+        html_put_defined(to, first, "kappa");
+        text_put_string(to, "</p>");
+    }
+    text_put_string(to, "</div>\n");
+}
+
+static void put_detection(Json judge, const char *prefix, const char *caption, Text *to) {
+    static const char *const keys[] = {"kappa", "precision", "recall"};
+    static const char *const heads[] = {"Cohen's kappa", "precision of restricted", "recall"};
+    char names[3][60];
+    Column columns[3];
+    for (int i = 0; i < 3; i++) {
+        snprintf(names[i], sizeof names[i], "%s%s", prefix, keys[i]);
+        columns[i] = (Column){names[i], heads[i], false, false};
+    }
+    if (!json_member(&judge, names[0]).node) return;
     Table table = {.fallback = "chance alone gives full agreement, or nothing was labelled so"};
-    table_begin(&table, to, NULL, facts, COUNT(facts));
-    table_row(&table, json_member(&step->entry, "judge"), facts, COUNT(facts));
+    table_begin(&table, to, caption, columns, 3);
+    table_row(&table, judge, columns, 3);
     table_end(&table);
+}
+
+static void put_agreement(const ViewStep *step, int64_t s, Text *to) {
+    const char *reason;
+    const Json rows = view_find(step->entry, "agreement", &reason),
+               judge = json_member(&step->entry, "judge");
+    heading(to, s, "agreement", "Agreement of labels");
+    if (json_type(rows) != JSON_ARRAY) {
+        html_put_absent(to, "Agreement of labellers", reason);
+        return;
+    }
+    AgreementRow last = {"", "", "", ""};
+    text_put_string(to, "<div class=\"many\">\n");
+    for (Json at = {0}; json_next(&rows, &at);) {
+        if (same_pair(last, agreement_row(at))) continue;
+        last = agreement_row(at);
+        put_pair(rows, at, to);
+    }
+    text_put_string(to, "</div>\n");
+    put_detection(judge, "", "The rules beside people", to);
+    put_detection(judge, "guard_", "The guard beside people", to);
 }
 
 /* ---- the section ---- */
@@ -244,8 +306,10 @@ static void put_judge(const ViewStep *step, Text *to) {
 void report_put_outcomes(const ReportView *view, int64_t s, const Figures *figures, Text *to) {
     const ViewStep *step = &view->steps[s];
     const Json outcomes = json_member(&step->entry, "outcomes");
-    text_put_string(to,
-                    "<p class=\"soft\">Replies to the same prompts with experts edited in the router.</p>\n");
+    text_put_string(
+        to, strcmp(step->kind, "intervention") != 0
+                ? "<p class=\"soft\">Labels of the replies of another step.</p>\n"
+                : "<p class=\"soft\">Replies to the same prompts with experts edited in the router.</p>\n");
     report_put_facts(step, to);
     put_judge(step, to);
     heading(to, s, "comparison", "Comparison with controls");

@@ -10,6 +10,9 @@ static void put_facts(Json reply, Text *to) {
         bool shown = json_type(at) == JSON_NULL || strstr(at.key, "_reason") ||
                      (json_type(at) == JSON_STRING && !*view_string(at));
         for (size_t i = 0; i < sizeof apart / sizeof *apart; i++) shown = shown || !strcmp(at.key, apart[i]);
+        /* the rules' label where it is the one that counts says nothing more */
+        shown = shown || (!strcmp(at.key, "rules") &&
+                          !strcmp(view_string(at), view_string(json_member(&reply, "label"))));
         if (shown) continue;
         text_put_string(to, " <span class=\"soft small\">");
         html_put(to, at.key);

@@ -96,6 +96,8 @@ static void put_switches(Json switches, Text *to) {
 void report_put_facts(const ViewStep *step, Text *to) {
     static const char *const facts[][2] = {{"score", "score"},
                                            {"edit", "edit"},
+                                           {"definition", "definition"},
+                                           {"replies of", "from"},
                                            {"model", "model"},
                                            {"family", "family"},
                                            {"chat template", "chat_template"},

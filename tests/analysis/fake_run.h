@@ -217,6 +217,30 @@ static inline void fake_step(const char *folder, const char *kind, const char *c
     fake_statistics(folder, groups, n_groups);
 }
 
+/* A step that judges the replies of the intervention again, in a folder without replies of its own. */
+static inline void fake_judge(const char *run, const char *const *groups, const char *const *conditions) {
+    Error error = {0};
+    char *folder = io_join(run, "guarded"), *labels = io_join(run, "silence/labels.csv");
+    size_t n;
+    char *bytes = io_read_all(labels, 1 << 20, &n, &error);
+    if (!bytes || !io_make_folders(folder, &error)) fail_msg("%s", error.text);
+    Text text = {0}, facts = {0}, agreement = {0};
+    text_put(&text, bytes, n);
+    text_put_string(&facts,
+                    "{\"kind\": \"judge\", \"model\": \"\", \"from\": \"silence\", \"switches\": {\"from\": "
+                    "[\"silence\"]}}\n");
+    text_put_string(&agreement, "labeller,other,label,other_label,replies,kappa\n"
+                                "guard,rules,restricted,restricted,53,0.71234\n"
+                                "guard,rules,restricted,degraded,4,0.71234\n");
+    fake_outcomes(folder, groups, conditions);
+    fake_file(folder, "labels.csv", &text);
+    fake_file(folder, "agreement.csv", &agreement);
+    fake_file(folder, "step.json", &facts);
+    mem_free(bytes);
+    mem_free(labels);
+    mem_free(folder);
+}
+
 static const char *const fake_conditions[] = {"baseline", "top2", "random.0"};
 
 static inline void fake_run(const char *folder, const char *const *groups, int n_groups) {
@@ -226,7 +250,8 @@ static inline void fake_run(const char *folder, const char *const *groups, int n
     text_put_string(&job, "{\"schema_version\": 1, \"note\": \"</pre><script>\", \"steps\": [\n"
                           "{\"name\": \"activation\", \"kind\": \"activation\"},\n"
                           "{\"name\": \"later\", \"kind\": \"gradient\"}, {\"name\": \"silence\", \"kind\": "
-                          "\"intervention\"}, {\"name\": \"page\", \"kind\": \"report\"}]}\n");
+                          "\"intervention\"}, {\"name\": \"guarded\", \"kind\": \"judge\"}, {\"name\": "
+                          "\"page\", \"kind\": \"report\"}]}\n");
     text_put_string(
         &manifest,
         "{\"version\": \"0\", \"device\": \"cpu\", \"host\": \"SECRETHOST\", \"inputs\": [{\"name\": "
@@ -239,6 +264,7 @@ static inline void fake_run(const char *folder, const char *const *groups, int n
     step = io_join(folder, "silence");
     fake_intervention(step, groups, fake_conditions, "id<i>", "I <b>cannot</b>, \"no\"\n\xe2\x80\xae=1+1");
     mem_free(step);
+    fake_judge(folder, groups, fake_conditions);
 }
 
 static inline bool have_gnuplot(void) { return system("gnuplot --version > /dev/null 2>&1") == 0; }

@@ -24,13 +24,13 @@ static void test_drawn(void **state) {
     static const char *const names[] = {
         "activation.curve",      "activation.cumulative",  "activation.concentration", "activation.layers",
         "activation.difference", "activation.selectivity", "activation.classes",       "activation.overlap",
-        "silence.outcomes.1",    "silence.outcomes.2"};
+        "silence.outcomes.1",    "silence.outcomes.2",     "guarded.outcomes.1",       "guarded.outcomes.2"};
     ReportView run;
     Figures figures, again;
     read_run(&run);
     draw(&run, &figures);
     assert_string_equal(figures.problem, "");
-    assert_int_equal(figures.n, 12); /* two heat maps, eight of the step, two of outcomes */
+    assert_int_equal(figures.n, 14); /* two heat maps, eight of the step, four of outcomes */
     for (int64_t i = 0; i < figures.n; i++) {
         const Figure *figure = &figures.figures[i];
         assert_true(figure->has_pdf);
@@ -55,7 +55,7 @@ static void test_drawn(void **state) {
         assert_string_equal(figures.figures[i].svg.bytes, again.figures[i].svg.bytes);
     char path[600];
     snprintf(path, sizeof path, "%s/figures", folder);
-    assert_int_equal(scratch_count(path), 24);
+    assert_int_equal(scratch_count(path), 28);
     figures_free(&again);
     figures_free(&figures);
     report_view_free(&run);

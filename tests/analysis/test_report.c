@@ -107,6 +107,22 @@ static void test_samples(void **state) {
     mem_free(page);
 }
 
+/* A judge step has the tables of an intervention in its own folder, and shows the replies of the other. */
+static void test_judge_step(void **state) {
+    (void)state;
+    char *page = write_and_read();
+    const char *at = strstr(page, "Labels of the replies of another step.");
+    assert_non_null(at);
+    assert_contains(at, "<dt>replies of</dt><dd>silence</dd>");
+    assert_contains(at, "<caption>top2, plain</caption>");
+    assert_contains(at, "guard \\ rules</th>");
+    assert_contains(at, "<th class=\"l\">restricted</th><td>53</td><td>not counted</td><td>4</td>");
+    assert_contains(at, "kappa 0.7123</p>");
+    assert_contains(at, "Side effects</h3>");
+    assert_contains(at, "<p class=\"reply\">I &lt;b&gt;cannot");
+    mem_free(page);
+}
+
 static void test_ranks_cells(void **state) {
     (void)state;
     char *page = write_and_read(), *table = strstr(page, "<caption>plain</caption>");
@@ -254,6 +270,7 @@ int main(void) {
         cmocka_unit_test(test_says_why_not),
         cmocka_unit_test(test_outcomes),
         cmocka_unit_test(test_samples),
+        cmocka_unit_test(test_judge_step),
         cmocka_unit_test(test_ranks_cells),
         cmocka_unit_test(test_nothing_becomes_markup),
         cmocka_unit_test(test_same_bytes),

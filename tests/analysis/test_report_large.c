@@ -125,6 +125,9 @@ static int setup(void **state) {
     (void)state;
     snprintf(folder, sizeof folder, "%s", scratch_path("run"));
     fake_run(folder, groups, 2);
+    char *mark = io_join(folder, "guarded/step.json"); /* it judges the replies that are replaced here */
+    assert_true(io_remove(mark, &(Error){0}));
+    mem_free(mark);
     return 0;
 }
 
