@@ -174,14 +174,16 @@ bool figure_curve(const ReportView *view, const Figure *figure, Text *data, Text
 /* The points (k, share) of each group come as a second block of the data: a row a share, two columns a
  * group. */
 static void put_marks(const ReportView *view, const ViewStep *step, Text *data) {
-    const Json shares = json_member(&view->page, "coverage_percent");
+    const Json shares = json_member(&view->page, "coverage_share"),
+               percents = json_member(&view->page, "coverage_percent");
     text_put_string(data, "\n\nshare");
     for (int64_t g = 0; g < step->n_groups; g++) text_put_string(data, ",k");
     text_put_string(data, "\n");
-    for (Json at = {0}; json_next(&shares, &at);) {
+    Json at = {0}, percent = {0};
+    while (json_next(&shares, &at) && json_next(&percents, &percent)) {
         char key[20];
-        snprintf(key, sizeof key, "k%.0f", view_number(at));
-        text_format(data, "%.9g", view_number(at) / 100);
+        snprintf(key, sizeof key, "k%.0f", view_number(percent));
+        text_format(data, "%.9g", view_number(at));
         for (int64_t g = 0; g < step->n_groups; g++) figure_put_member(data, view_group(step, g), key);
         text_put_string(data, "\n");
     }

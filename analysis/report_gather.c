@@ -206,6 +206,10 @@ static void put_page(Text *to) {
     write_begin(to, "coverage_percent", '[');
     for (size_t i = 0; i < sizeof coverage / sizeof *coverage; i++) write_integer(to, NULL, coverage[i]);
     write_end(to, ']');
+    write_begin(to, "coverage_share", '[');
+    for (size_t i = 0; i < sizeof coverage / sizeof *coverage; i++)
+        write_number(to, NULL, coverage[i] / 100.0);
+    write_end(to, ']');
     write_integer(to, "cells", REPORT_CELLS);
     write_integer(to, "listed", REPORT_LISTED);
     write_integer(to, "samples", REPORT_SAMPLES);
