@@ -13,7 +13,7 @@ static const char panel_frame[] = "set key outside above left vertical maxrows 6
 
 static void put_frame(int64_t n_layers, Text *script) {
     text_put_string(script, panel_frame);
-    text_format(script, "set xtics 0,%lld\n", figure_label_step(n_layers));
+    text_format(script, "set xtics 0,%lld\n", figure_label_step(2 * n_layers));
 }
 
 static void put_interval(Text *data, Json at, const char *key) {
@@ -165,7 +165,7 @@ bool figure_classes(const ReportView *view, const Figure *figure, Text *data, Te
             text_format(&plot, "%s'drawing.csv' index %lld using %lld", g ? ", " : "", (long long)i,
                         (long long)g + 2);
             text_format(&plot, ":xtic(int($1) %% %lld == 0 ? strcol(1) : '')",
-                        figure_label_step(step->n_layers));
+                        figure_label_step(2 * step->n_layers));
             text_format(&plot, " linecolor rgb '%s' title columnheader(%lld)",
                         g < step->n_groups ? figure_colours[g % 6] : "#c9ced3", (long long)g + 2);
         }
