@@ -184,8 +184,8 @@ static bool names_put(Names *names, char *name, Error *error) {
 
 /* What is made from the rest, says the time, or is the work of a step that is not finished. */
 static bool is_passed_over(const char *name, int depth) {
-    static const char *const own[] = {"job.json",    "manifest.json", "events.jsonl", "README.txt",
-                                      "report.html", "methods.txt",   "figures"};
+    static const char *const own[] = {"job.json",    "manifest.json", "events.jsonl",    "README.txt",
+                                      "report.html", "methods.txt",   "statistics.json", "figures"};
     for (size_t i = 0; depth == 0 && i < sizeof own / sizeof *own; i++)
         if (!strcmp(own[i], name)) return true;
     return !strcmp(name, "blocks") || strstr(name, ".partial-");

@@ -50,16 +50,6 @@ bool diff_jsonl(const char *a, const char *b, DiffRows *rows, Differences *to, E
 bool diff_json_files(const char *a, const char *b, Differences *to, Error *error);
 bool diff_arrays(const char *a, const char *b, Differences *to, Error *error);
 
-/* ---- records: lines of a file, one at a time ---- */
-typedef struct Records Records;
-Records *records_open(const char *path, bool csv,
-                      Error *error); /* csv: line feeds in quotes belong to a row */
-void records_close(Records *records);
-/* The next record, NUL-terminated, without its end; *line NULL: no more. Valid until the next call; may be
- * changed. */
-bool records_next(Records *records, char **line, size_t *length, uint64_t *offset, Error *error);
-void records_seek(Records *records, uint64_t offset); /* the next record begins there */
-
 /* ---- rows by key ---- */
 typedef struct {
     uint64_t hash, offset;

@@ -2,6 +2,7 @@
  * order does not matter, and only where each begins is kept. */
 #include "diff_parts.h"
 #include "../engine/alloc.h"
+#include "records.h"
 #include <string.h>
 
 enum { MOST_COLUMNS = 256 };

@@ -4,6 +4,7 @@
 #include "../engine/alloc.h"
 #include "../engine/hash.h"
 #include "../engine/io.h"
+#include "methods.h"
 #include "report_parts.h"
 #include <string.h>
 
@@ -93,8 +94,8 @@ static void put_head(const ReportView *view, Text *to) {
     text_put_string(to,
                     "</style></head>\n<body><header><h1>Experts by prompt group</h1>\n<p class=\"soft\">");
     put_models(view, to);
-    text_put_string(to,
-                    "</p>\n<nav aria-label=\"Contents\"><ul>\n<li><a href=\"#overview\">Overview</a></li>\n");
+    text_put_string(to, "</p>\n<nav aria-label=\"Contents\"><ul>\n<li><a href=\"#overview\">Overview</a> "
+                        "<a href=\"#methods\">Methods</a></li>\n");
     for (int64_t s = 0; s < view->n_steps; s++) put_step_contents(&view->steps[s], s, to);
     text_put_string(to, "<li><a href=\"#inputs\">What went in</a> <a href=\"#terms\">Terms</a></li>\n"
                         "</ul></nav></header>\n<main>\n");
@@ -185,11 +186,25 @@ static const char terms[] =
     "<dt>all others</dt><dd><code>gatetape definitions</code>, also in README.txt.</dd>\n"
     "</dl></section>\n";
 
-/* The sections in their order. What a methods text says of the job belongs between overview and steps. */
+static bool put_methods(const char *folder, Text *to, Error *error) {
+    char *path = io_join(folder, "job.json");
+    if (!path) return error_out_of_memory(error, "a file name", strlen(folder));
+    JsonDocument *job = json_read(path, MAX_JOB_BYTES, error);
+    mem_free(path);
+    if (!job) return false;
+    text_put_string(to, "<section id=\"methods\"><h2>Methods</h2>\n");
+    const bool ok = methods_put(json_root(job), to, error);
+    text_put_string(to, "</section>\n");
+    json_free(job);
+    return ok;
+}
+
+/* The sections in their order. */
 static bool put_page(const char *folder, const ReportView *view, const Figures *figures, Text *to,
                      Error *error) {
     put_head(view, to);
     put_overview(view, figures, to);
+    if (!put_methods(folder, to, error)) return false;
     put_steps(view, figures, to);
     put_inputs(view, to);
     if (!put_job(folder, to, error)) return false;
@@ -222,7 +237,7 @@ bool report_write(const char *folder, Progress *progress, Error *error) {
     bool ok = figures_draw(folder, &view, &figures, error);
     if (ok) {
         if (figures.problem[0]) progress_warn(progress, "figures: %s", figures.problem);
-        ok = write_page(folder, &view, &figures, error);
+        ok = write_page(folder, &view, &figures, error) && methods_write(folder, error);
         figures_free(&figures);
     }
     report_view_free(&view);

@@ -11,7 +11,7 @@
 #include "../engine/error.h"
 #include "progress.h"
 
-/* Writes FOLDER/statistics.json, FOLDER/figures/ and FOLDER/report.html. Where gnuplot is missing or fails
+/* Writes FOLDER/statistics.json, figures/, report.html and methods.txt. Where gnuplot is missing or fails
  * the page says so, a warning goes to *progress, and the rest is written. Errors: not a run folder, a table
  * that is not what it must be, a full disk. */
 bool report_write(const char *folder, Progress *progress, Error *error);

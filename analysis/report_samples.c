@@ -5,10 +5,11 @@
  * In both the prompts of a condition stand in the order of the baseline's, which comes first: a prompt is
  * its place there. Every shown reply is checked to be of the same group and index. */
 #include "report_gather.h"
-#include "report_records.h"
 #include "../engine/alloc.h"
+#include "../engine/io.h"
 #include "../engine/json.h"
 #include "json_write.h"
+#include "records.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -93,15 +94,15 @@ typedef bool LabelFn(Samples *s, const LabelRow *row);
 
 /* All rows, with the place of each in its condition. */
 static bool each_label(Samples *s, const char *path, LabelFn *take) {
-    Records records;
+    Records *records = records_open(path, true, s->error);
     Csv rows = {0};
     char *condition = NULL;
     int64_t place = -1, at[4];
     static const char *const columns[4] = {"condition", "group", "index", "label"};
-    bool ok = records_open(&records, path, true, s->error);
+    bool ok = records != NULL;
     while (ok) {
         csv_free(&rows);
-        ok = records_next_rows(&records, &rows, s->error);
+        ok = records_next_rows(records, &rows, s->error);
         if (!ok || !rows.n_rows) break;
         for (int i = 0; ok && i < 4; i++) ok = csv_need_column(&rows, columns[i], &at[i], s->error);
         for (int64_t r = 0; ok && r < rows.n_rows; r++) {
@@ -122,7 +123,7 @@ static bool each_label(Samples *s, const char *path, LabelFn *take) {
     }
     csv_free(&rows);
     mem_free(condition);
-    records_close(&records);
+    records_close(records);
     return ok || error_out_of_memory(s->error, path, 0);
 }
 
@@ -238,28 +239,23 @@ static bool take_response(Samples *s, const char *file, int64_t condition, Pick 
 }
 
 static bool read_responses(Samples *s, int64_t condition) {
-    char *path = NULL, name[300];
-    Records records = {0};
-    const char *lines = NULL;
+    char name[300], *line = NULL;
     size_t n = 0;
-    int64_t place = 0;
+    uint64_t offset;
     snprintf(name, sizeof name, "%s.jsonl", s->conditions[condition]);
     if (strchr(name, '/'))
         return error_set(s->error, ERROR_BAD_INPUT,
                          "outcomes.csv: expected plain names of conditions: got \"%.80s\"", name);
-    path = io_join(s->request->responses, name);
-    bool ok = path ? records_open(&records, path, false, s->error)
-                   : error_out_of_memory(s->error, "a file name", strlen(name));
-    while (ok && (ok = records_next_lines(&records, &lines, &n, s->error)) && n)
-        for (const char *line = lines; ok && line < lines + n; place++) {
-            const char *newline = memchr(line, '\n', (size_t)(lines + n - line)),
-                       *end = newline ? newline : lines + n;
-            Pick *pick = pick_at(s, place);
-            if (pick && pick->replies[condition].length)
-                ok = take_response(s, path, condition, pick, line, (size_t)(end - line));
-            line = end + 1;
-        }
-    records_close(&records);
+    char *path = io_join(s->request->responses, name);
+    Records *records = path ? records_open(path, false, s->error) : NULL;
+    bool ok = records || (path ? false : error_out_of_memory(s->error, "a file name", strlen(name)));
+    for (int64_t place = 0; ok; place++) {
+        ok = records_next(records, &line, &n, &offset, s->error);
+        if (!ok || !line) break;
+        Pick *pick = pick_at(s, place);
+        if (pick && pick->replies[condition].length) ok = take_response(s, path, condition, pick, line, n);
+    }
+    records_close(records);
     mem_free(path);
     return ok;
 }

@@ -56,7 +56,7 @@ static void same_runs_are_the_same(void **state) {
     bool same;
     char *text = run_diff(&same);
     assert_true(same);
-    assert_contains(text, "same: 6 files\n");
+    assert_contains(text, "same: 20 files\n");
     assert_null(strstr(text, "differ"));
     free(text);
 }
@@ -91,7 +91,7 @@ static void tables_are_compared_by_key(void **state) {
 
 static void json_is_walked_by_paths(void **state) {
     (void)state;
-    const char *name = "activation/statistics.json";
+    const char *name = "activation/other.json";
     assert_said(name, "{\"a\": {\"k\": 3, \"p\": null}, \"s\": [[0, 1]]}",
                 "{\"s\": [[0,1]], \"a\": {\"p\": null, \"k\": 3.0}}", NULL);
     assert_said(name, "{\"a\": {\"p\": null}}", "{\"a\": {\"p\": 0.5}}",
@@ -113,7 +113,7 @@ static void json_is_walked_by_paths(void **state) {
 
 static void responses_are_compared_by_prompt(void **state) {
     (void)state;
-    const char *name = "silence/responses/baseline.jsonl";
+    const char *name = "silence/responses/other.jsonl";
     const char *one =
         "{\"condition\": \"c\", \"group\": \"g\", \"index\": 0, \"response\": \"yes\", \"tokens\": 3}\n"
         "{\"condition\": \"c\", \"group\": \"g\", \"index\": 4, \"response\": \"no\", \"tokens\": 3}\n";
@@ -126,7 +126,7 @@ static void responses_are_compared_by_prompt(void **state) {
         "{\"condition\": \"c\", \"group\": \"g\", \"index\": 0, \"response\": \"yes\", \"tokens\": 3}\n";
     assert_said(
         name, one, other,
-        "silence/responses/baseline.jsonl: 2 rows, ids equal\n  response: 1 of 2 differ; first condition c, "
+        "silence/responses/other.jsonl: 2 rows, ids equal\n  response: 1 of 2 differ; first condition c, "
         "group g, index 4: no against n\\x1bo\n  tokens: 1 of 2 differ; largest difference 2 ");
 }
 
@@ -157,7 +157,7 @@ static void arrays_are_compared_by_element(void **state) {
     remove_file(0, "activation/a.safetensors");
     text = run_diff(&same);
     assert_contains(text, "only in B: activation/a.safetensors\n");
-    assert_contains(text, "different: 1 settings, inputs and files; 6 files are the same\n");
+    assert_contains(text, "different: 1 settings, inputs and files; 20 files are the same\n");
     free(text);
     remove_file(1, "activation/a.safetensors");
 }
@@ -197,7 +197,7 @@ static void settings_and_inputs(void **state) {
                "note: models.m.path: /a against /b (changes no number)\n", true);
     assert_own("manifest.json", "{\"version\": \"1\", \"host\": \"x\", \"inputs\": []}",
                "{\"version\": \"2\", \"host\": \"y\", \"inputs\": []}",
-               "note: version: 1 against 2\nsame: 6 files", true);
+               "note: version: 1 against 2\nsame: 20 files", true);
     assert_own("manifest.json", "{\"inputs\": [{\"name\": \"p\", \"sha256\": \"0123456789abcdef\"}]}",
                "{\"inputs\": [{\"name\": \"p\", \"sha256\": \"f123456789abcdef\"}]}",
                "input p: sha256 0123456789ab... against f123456789ab...\n", false);
@@ -207,9 +207,13 @@ static void settings_and_inputs(void **state) {
 
 static void what_is_made_from_the_rest_is_passed_over(void **state) {
     (void)state;
-    static const char *const names[] = {"report.html",   "methods.txt",
-                                        "README.txt",    "events.jsonl",
-                                        "figures/a.svg", "activation/blocks/a.0000.safetensors"};
+    static const char *const names[] = {"report.html",
+                                        "methods.txt",
+                                        "statistics.json",
+                                        "README.txt",
+                                        "events.jsonl",
+                                        "figures/a.svg",
+                                        "activation/blocks/a.0000.safetensors"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) assert_said(names[i], "a", "b", NULL);
     assert_said("activation/other.bin", "a", "b", "activation/other.bin: bytes differ\n");
 }

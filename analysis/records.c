@@ -1,11 +1,11 @@
-/* Lines of a file one at a time, from any offset, and where the row of a key begins. */
-#include "diff_parts.h"
+/* A window of the file moves on as records are asked for. */
+#include "records.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"
-#include <stdlib.h>
+#include "../engine/text.h"
 #include <string.h>
 
-enum { ROOM = 1 << 16, MAX_RECORD = 1 << 28 };
+enum { ROOM = 1 << 16, MAX_RECORD = 1 << 28, TABLE = 256 << 10 };
 
 struct Records {
     IoFile file;
@@ -13,6 +13,8 @@ struct Records {
     char *buffer;
     size_t capacity, begin, end; /* what is buffered and not given out: [begin, end) */
     uint64_t offset;             /* in the file, of buffer[0] */
+    char *header;                /* records_next_rows: the table's */
+    int64_t n_lines;             /* the same: of the file, behind the last record */
 };
 
 Records *records_open(const char *path, bool csv, Error *error) {
@@ -32,6 +34,7 @@ void records_close(Records *r) {
     if (!r) return;
     io_close(&r->file);
     mem_free(r->buffer);
+    mem_free(r->header);
     mem_free(r);
 }
 
@@ -95,69 +98,46 @@ bool records_next(Records *r, char **line, size_t *length, uint64_t *offset, Err
     return true;
 }
 
-/* ---- rows by key ---- */
-uint64_t row_hash(uint64_t hash, const char *text) {
-    if (!hash) hash = UINT64_C(14695981039346656037);
-    for (; *text; text++) hash = (hash ^ (unsigned char)*text) * UINT64_C(1099511628211);
-    return (hash ^ 0x1f) * UINT64_C(1099511628211); /* a text ends: "ab", "c" is not "a", "bc" */
+/* ---- tables ---- */
+static int64_t count_lines(const char *text, size_t n) {
+    int64_t lines = 1;
+    for (size_t i = 0; i < n; i++) lines += text[i] == '\n';
+    return lines;
 }
 
-bool row_index_put(RowIndex *index, uint64_t hash, uint64_t offset, Error *error) {
-    if (index->n == index->capacity) {
-        int64_t more = index->capacity ? 2 * index->capacity : 1024;
-        RowEntry *list = mem_resize(index->list, (size_t)more, sizeof *list);
-        if (!list) return error_out_of_memory(error, "keys of rows", (size_t)more * sizeof *list);
-        index->list = list;
-        index->capacity = more;
+static bool read_header(Records *r, Error *error) {
+    char *line;
+    size_t length;
+    uint64_t offset;
+    if (!records_next(r, &line, &length, &offset, error)) return false;
+    if (!line) return true;
+    r->n_lines = count_lines(line, length);
+    r->header = mem_copy_text(line, length);
+    return r->header != NULL || error_out_of_memory(error, r->file.path, length);
+}
+
+bool records_next_rows(Records *r, Csv *rows, Error *error) {
+    *rows = (Csv){0};
+    if (!r->header && !read_header(r, error)) return false;
+    if (!r->header) return true;
+    Text text = {0};
+    text_put_string(&text, r->header);
+    const size_t head = text.length;
+    const int64_t before = r->n_lines - count_lines(text.bytes, head);
+    bool ok = true;
+    while (ok && text.length < TABLE) {
+        char *line;
+        size_t length;
+        uint64_t offset;
+        ok = records_next(r, &line, &length, &offset, error);
+        if (!ok || !line) break;
+        r->n_lines += count_lines(line, length);
+        text_put_string(&text, "\n");
+        text_put(&text, line, length);
+        ok = !text.failed || error_out_of_memory(error, r->file.path, text.length);
     }
-    index->list[index->n++] = (RowEntry){hash, offset};
-    return true;
-}
-
-static int compare_rows(const void *a, const void *b) {
-    const RowEntry *x = a, *y = b;
-    if (x->hash != y->hash) return x->hash < y->hash ? -1 : 1;
-    return x->offset < y->offset ? -1 : x->offset > y->offset;
-}
-
-bool row_index_sort(RowIndex *index, Error *error) {
-    if (index->n) qsort(index->list, (size_t)index->n, sizeof *index->list, compare_rows);
-    index->n_taken = mem_zeroed((size_t)index->n + 1, sizeof *index->n_taken);
-    return index->n_taken ||
-           error_out_of_memory(error, "keys of rows", (size_t)index->n * sizeof *index->n_taken);
-}
-
-bool row_index_take(RowIndex *index, uint64_t hash, uint64_t *offset) {
-    int64_t low = 0, high = index->n;
-    while (low < high) {
-        int64_t middle = low + (high - low) / 2;
-        if (index->list[middle].hash < hash)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    if (low == index->n || index->list[low].hash != hash) return false;
-    int64_t at = low + index->n_taken[low];
-    if (at >= index->n || index->list[at].hash != hash) return false;
-    index->n_taken[low]++;
-    *offset = index->list[at].offset;
-    return true;
-}
-
-int64_t row_index_left(const RowIndex *index, uint64_t *first) {
-    int64_t left = 0;
-    for (int64_t begin = 0, end; begin < index->n; begin = end) {
-        for (end = begin; end < index->n && index->list[end].hash == index->list[begin].hash;) end++;
-        int64_t n = end - begin - index->n_taken[begin];
-        uint64_t offset = n ? index->list[begin + index->n_taken[begin]].offset : 0;
-        if (n && (!left || offset < *first)) *first = offset;
-        left += n;
-    }
-    return left;
-}
-
-void row_index_free(RowIndex *index) {
-    mem_free(index->list);
-    mem_free(index->n_taken);
-    *index = (RowIndex){0};
+    ok = ok && (text.length == head || csv_parse(text.bytes, text.length, r->file.path, rows, error));
+    for (int64_t i = 0; ok && i < rows->n_rows; i++) rows->lines[i] += before;
+    text_free(&text);
+    return ok;
 }
