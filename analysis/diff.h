@@ -3,9 +3,9 @@
  * What was asked for (job.json), what went in (inputs of manifest.json) and what came out (every table, JSON,
  * responses and arrays of the steps) is compared: numbers with the largest absolute and relative difference
  * and where these are, texts and ids for equality, rows by their keys (condition, group, index or id, layer,
- * expert), whatever their order. What is made from these (report and its statistics.json, figures, methods, README.txt) and the clock
- * (events.jsonl) is passed over. Program, device and compute of the manifest, and options that cannot change
- * a number, are noted and do not make two runs different.
+ * expert), whatever their order. What is made from these (report and its statistics.json, figures, methods,
+ * README.txt) and the clock (events.jsonl) is passed over. Program, device and compute of the manifest, and
+ * options that cannot change a number, are noted and do not make two runs different.
  *
  * Files are read a row at a time; of a table with rows in memory are 16 bytes a row of the second run. JSON
  * files, which do not grow with the prompts, are read whole. */
