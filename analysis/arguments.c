@@ -52,6 +52,22 @@ static bool read_flag(Arguments *a, int n, char **texts, int *i, Error *error) {
     return true;
 }
 
+/* One more operand; false when the verb takes no more. */
+static bool take_operand(Arguments *a, const char *text) {
+    bool two = a->verb->operand && strchr(a->verb->operand, ' ');
+    if (a->verb->operand && !a->operand)
+        a->operand = text;
+    else if (two && !a->second)
+        a->second = text;
+    else
+        return false;
+    return true;
+}
+
+static bool lacks_operand(const Arguments *a) {
+    return a->verb->operand && (!a->operand || (strchr(a->verb->operand, ' ') && !a->second));
+}
+
 bool arguments_read(const Verb *verb, int n, char **texts, Arguments *a, Error *error) {
     *a = (Arguments){.verb = verb};
     bool flags = true;
@@ -62,17 +78,15 @@ bool arguments_read(const Verb *verb, int n, char **texts, Arguments *a, Error *
             a->help = true;
         } else if (flags && texts[i][0] == '-' && texts[i][1]) {
             if (!read_flag(a, n, texts, &i, error)) return false;
-        } else if (!verb->operand || a->operand) {
-            return error_set(error, ERROR_BAD_INPUT, "%s: expected %s%s: got \"%s\" too", verb->name,
-                             verb->operand ? "one " : "no operand", verb->operand ? verb->operand : "",
-                             texts[i]);
-        } else {
-            a->operand = texts[i];
+        } else if (!take_operand(a, texts[i])) {
+            const char *one = !verb->operand ? "no operand" : a->second ? "" : "one ";
+            return error_set(error, ERROR_BAD_INPUT, "%s: expected %s%s: got \"%s\" too", verb->name, one,
+                             verb->operand ? verb->operand : "", texts[i]);
         }
     }
-    if (a->help || a->operand || !verb->operand) return true;
-    return error_set(error, ERROR_BAD_INPUT, "%s: expected %s: got nothing (gatetape %s --help)", verb->name,
-                     verb->operand, verb->name);
+    if (a->help || !lacks_operand(a)) return true;
+    return error_set(error, ERROR_BAD_INPUT, "%s: expected %s: got %s (gatetape %s --help)", verb->name,
+                     verb->operand, a->operand ? "one" : "nothing", verb->name);
 }
 
 bool arguments_have(const Arguments *a, const char *flag) {

@@ -19,7 +19,7 @@ typedef struct {
 typedef struct Arguments Arguments;
 
 typedef struct {
-    const char *name, *operand; /* "JOB"; NULL: the verb takes none */
+    const char *name, *operand; /* "JOB", or two as "RUN RUN"; NULL: the verb takes none */
     const char *summary;        /* one line */
     const char *details;        /* more, ended by a line feed; may be NULL */
     const Flag *flags;          /* ended by a name of NULL; may be NULL */
@@ -31,7 +31,7 @@ enum { MAX_ARGUMENTS = 256 };
 
 struct Arguments {
     const Verb *verb;
-    const char *operand;
+    const char *operand, *second; /* the operands; NULL where the verb takes none */
     bool help;
     int64_t n;
     struct {

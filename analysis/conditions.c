@@ -91,23 +91,40 @@ static bool read_counts(Maker *m) {
 }
 
 /* ---- selected sets ---- */
-static void select_top(const Maker *m, Condition *c, const int64_t *order, int64_t n_ranked) {
-    int64_t n = c->amount <= (double)n_ranked ? (int64_t)c->amount : 0;
-    if (!n)
-        snprintf(c->reason, sizeof c->reason, "%g cells asked for, %lld can be ranked", c->amount,
-                 (long long)n_ranked);
-    set_cells(m, c, order, n);
+/* The cells of one source by rank. */
+typedef struct {
+    const int64_t *order;
+    int64_t n;
+    bool alike; /* they all have one value: a part of them is not defined */
+} Ranking;
+
+/* The first n of the ranking, or why they are not defined. */
+static void select_first(const Maker *m, Condition *c, const Ranking *ranking, int64_t n) {
+    if (ranking->alike && n > 0 && n < ranking->n) {
+        snprintf(c->reason, sizeof c->reason, "all %lld cells that can be ranked have the same value",
+                 (long long)ranking->n);
+        n = 0;
+    }
+    set_cells(m, c, ranking->order, n);
 }
 
-static void select_traffic(const Maker *m, Condition *c, const int64_t *order, int64_t n_ranked) {
-    int64_t n = selection_within(order, n_ranked, m->to->share, c->amount / 100);
+static void select_top(const Maker *m, Condition *c, const Ranking *ranking) {
+    int64_t n = c->amount <= (double)ranking->n ? (int64_t)c->amount : 0;
+    if (!n)
+        snprintf(c->reason, sizeof c->reason, "%g cells asked for, %lld can be ranked", c->amount,
+                 (long long)ranking->n);
+    select_first(m, c, ranking, n);
+}
+
+static void select_traffic(const Maker *m, Condition *c, const Ranking *ranking) {
+    int64_t n = selection_within(ranking->order, ranking->n, m->to->share, c->amount / 100);
     if (!n)
         snprintf(c->reason, sizeof c->reason, "the first cell alone has more than %g %% of the choices",
                  c->amount);
-    set_cells(m, c, order, n);
+    select_first(m, c, ranking, n);
 }
 
-static bool select_by_rules(Maker *m, const char *source, const int64_t *order, int64_t n_ranked) {
+static bool select_by_rules(Maker *m, const char *source, const Ranking *ranking) {
     const StepOptions *step = m->step;
     for (int64_t i = 0; i < step->top.n + step->traffic.n; i++) {
         bool top = i < step->top.n;
@@ -120,7 +137,7 @@ static bool select_by_rules(Maker *m, const char *source, const int64_t *order, 
                                .of = -1});
         if (!c) return false;
         snprintf(c->name, sizeof c->name, "%.80s.%s%g", source, c->rule, c->amount);
-        (top ? select_top : select_traffic)(m, c, order, n_ranked);
+        (top ? select_top : select_traffic)(m, c, ranking);
     }
     return true;
 }
@@ -135,7 +152,12 @@ static bool select_from(Maker *m, const char *source) {
     if (ok) n = selection_rank(step, first, second, m->to->super, m->n_cells, order);
     if (m->error->code == ERROR_NONE && n < 0)
         error_out_of_memory(m->error, "ranks", (size_t)m->n_cells * sizeof *order);
-    ok = ok && n >= 0 && select_by_rules(m, source, order, n);
+    if (ok && n >= 0) {
+        Ranking ranking = {order, n, selection_all_alike(step, first, second, order, n)};
+        ok = select_by_rules(m, source, &ranking);
+    } else {
+        ok = false;
+    }
     mem_free(first);
     mem_free(second);
     mem_free(order);
@@ -252,13 +274,19 @@ static bool add_control(Maker *m, ConditionKind kind, int64_t of, int64_t number
     return true;
 }
 
-/* The first selected condition of the same rule and amount has the random sets of all. */
-static bool is_first_of_rule(const Conditions *c, int64_t i) {
-    for (int64_t k = 0; k < i; k++)
-        if (c->list[k].kind == CONDITION_SELECTED && !strcmp(c->list[k].rule, c->list[i].rule) &&
-            c->list[k].amount == c->list[i].amount)
-            return false;
-    return true;
+static bool same_rule(const Condition *a, const Condition *b) {
+    return b->kind == CONDITION_SELECTED && !strcmp(a->rule, b->rule) && a->amount == b->amount;
+}
+
+/* The first selected condition of a rule and amount that is defined has the random sets of all, or the first
+ * where none is. */
+static bool has_random_sets(const Conditions *c, int64_t i) {
+    int64_t first = -1;
+    for (int64_t k = 0; k < c->n; k++)
+        if (same_rule(&c->list[i], &c->list[k]) &&
+            (first < 0 || (c->list[first].reason[0] && !c->list[k].reason[0])))
+            first = k;
+    return first == i;
 }
 
 static bool add_controls(Maker *m) {
@@ -267,7 +295,7 @@ static bool add_controls(Maker *m) {
          ok = taken || error_out_of_memory(m->error, "random sets", (size_t)m->n_cells);
     int64_t n_selected = m->to->n;
     for (int64_t i = 1; ok && i < n_selected; i++) {
-        int64_t n_random = is_first_of_rule(m->to, i) ? step->random_sets : 0;
+        int64_t n_random = has_random_sets(m->to, i) ? step->random_sets : 0;
         for (int64_t d = 0; ok && d < n_random; d++) ok = add_control(m, CONDITION_RANDOM, i, d, taken);
         for (int64_t d = 0; ok && d < step->layer_matched_sets; d++)
             ok = add_control(m, CONDITION_LAYER_MATCHED, i, d, taken);

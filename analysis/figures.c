@@ -1,14 +1,14 @@
-/* Drawing. The scripts hold numbers and fixed names only; names of groups stand as headers of data columns,
- * where gnuplot takes them as they are. What gnuplot writes is brought into one form: the ids of an SVG get
- * the figure's number, so that many can stand in one page, and its tooltips with file names go. */
-#include "figures.h"
+/* Which figures a run has, and how they come about: data and script are written, gnuplot draws, and what it
+ * writes is brought into one form: the ids of an SVG get the figure's number, so that many can stand in one
+ * page, and its tooltips with file names go. */
+#include "figures_parts.h"
 #include "gnuplot.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include <math.h>
 #include <string.h>
 
-enum { MAX_SVG_BYTES = 64 << 20, MAX_LABELLED_CELLS = 160 };
+enum { MAX_SVG_BYTES = 64 << 20, MAX_EXPERTS_HALF = 32 }; /* wider heat maps get the whole page */
 
 static const char *const working_files[] = {"drawing.csv", "drawing.gp", "drawing.log", "drawing.svg",
                                             "drawing.pdf"};
@@ -20,175 +20,33 @@ typedef struct {
     bool gnuplot_missing;
 } Drawing;
 
-/* ---- data ---- */
-/* A text as a header field of a data file: no control characters (terminal form), and what gnuplot reads as
- * an escape or as the end of the field is made harmless. */
-static void put_header(Text *to, const char *name) {
-    Text shown = {0};
-    text_put_terminal(&shown, name, strlen(name));
-    text_put_string(to, "\"");
-    for (size_t i = 0; i < shown.length; i++) {
-        switch (shown.bytes[i]) {
-        case '"': text_put_string(to, "'"); break;
-        case '\\': text_put_string(to, "\\\\"); break;
-        case '\n': text_put_string(to, "\\\\n"); break;
-        default: text_put(to, shown.bytes + i, 1);
-        }
-    }
-    text_put_string(to, "\"");
-    to->failed = to->failed || shown.failed;
-    text_free(&shown);
-}
-
-/* Scores of one group as a full grid, NaN where a layer has no experts; the largest score of all groups. */
-static bool read_grid(const ReportStep *step, int64_t group, double *grid, double *largest, Error *error) {
-    const Csv *table = &step->scores.table;
-    int64_t layer = csv_find_column(table, "layer"), expert = csv_find_column(table, "expert");
-    int64_t score = csv_find_column(table, "score"), l, e;
-    *largest = 0;
-    for (int64_t i = 0; i < step->n_layers * step->n_experts; i++) grid[i] = NAN;
-    for (int64_t r = 0; r < table->n_rows; r++) {
-        double value;
-        if (!csv_integer(table, r, layer, 0, step->n_layers - 1, &l, error) ||
-            !csv_integer(table, r, expert, 0, step->n_experts - 1, &e, error) ||
-            !csv_number(table, r, score, &value, error))
-            return false;
-        if (value > *largest) *largest = value;
-        if (step->scores.group[r] == group) grid[l * step->n_experts + e] = value;
-    }
-    return true;
-}
-
-static bool put_heatmap_data(const ReportStep *step, int64_t group, Text *data, double *largest,
-                             Error *error) {
-    int64_t n = step->n_layers * step->n_experts;
-    double *grid = mem_alloc((size_t)n * sizeof *grid);
-    if (!grid) return error_out_of_memory(error, "a heat map", (size_t)n * sizeof *grid);
-    bool ok = read_grid(step, group, grid, largest, error);
-    text_put_string(data, "expert,layer,");
-    put_header(data, step->groups[group]);
-    text_put_string(data, ",label,colour\n");
-    for (int64_t i = 0; ok && i < n; i++) {
-        text_format(data, "%lld,%lld,", (long long)(i % step->n_experts), (long long)(i / step->n_experts));
-        if (isnan(grid[i]))
-            text_put_string(data, "NaN,,0\n");
-        else
-            text_format(data, "%.9g,%.2g,%d\n", grid[i], grid[i],
-                        grid[i] > 0.55 * *largest ? 0xffffff : 0x333333);
-    }
-    mem_free(grid);
-    return ok;
-}
-
-/* One column per group, rows by rank; the table may list the groups in any order. */
-static bool put_curve_data(const ReportStep *step, const char *column_name, Text *data, int64_t *n_ranks,
-                           Error *error) {
-    const Csv *table = &step->curve.table;
-    int64_t rank = csv_find_column(table, "rank"), column = csv_find_column(table, column_name), r_at;
-    int64_t n = step->n_layers * step->n_experts;
-    double *values = mem_zeroed((size_t)(n * step->n_groups), sizeof *values);
-    if (!values) return error_out_of_memory(error, "a curve", (size_t)(n * step->n_groups) * sizeof *values);
-    bool ok = true;
-    *n_ranks = 0;
-    for (int64_t r = 0; ok && r < table->n_rows; r++) {
-        double value;
-        ok = csv_integer(table, r, rank, 1, n, &r_at, error) && csv_number(table, r, column, &value, error);
-        if (!ok) break;
-        values[(r_at - 1) * step->n_groups + step->curve.group[r]] = value;
-        if (r_at > *n_ranks) *n_ranks = r_at;
-    }
-    text_put_string(data, "rank");
-    for (int64_t g = 0; g < step->n_groups; g++) {
-        text_put_string(data, ",");
-        put_header(data, step->groups[g]);
-    }
-    for (int64_t i = 0; ok && i < *n_ranks * step->n_groups; i++) {
-        if (i % step->n_groups == 0) text_format(data, "\n%lld", (long long)(i / step->n_groups + 1));
-        text_format(data, ",%.9g", values[i]);
-    }
-    text_put_string(data, "\n");
-    mem_free(values);
-    return ok;
-}
-
-/* ---- scripts ---- */
-static const char *const preamble = "set encoding utf8\n"
-                                    "set datafile separator ','\n"
-                                    "set border linecolor rgb '#8a8a8a' linewidth 0.8\n"
-                                    "set tics nomirror out scale 0.5 textcolor rgb '#333333'\n";
-
-/* The same plot into both files; the SVG first, since a gnuplot without Cairo still makes that one. */
-static void put_plot(Text *script, int width, int height, const char *plot) {
-    text_format(script,
-                "set terminal svg noenhanced size %d,%d font 'sans-serif,12' background rgb 'white'\n", width,
-                height);
-    text_format(script, "set output 'drawing.svg'\n%s\nset output\n", plot);
-    text_format(script, "set terminal pdfcairo noenhanced size %.2fin,%.2fin font 'sans-serif,10'\n",
-                width / 96.0, height / 96.0);
-    text_format(script, "set output 'drawing.pdf'\n%s\nset output\n", plot);
-}
-
-/* 1, 2, 4, 8, ...: at most 16 labels on an axis of n. */
-static long long label_step(int64_t n) {
-    long long step = 1;
-    while (n > 16 * step) step *= 2;
-    return step;
-}
-
-static void put_heatmap_script(const ReportStep *step, double largest, Text *script) {
-    int64_t l = step->n_layers, e = step->n_experts;
-    bool labelled = l * e <= MAX_LABELLED_CELLS, activation = !strcmp(step->kind, "activation");
-    int64_t wide = 190 + 12 * e, high = 110 + (l <= 16 ? 30 : 16) * l;
-    int width = (int)(wide < 500 ? 500 : wide > 900 ? 900 : wide), height = (int)(high > 900 ? 900 : high);
-    text_put_string(script, preamble);
-    text_put_string(script, activation
-                                ? "set palette defined (0 '#f5f8fc', 0.25 '#b9d3ea', 0.5 '#6ba6d2', 0.75 "
-                                  "'#2a72b0', 1 '#0a3a78') maxcolors 64\n"
-                                : "set palette defined (0 '#fdf7f1', 0.25 '#f6cfa9', 0.5 '#ea9256', 0.75 "
-                                  "'#c9541c', 1 '#7c2a06') maxcolors 64\n");
-    text_format(script, "set cbrange [0:%.9g]\nset xrange [-0.5:%lld.5]\nset yrange [%lld.5:-0.5]\n",
-                largest > 0 ? largest : 1, (long long)e - 1, (long long)l - 1);
-    text_format(script, "set xtics 0,%lld\nset ytics 0,%lld\n", label_step(e), label_step(l));
-    text_put_string(script, "set xlabel 'expert'\nset ylabel 'layer'\nset cblabel 'score'\n"
-                            "set colorbox noborder\nset cbtics format '%.2g'\n"
-                            "set key at screen 0.02, screen 0.985 left top Left samplen 0\n"
-                            "set tmargin 3\n");
-    Text plot = {0};
-    text_put_string(&plot, "plot 'drawing.csv' using 1:2:3 with image pixels title columnheader(3)");
-    if (labelled)
-        text_put_string(&plot,
-                        ", '' using 1:2:4:5 skip 1 with labels font ',9' textcolor rgb variable notitle");
-    if (!plot.failed) put_plot(script, width, height, plot.bytes);
-    script->failed = script->failed || plot.failed;
-    text_free(&plot);
-}
-
-static void put_curve_script(const ReportStep *step, FigureKind kind, int64_t n_ranks, Text *script) {
-    static const char *const colours[] = {"#1f5fa8", "#c8501e", "#2a8a57", "#8a4fa0", "#8c6d1f", "#3aa0a8"};
-    bool cumulative = kind == FIGURE_CUMULATIVE;
-    text_put_string(script, preamble);
-    text_format(script, "set xrange [%d:%lld]\nset xlabel 'cells, largest score first'\n", cumulative ? 0 : 1,
-                (long long)(n_ranks > 1 ? n_ranks : 2));
-    text_put_string(script, "set grid ytics linecolor rgb '#dddddd' linewidth 0.6\n"
-                            "set key outside above left horizontal Left reverse samplen 2\n");
-    if (cumulative)
-        text_put_string(script,
-                        "set yrange [0:1]\nset ytics (0, 0.2, 0.4, 0.6, '0.8' 0.8, '0.9' 0.9, '0.95' 0.95)\n"
-                        "set ylabel 'share of the total score'\n");
-    else
-        text_put_string(script, "set yrange [0:*]\nset ylabel 'score'\nset ytics format '%.2g'\n");
-    Text plot = {0};
-    text_put_string(&plot, "plot ");
-    for (int64_t g = 0; g < step->n_groups; g++)
-        text_format(
-            &plot,
-            "%s'drawing.csv' using 1:%lld with lines linewidth 2 linecolor rgb '%s' dashtype %lld title "
-            "columnheader(%lld)",
-            g ? ", " : "", (long long)g + 2, colours[g % 6], (long long)(g % 4) + 1, (long long)g + 2);
-    if (!plot.failed) put_plot(script, 620, 330, plot.bytes);
-    script->failed = script->failed || plot.failed;
-    text_free(&plot);
-}
+static const FigureType types[N_FIGURE_KINDS] = {
+    [FIGURE_HEATMAP] = {"heatmap", "Score of every cell. One scale for all groups", figure_heatmap},
+    [FIGURE_CURVE] = {"curve", "Scores of all cells, largest first, with intervals", figure_curve},
+    [FIGURE_CUMULATIVE] = {"cumulative",
+                           "Share of the total score that the largest cells hold; marked: k80, k90, k95",
+                           figure_cumulative},
+    [FIGURE_CONCENTRATION] = {"concentration", "Cells that hold most of the total, beside the null models",
+                              figure_concentration},
+    [FIGURE_LAYERS] = {"layers",
+                       "Dominant score, entropy and effective experts of every layer, with intervals",
+                       figure_layers},
+    [FIGURE_DIFFERENCE] = {"difference", "Score in the first group less score in the second, of every cell",
+                           figure_difference},
+    [FIGURE_SELECTIVITY] =
+        {"selectivity",
+         "Largest and mean difference of the first two groups by layer, with intervals; filled: p of "
+         "the layer below one in twenty",
+         figure_selectivity},
+    [FIGURE_CLASSES] = {"classes", "Cells by class and layer, one panel a threshold", figure_classes},
+    [FIGURE_OVERLAP] = {"overlap", "Jaccard index of top sets by their size", figure_overlap},
+    [FIGURE_OUTCOMES] = {"outcomes",
+                         "Change of the share of restricted replies with its interval; controls: mean, and "
+                         "the least to the most",
+                         figure_outcomes},
+    [FIGURE_SIGNALS] = {"signals.layers", "Dominant score and effective experts of every layer, by all steps",
+                        figure_signals},
+};
 
 /* ---- from gnuplot's file to ours ---- */
 /* The end of a stretch that begins with `open` at p, or NULL when another thing stands there. */
@@ -254,19 +112,10 @@ static bool clear_working_files(const Drawing *drawing, Error *error) {
     return true;
 }
 
-static bool write_inputs(const Drawing *drawing, const ReportStep *step, const Figure *figure, Error *error) {
+static bool write_inputs(const Drawing *drawing, const ReportView *view, const Figure *figure, Error *error) {
     Text data = {0}, script = {0};
-    double largest = 0;
-    int64_t n_ranks = 0;
-    bool ok;
-    if (figure->kind == FIGURE_HEATMAP) {
-        ok = put_heatmap_data(step, figure->group, &data, &largest, error);
-        put_heatmap_script(step, largest, &script);
-    } else {
-        ok = put_curve_data(step, figure->kind == FIGURE_CURVE ? "score" : "cumulative", &data, &n_ranks,
-                            error);
-        put_curve_script(step, figure->kind, n_ranks, &script);
-    }
+    text_put_string(&script, figure_preamble);
+    bool ok = types[figure->kind].write(view, figure, &data, &script, error);
     if (ok && (data.failed || script.failed)) ok = error_out_of_memory(error, "a figure", data.length);
     ok = ok && io_write_all(drawing->paths[DATA], data.bytes, data.length, error) &&
          io_write_all(drawing->paths[SCRIPT], script.bytes, script.length, error);
@@ -275,10 +124,10 @@ static bool write_inputs(const Drawing *drawing, const ReportStep *step, const F
     return ok;
 }
 
-static bool draw(Drawing *drawing, const ReportStep *step, Figures *figures, int64_t i, Error *error) {
+static bool draw(Drawing *drawing, const ReportView *view, Figures *figures, int64_t i, Error *error) {
     Figure *figure = &figures->figures[i];
     char problem[400] = "";
-    if (!clear_working_files(drawing, error) || !write_inputs(drawing, step, figure, error)) return false;
+    if (!clear_working_files(drawing, error) || !write_inputs(drawing, view, figure, error)) return false;
     bool drawn =
         gnuplot_run(drawing->folder, working_files[SCRIPT], working_files[LOG], problem, sizeof problem);
     bool ok = true;
@@ -290,20 +139,82 @@ static bool draw(Drawing *drawing, const ReportStep *step, Figures *figures, int
     return clear_working_files(drawing, error) && ok;
 }
 
-static void plan_step(Figures *figures, const ReportRun *run, int64_t s) {
-    const ReportStep *step = &run->steps[s];
-    for (int64_t i = 0; i < step->n_groups + 2; i++) {
-        Figure *figure = &figures->figures[figures->n++];
-        *figure = (Figure){.step = s, .group = i < step->n_groups ? i : -1};
-        if (figure->group >= 0) {
-            figure->kind = FIGURE_HEATMAP;
-            snprintf(figure->name, sizeof figure->name, "%s.heatmap.%lld", step->name, (long long)i + 1);
-        } else {
-            figure->kind = i == step->n_groups ? FIGURE_CURVE : FIGURE_CUMULATIVE;
-            snprintf(figure->name, sizeof figure->name, "%s.%s", step->name,
-                     figure->kind == FIGURE_CURVE ? "curve" : "cumulative");
-        }
+/* ---- which there are ---- */
+static bool add(Figures *figures, FigureKind kind, int64_t step, int64_t group, const ReportView *view) {
+    Figure *all = mem_resize(figures->figures, (size_t)figures->n + 1, sizeof *all);
+    if (!all) return false;
+    figures->figures = all;
+    Figure *figure = &all[figures->n++];
+    *figure = (Figure){.kind = kind, .step = step, .group = group, .caption = types[kind].caption, .of = ""};
+    if (step < 0)
+        snprintf(figure->name, sizeof figure->name, "%s", types[kind].name);
+    else if (group < 0)
+        snprintf(figure->name, sizeof figure->name, "%s.%s", view->steps[step].name, types[kind].name);
+    else
+        snprintf(figure->name, sizeof figure->name, "%s.%s.%lld", view->steps[step].name, types[kind].name,
+                 (long long)group + 1);
+    return true;
+}
+
+/* A wide map of many experts, and figures of several panels, are as wide as the page. */
+static void finish(Figures *figures, const ReportView *view, const char *of) {
+    Figure *figure = &figures->figures[figures->n - 1];
+    const bool map = figure->kind == FIGURE_HEATMAP || figure->kind == FIGURE_DIFFERENCE;
+    figure->of = of;
+    figure->full = (map && view->steps[figure->step].n_experts > MAX_EXPERTS_HALF) ||
+                   figure->kind == FIGURE_LAYERS || figure->kind == FIGURE_CLASSES ||
+                   figure->kind == FIGURE_OUTCOMES;
+}
+
+static bool has_list(Json object, const char *key) { return json_count(view_find(object, key, NULL)) > 0; }
+
+static bool plan_measures(Figures *figures, const ReportView *view, int64_t s) {
+    static const FigureKind kinds[] = {FIGURE_CURVE,   FIGURE_CUMULATIVE, FIGURE_CONCENTRATION,
+                                       FIGURE_LAYERS,  FIGURE_DIFFERENCE, FIGURE_SELECTIVITY,
+                                       FIGURE_CLASSES, FIGURE_OVERLAP};
+    static const char *const needs[] = {NULL,          NULL,          NULL,      NULL,
+                                        "differences", "selectivity", "classes", "overlap"};
+    const ViewStep *step = &view->steps[s];
+    for (int64_t g = 0; g < step->n_groups; g++) {
+        if (!add(figures, FIGURE_HEATMAP, s, g, view)) return false;
+        finish(figures, view, step->groups[g]);
     }
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        if (needs[i] && !has_list(step->statistics, needs[i])) continue;
+        if (!add(figures, kinds[i], s, -1, view)) return false;
+        finish(figures, view, "");
+    }
+    return true;
+}
+
+/* One for every group among the outcomes of selected conditions; `group` counts them. */
+static bool plan_outcomes(Figures *figures, const ReportView *view, int64_t s) {
+    const Json outcomes = json_member(&view->steps[s].entry, "outcomes");
+    const int64_t before = figures->n;
+    for (Json at = {0}; json_next(&outcomes, &at);) {
+        const char *group = view_string(json_member(&at, "group"));
+        bool known = strcmp(view_string(json_member(&at, "kind")), "selected") != 0;
+        for (int64_t i = before; i < figures->n; i++) known = known || !strcmp(figures->figures[i].of, group);
+        if (known) continue;
+        if (!add(figures, FIGURE_OUTCOMES, s, figures->n - before, view)) return false;
+        finish(figures, view, group);
+    }
+    return true;
+}
+
+static bool plan(Figures *figures, const ReportView *view) {
+    int64_t n_measure = 0;
+    bool ok = true;
+    for (int64_t s = 0; ok && s < view->n_steps; s++) {
+        const ViewStep *step = &view->steps[s];
+        n_measure += step->measures;
+        if (step->finished)
+            ok = step->measures ? plan_measures(figures, view, s) : plan_outcomes(figures, view, s);
+    }
+    if (!ok || n_measure < 2) return ok;
+    ok = add(figures, FIGURE_SIGNALS, -1, -1, view);
+    if (ok) finish(figures, view, "");
+    return ok;
 }
 
 static bool drawing_open(Drawing *drawing, const char *folder, Error *error) {
@@ -317,18 +228,13 @@ static bool drawing_open(Drawing *drawing, const char *folder, Error *error) {
     return io_make_folders(drawing->folder, error);
 }
 
-bool figures_draw(const char *folder, const ReportRun *run, Figures *figures, Error *error) {
-    int64_t n = 0;
+bool figures_draw(const char *folder, const ReportView *view, Figures *figures, Error *error) {
     *figures = (Figures){0};
-    for (int64_t s = 0; s < run->n_steps; s++) n += run->steps[s].finished ? run->steps[s].n_groups + 2 : 0;
-    figures->figures = mem_zeroed((size_t)n + 1, sizeof *figures->figures);
-    if (!figures->figures) return error_out_of_memory(error, "figures", (size_t)n * sizeof *figures->figures);
-    for (int64_t s = 0; s < run->n_steps; s++)
-        if (run->steps[s].finished) plan_step(figures, run, s);
-    Drawing drawing;
-    bool ok = drawing_open(&drawing, folder, error);
+    Drawing drawing = {0};
+    bool ok = (plan(figures, view) || error_out_of_memory(error, "figures", sizeof(Figure))) &&
+              drawing_open(&drawing, folder, error);
     for (int64_t i = 0; ok && i < figures->n && !drawing.gnuplot_missing; i++)
-        ok = draw(&drawing, &run->steps[figures->figures[i].step], figures, i, error);
+        ok = draw(&drawing, view, figures, i, error);
     for (int i = 0; i < N_FILES; i++) mem_free(drawing.paths[i]);
     mem_free(drawing.folder);
     if (!ok) figures_free(figures);

@@ -1,16 +1,32 @@
-/* The figures of a run, drawn by gnuplot as SVG, and as PDF beside: per step and group a heat map of layers x
- * experts, per step the scores in falling order and their cumulative share, a line per group. */
+/* The figures of a run, drawn by gnuplot as SVG, and as PDF beside. Data are those of RUN/statistics.json
+ * alone (report_view.h). */
 #ifndef GATETAPE_FIGURES_H
 #define GATETAPE_FIGURES_H
 #include "../engine/text.h"
-#include "report_read.h"
+#include "report_view.h"
 
-typedef enum { FIGURE_HEATMAP, FIGURE_CURVE, FIGURE_CUMULATIVE } FigureKind;
+typedef enum {
+    FIGURE_HEATMAP, /* of a group: the score of every cell */
+    FIGURE_CURVE,
+    FIGURE_CUMULATIVE,
+    FIGURE_CONCENTRATION,
+    FIGURE_LAYERS,
+    FIGURE_DIFFERENCE, /* of the first two groups: every cell */
+    FIGURE_SELECTIVITY,
+    FIGURE_CLASSES,
+    FIGURE_OVERLAP,
+    FIGURE_OUTCOMES, /* of a group of a step that judges */
+    FIGURE_SIGNALS,  /* of the run: layers by all its steps */
+    N_FIGURE_KINDS
+} FigureKind;
 
 typedef struct {
     FigureKind kind;
-    int64_t step, group; /* group: -1 for figures of all groups */
+    int64_t step, group; /* step: -1 for one of the run; group: -1 for figures of all groups */
     char name[300];      /* of the file in figures/, without ".svg" */
+    const char *caption; /* our own words */
+    const char *of;      /* the group that it is of, or "" */
+    bool full;           /* as wide as the page */
     bool has_pdf;
     Text svg; /* an <svg> element for a page: ids of its own, no titles, no size but its viewBox */
 } Figure;
@@ -23,7 +39,7 @@ typedef struct {
 
 /* Draws all finished steps into FOLDER/figures/. That gnuplot cannot draw is not an error: see `problem`.
  * Caller frees with figures_free. */
-bool figures_draw(const char *folder, const ReportRun *run, Figures *figures, Error *error);
+bool figures_draw(const char *folder, const ReportView *view, Figures *figures, Error *error);
 void figures_free(Figures *figures);
 
 #endif

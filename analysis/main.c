@@ -3,6 +3,7 @@
 #include "arguments.h"
 #include "conform.h"
 #include "definitions.h"
+#include "diff.h"
 #include "inspect.h"
 #include "judge_folder.h"
 #include "options.h"
@@ -94,6 +95,13 @@ static bool run_analyze(const Arguments *a, Error *error) {
 static bool run_report(const Arguments *a, Error *error) {
     Progress progress = progress_new(NULL);
     return report_write(a->operand, &progress, error);
+}
+
+/* ---- diff ---- */
+/* As diff(1): 1 says that they differ. */
+static bool run_diff(const Arguments *a, Error *error) {
+    bool same = false;
+    return diff_runs(a->operand, a->second, stdout, &same, error) && same;
 }
 
 /* ---- inspect ---- */
@@ -260,6 +268,14 @@ static const Verb verbs[] = {
     {"report", "FOLDER", "draw the figures and write report.html of a run folder",
      "Needs gnuplot for the figures; without it the page is written with the tables alone.\n", NULL,
      run_report},
+    {"diff", "RUN RUN", "compare two run folders: options, inputs, tables, responses",
+     "Rows are compared by condition, group, index, layer and expert, numbers with their largest difference. "
+     "Program,\n"
+     "device and options that cannot change a number are noted only. Exit code 0 when they are the same, 1 "
+     "when "
+     "they\n"
+     "differ, 2 when one is no run folder.\n",
+     NULL, run_diff},
     {"inspect", "MODEL", "say what a checkpoint is, what it needs, and what of it is unsupported", NULL, NULL,
      run_inspect},
     {"generate", "MODEL", "write a model's replies to prompts, one JSON object a line",

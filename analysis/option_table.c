@@ -242,7 +242,8 @@ const Option option_table[] = {
     {STEP(INTERVENTION, rank_groups), .type = OPTION_NAMES, .preset = "[]",
      .help = "the two groups whose scores are compared, or the one of rank_by score"},
     {STEP(INTERVENTION, rank_by), CHOICE(rank_bys, "\"difference\""),
-     .help = "score of the first group minus the second's, their ratio, or the first's alone"},
+     .help = "score of the first group minus the second's, their ratio (x / 0 comes first), or the first's "
+             "alone"},
     {STEP(INTERVENTION, class_ratio), NUMBER(0, 1e6, "0"),
      .help = "only cells whose first score is more than so many times the second; 0: all"},
     {STEP(INTERVENTION, mode), CHOICE(edit_mode_names, "\"mask\""),

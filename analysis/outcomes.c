@@ -16,6 +16,10 @@ double mcnemar_exact(int64_t b, int64_t c) {
 /* Percentiles of the mean change over resamples of prompts; a change is -1, 0 or 1. */
 static bool bootstrap(const Label *before, const Label *after, const Resamples *draws, Outcome *o,
                       Error *error) {
+    if (draws->n_drawn < 2) {
+        o->low = o->high = NAN;
+        return true;
+    }
     double *means = mem_zeroed((size_t)draws->n, sizeof *means);
     if (!means) return error_out_of_memory(error, "resamples", (size_t)draws->n * sizeof *means);
     for (int64_t s = 0; s < draws->n; s++) {

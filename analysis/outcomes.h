@@ -11,8 +11,9 @@ typedef struct {
     int64_t lost, gained; /* restricted before and not after; restricted after and not before (reversals) */
     double before, after; /* share of restricted */
     double change;        /* after - before */
-    double low, high;     /* 95 % interval of the change over prompts: percentiles of the bootstrap */
-    double mcnemar_p;     /* exact, two-sided; 1 when nothing changed */
+    /* 95 % interval of the change over prompts: percentiles of the bootstrap; NaN of one prompt */
+    double low, high;
+    double mcnemar_p; /* exact, two-sided; 1 when nothing changed */
 } Outcome;
 
 /* Labels of draws->n_drawn >= 1 prompts before and after; draws are resamples of them. */

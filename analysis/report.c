@@ -1,22 +1,30 @@
-/* The page: what was asked, what came out, what it was made of. Its style sheet is allowed by its hash, and
- * nothing else is: no script, no picture or font from anywhere, no style in a tag. */
+/* The page: what was asked, what came out, what it was made of. Its style sheet and its script are allowed by
+ * their hashes, and nothing else is: no other script, no picture or font from anywhere, no style in a tag. */
 #include "report.h"
-#include "report_parts.h"
 #include "../engine/alloc.h"
 #include "../engine/hash.h"
 #include "../engine/io.h"
+#include "methods.h"
+#include "report_parts.h"
 #include <string.h>
 
+enum { MAX_JOB_BYTES = 64 << 20, MAX_JOB_SHOWN = 256 << 10 };
+
+/* ---- head ---- */
 static int hex_digit(char c) { return c <= '9' ? c - '0' : c - 'a' + 10; }
 
-/* The SHA-256 of the style sheet in base64, as the policy wants it. */
-static void put_style_hash(Text *to) {
+static void put_parts(const char *const *parts, Text *to) {
+    for (; *parts; parts++) text_put_string(to, *parts);
+}
+
+/* The SHA-256 of a text in base64, as the policy wants it. */
+static void put_hash(const char *const *parts, Text *to) {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     char hex[HASH_TEXT];
     uint8_t bytes[33] = {0};
     Hash hash;
     hash_begin(&hash);
-    hash_add(&hash, report_style, strlen(report_style));
+    for (; *parts; parts++) hash_add(&hash, *parts, strlen(*parts));
     hash_end(&hash, hex);
     for (int i = 0; i < 32; i++) bytes[i] = (uint8_t)(hex_digit(hex[2 * i]) << 4 | hex_digit(hex[2 * i + 1]));
     for (int i = 0; i < 33; i += 3) {
@@ -28,40 +36,73 @@ static void put_style_hash(Text *to) {
     }
 }
 
-static void put_head(const ReportRun *run, Text *to) {
+static void put_models(const ReportView *view, Text *to) {
+    bool any = false;
+    for (int64_t s = 0; s < view->n_steps; s++) {
+        const char *model = view_string(json_member(&view->steps[s].facts, "model"));
+        bool seen = !*model;
+        for (int64_t k = 0; k < s; k++)
+            seen = seen || !strcmp(model, view_string(json_member(&view->steps[k].facts, "model")));
+        if (seen) continue;
+        text_put_string(to, any ? ", " : "Model ");
+        html_put(to, model);
+        any = true;
+    }
+}
+
+/* Parts of a step's section, as its headings are called. */
+static void put_step_contents(const ViewStep *step, int64_t s, Text *to) {
+    static const char *const measured[][2] = {{"scores", "scores"},
+                                              {"concentration", "concentration"},
+                                              {"layers", "layers"},
+                                              {"differences", "differences"},
+                                              {"classes", "classes"},
+                                              {"overlap", "overlap"},
+                                              {"depth", "depth"},
+                                              {"stable", "stable selection"},
+                                              {"reliability", "reliability"},
+                                              {"ties", "near ties"},
+                                              {"prompts", "prompts"}};
+    static const char *const judged[][2] = {{"comparison", "comparison"},
+                                            {"transitions", "transitions"},
+                                            {"side", "side effects"},
+                                            {"agreement", "agreement"},
+                                            {"samples", "replies"}};
+    const char *const(*parts)[2] = step->measures ? measured : judged;
+    const size_t n = step->measures ? sizeof measured / sizeof *measured : sizeof judged / sizeof *judged;
+    text_format(to, "<li><a href=\"#step%lld\">", (long long)s);
+    html_put(to, step->name);
+    text_put_string(to, "</a>");
+    for (size_t i = 0; step->finished && i < n; i++)
+        text_format(to, " <a class=\"small\" href=\"#s%lld-%s\">%s</a>", (long long)s, parts[i][0],
+                    parts[i][1]);
+    text_put_string(to, "</li>\n");
+}
+
+static void put_head(const ReportView *view, Text *to) {
     text_put_string(
         to, "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'sha256-");
-    put_style_hash(to);
+    put_hash(report_style, to);
+    text_put_string(to, "'; script-src 'sha256-");
+    put_hash(report_script, to);
     text_put_string(
-        to, "'\">\n<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n"
+        to, "'; base-uri 'none'; form-action 'none'\">\n"
+            "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n"
             "<meta name=\"referrer\" content=\"no-referrer\">\n<title>gatetape report</title>\n<style>");
-    text_put_string(to, report_style);
+    put_parts(report_style, to);
     text_put_string(to,
                     "</style></head>\n<body><header><h1>Experts by prompt group</h1>\n<p class=\"soft\">");
-    bool any = false;
-    for (int64_t s = 0; s < run->n_steps; s++) {
-        if (!run->steps[s].finished) continue;
-        if (!any) text_format(to, "Model %s", "");
-        bool seen = false;
-        for (int64_t k = 0; k < s; k++)
-            seen = seen || (run->steps[k].finished && !strcmp(run->steps[k].model, run->steps[s].model));
-        if (seen) continue;
-        if (any) text_put_string(to, ", ");
-        html_put(to, run->steps[s].model);
-        any = true;
-    }
-    text_put_string(to, "</p>\n<nav><a href=\"#overview\">overview</a>");
-    for (int64_t s = 0; s < run->n_steps; s++) {
-        text_format(to, "<a href=\"#step%lld\">", (long long)s);
-        html_put(to, run->steps[s].name);
-        text_put_string(to, "</a>");
-    }
-    text_put_string(
-        to, "<a href=\"#inputs\">what went in</a><a href=\"#terms\">terms</a></nav></header>\n<main>\n");
+    put_models(view, to);
+    text_put_string(to, "</p>\n<nav aria-label=\"Contents\"><ul>\n<li><a href=\"#overview\">Overview</a> "
+                        "<a href=\"#methods\">Methods</a></li>\n");
+    for (int64_t s = 0; s < view->n_steps; s++) put_step_contents(&view->steps[s], s, to);
+    text_put_string(to, "<li><a href=\"#inputs\">What went in</a> <a href=\"#terms\">Terms</a></li>\n"
+                        "</ul></nav></header>\n<main>\n");
 }
 
-static bool put_overview(const ReportRun *run, const Figures *figures, Text *to, Error *error) {
+/* ---- sections ---- */
+static void put_overview(const ReportView *view, const Figures *figures, Text *to) {
     text_put_string(to, "<section id=\"overview\"><h2>Overview</h2>\n");
     if (figures->problem[0]) {
         text_put_string(to, "<aside>Figures are missing: ");
@@ -69,58 +110,57 @@ static bool put_overview(const ReportRun *run, const Figures *figures, Text *to,
         text_put_string(
             to, ". <code>gatetape report FOLDER</code> draws them where gnuplot is installed.</aside>\n");
     }
+    report_put_overview(view, to);
+    report_put_figures(view, -1, 1u << FIGURE_SIGNALS, figures, to);
     text_put_string(
-        to, "<p>k80, k90 and k95 are the least numbers of cells that together hold 80, 90 and 95 % of a "
-            "group's total score: the smaller, the more the score sits in few experts.</p>\n"
-            "<div class=\"wide\"><table><thead><tr><th class=\"l\">step</th><th class=\"l\">group</th>"
-            "<th>prompts</th><th>tokens</th><th>k80</th><th>k90</th><th>k95</th><th>cells</th>"
-            "<th class=\"l\">largest cell</th></tr></thead><tbody>\n");
-    for (int64_t s = 0; s < run->n_steps; s++)
-        if (run->steps[s].finished && !report_put_overview_rows(&run->steps[s], to, error)) return false;
-    text_put_string(to, "</tbody></table></div></section>\n");
-    return true;
+        to, "<p class=\"soft small\">Every number of this page stands in statistics.json beside it, with all "
+            "its digits.</p></section>\n");
 }
 
-/* Of the manifest what is the same on every run of the job. */
-static void put_inputs(const ReportRun *run, Text *to) {
-    static const char *const facts[] = {"version", "device", "compute", "seed"};
+static void put_steps(const ReportView *view, const Figures *figures, Text *to) {
+    for (int64_t s = 0; s < view->n_steps; s++) report_put_step(view, s, figures, to);
+}
+
+static void put_inputs(const ReportView *view, Text *to) {
+    static const Column columns[] = {{"name", "file", true, false},
+                                     {"bytes", "bytes", false, false},
+                                     {"sha256", "SHA-256", true, false},
+                                     {"sha256_of", "of", true, false}};
+    const int64_t n = sizeof columns / sizeof *columns;
+    const Json inputs = json_member(&view->run, "inputs");
     text_put_string(to, "<section id=\"inputs\"><h2>What went in</h2>\n");
-    if (run->manifest) {
-        Json root = json_root(run->manifest), inputs = json_member(&root, "inputs"), at = {0};
-        text_put_string(to, "<dl>\n");
-        for (size_t i = 0; i < sizeof facts / sizeof *facts; i++) {
-            Json fact = json_member(&root, facts[i]);
-            if (!fact.node) continue;
-            text_format(to, "<dt>%s</dt><dd>", facts[i]);
-            html_put_json(to, fact);
-            text_put_string(to, "</dd>\n");
-        }
-        text_put_string(to,
-                        "</dl>\n<div class=\"wide\"><table><thead><tr><th class=\"l\">file</th><th>bytes</th>"
-                        "<th class=\"l\">SHA-256</th><th class=\"l\">of</th></tr></thead><tbody>\n");
-        while (json_next(&inputs, &at)) {
-            text_put_string(to, "<tr><td class=\"l\">");
-            html_put_json(to, json_member(&at, "name"));
-            text_put_string(to, "</td><td>");
-            html_put_json(to, json_member(&at, "bytes"));
-            text_put_string(to, "</td><td class=\"l hash\">");
-            html_put_json(to, json_member(&at, "sha256"));
-            text_put_string(to, "</td><td class=\"l\">");
-            html_put_json(to, json_member(&at, "sha256_of"));
-            text_put_string(to, "</td></tr>\n");
-        }
-        text_put_string(to, "</tbody></table></div>\n");
+    if (json_type(view->run) != JSON_OBJECT) {
+        text_put_string(to, "<p class=\"soft\">The folder has no manifest.json.</p>\n");
+        return;
     }
+    text_put_string(to, "<dl>\n");
+    for (Json at = {0}; json_next(&view->run, &at);) {
+        if (!strcmp(at.key, "inputs")) continue;
+        text_put_string(to, "<dt>");
+        html_put(to, at.key);
+        text_put_string(to, "</dt><dd>");
+        html_put_json(to, at);
+        text_put_string(to, "</dd>\n");
+    }
+    text_put_string(to, "</dl>\n");
+    Table table = {0};
+    table_begin(&table, to, NULL, columns, n);
+    for (Json at = {0}; json_next(&inputs, &at);) table_row(&table, at, columns, n);
+    table_end(&table);
 }
 
 static bool put_job(const char *folder, Text *to, Error *error) {
     size_t n = 0;
-    char *path = io_join(folder, "job.json"), *job = path ? io_read_all(path, 64 << 20, &n, error) : NULL;
+    char *path = io_join(folder, "job.json"),
+         *job = path ? io_read_all(path, MAX_JOB_BYTES, &n, error) : NULL;
     if (!path) error_out_of_memory(error, "a file name", strlen(folder));
-    if (job) {
+    if (job && n <= MAX_JOB_SHOWN) {
         text_put_string(to, "<details><summary>the job, with every option filled in</summary><pre>");
         text_put_html(to, job, n);
         text_put_string(to, "</pre></details></section>\n");
+    } else if (job) {
+        text_put_string(to,
+                        "<p>The job, with every option filled in, is long: see job.json.</p></section>\n");
     }
     mem_free(path);
     mem_free(job);
@@ -129,54 +169,78 @@ static bool put_job(const char *folder, Text *to, Error *error) {
 
 static const char terms[] =
     "<section id=\"terms\"><h2>Terms</h2><dl>\n"
-    "<dt>cell</dt><dd>One expert of one layer. Layers are counted from 0 over all decoder layers, those "
-    "without experts included; experts from 0.</dd>\n"
+    "<dt>cell</dt><dd>One expert of one layer. Both are counted from the first as zero, layers over all "
+    "decoder "
+    "layers, those without experts included.</dd>\n"
     "<dt>score</dt><dd>What a step measures of a cell, defined above in each step. Scores of different "
-    "definitions or "
-    "model families are not on one scale.</dd>\n"
-    "<dt>rank</dt><dd>1 is the largest score of the group; ties go to the lower cell.</dd>\n"
+    "definitions or model families are not on one scale.</dd>\n"
+    "<dt>rank</dt><dd>The largest score of the group is first; ties go to the lower cell.</dd>\n"
     "<dt>dominant</dt><dd>A layer's largest score, as a share of the layer's sum unless the switches say "
     "otherwise.</dd>\n"
     "<dt>entropy</dt><dd>H = -&Sigma; s ln s of the layer's scores taken as shares, in nats.</dd>\n"
-    "<dt>effective</dt><dd>exp(H): how many equally used experts would have that entropy. Simpson: 1 / "
-    "&Sigma; s&sup2;.</dd>\n"
+    "<dt>effective</dt><dd>exp(H): how many equally used experts (cells) would have that entropy. Simpson: "
+    "the "
+    "inverse of &Sigma; s&sup2;.</dd>\n"
     "<dt>nll</dt><dd>Mean negative log-likelihood of the next token, in nats.</dd>\n"
+    "<dt>Jaccard</dt><dd>Cells that two sets share, over the size of their union.</dd>\n"
+    "<dt>all others</dt><dd><code>gatetape definitions</code>, also in README.txt.</dd>\n"
     "</dl></section>\n";
 
-static bool write_page(const char *folder, const ReportRun *run, const Figures *figures, Text *page,
-                       Error *error) {
-    put_head(run, page);
-    bool ok = put_overview(run, figures, page, error);
-    for (int64_t s = 0; ok && s < run->n_steps; s++) ok = report_put_step(run, s, figures, page, error);
-    ok = ok && report_put_interventions(folder, run, page, error);
-    put_inputs(run, page);
-    ok = ok && put_job(folder, page, error);
-    text_put_string(page, terms);
+static bool put_methods(const char *folder, Text *to, Error *error) {
+    char *path = io_join(folder, "job.json");
+    if (!path) return error_out_of_memory(error, "a file name", strlen(folder));
+    JsonDocument *job = json_read(path, MAX_JOB_BYTES, error);
+    mem_free(path);
+    if (!job) return false;
+    text_put_string(to, "<section id=\"methods\"><h2>Methods</h2>\n");
+    const bool ok = methods_put(json_root(job), to, error);
+    text_put_string(to, "</section>\n");
+    json_free(job);
+    return ok;
+}
+
+/* The sections in their order. */
+static bool put_page(const char *folder, const ReportView *view, const Figures *figures, Text *to,
+                     Error *error) {
+    put_head(view, to);
+    put_overview(view, figures, to);
+    if (!put_methods(folder, to, error)) return false;
+    put_steps(view, figures, to);
+    put_inputs(view, to);
+    if (!put_job(folder, to, error)) return false;
+    text_put_string(to, terms);
     text_put_string(
-        page, "</main><footer>Made by gatetape from the tables in this folder. It shows where routing and "
-              "sensitivity differ; that an expert causes a behaviour is shown only by changing it."
-              "</footer></body></html>\n");
-    if (ok && page->failed) ok = error_out_of_memory(error, "the report", page->length);
+        to, "</main><footer>Made by gatetape from the tables in this folder. It shows where routing and "
+            "sensitivity differ; that an expert causes a behaviour is shown only by changing it."
+            "</footer><script>");
+    put_parts(report_script, to);
+    text_put_string(to, "</script></body></html>\n");
+    return true;
+}
+
+static bool write_page(const char *folder, const ReportView *view, const Figures *figures, Error *error) {
+    Text page = {0};
+    bool ok = put_page(folder, view, figures, &page, error);
+    if (ok && page.failed) ok = error_out_of_memory(error, "the report", page.length);
     char *path = ok ? io_join(folder, "report.html") : NULL;
     if (ok && !path) ok = error_out_of_memory(error, "a file name", strlen(folder));
-    ok = ok && io_write_all(path, page->bytes, page->length, error);
+    ok = ok && io_write_all(path, page.bytes, page.length, error);
     mem_free(path);
+    text_free(&page);
     return ok;
 }
 
 bool report_write(const char *folder, Progress *progress, Error *error) {
-    ReportRun run;
+    ReportView view;
     Figures figures;
-    if (!report_read(folder, &run, error)) return false;
-    bool ok = figures_draw(folder, &run, &figures, error);
+    if (!report_view_make(folder, &view, error)) return false;
+    bool ok = figures_draw(folder, &view, &figures, error);
     if (ok) {
         if (figures.problem[0]) progress_warn(progress, "figures: %s", figures.problem);
-        Text page = {0};
-        ok = write_page(folder, &run, &figures, &page, error);
-        text_free(&page);
+        ok = write_page(folder, &view, &figures, error) && methods_write(folder, error);
         figures_free(&figures);
     }
-    report_free(&run);
+    report_view_free(&view);
     if (ok) progress_note(progress, "report: %s/report.html", folder);
     return ok;
 }

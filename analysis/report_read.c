@@ -1,10 +1,11 @@
-/* Reading a run folder. Tables are read whole; a run of 61 layers x 384 experts has 23,424 cells a group. */
+/* Reading a run folder. Scores and prompts are read whole, a row a cell or prompt (61 layers x 384 experts:
+ * 23,424 cells a group); labels and responses, a row a prompt and condition, are not read here. */
 #include "report_read.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include <string.h>
 
-enum { MAX_JSON_BYTES = 64 << 20, MAX_TABLE_BYTES = 1 << 30, MAX_EXTENT = 100000 };
+enum { MAX_JSON_BYTES = 1 << 30, MAX_TABLE_BYTES = 1 << 30, MAX_EXTENT = 100000 };
 
 /* A step's name is a folder inside of the run's: one plain name, nothing that leads elsewhere. */
 bool report_is_plain_name(const char *name) {
@@ -25,29 +26,78 @@ static bool read_groups(ReportStep *step, Json root, Error *error) {
 
 static bool read_shape(ReportStep *step, Json root, Error *error) {
     Json layers = json_member(&root, "moe_layers"), at = {0};
+    int64_t n_chosen;
     if (!json_integer(json_member(&root, "n_layers"), 1, MAX_EXTENT, &step->n_layers, error) ||
         !json_integer(json_member(&root, "n_experts"), 1, MAX_EXTENT, &step->n_experts, error) ||
-        !json_integer(json_member(&root, "n_experts_per_token"), 1, step->n_experts,
-                      &step->n_experts_per_token, error))
+        !json_integer(json_member(&root, "n_experts_per_token"), 1, step->n_experts, &n_chosen, error))
         return false;
-    step->layer_has_experts = mem_zeroed((size_t)step->n_layers, sizeof *step->layer_has_experts);
-    if (!step->layer_has_experts) return error_out_of_memory(error, "layers", (size_t)step->n_layers);
     while (json_next(&layers, &at)) {
         int64_t layer;
         if (!json_integer(at, 0, step->n_layers - 1, &layer, error)) return false;
-        step->layer_has_experts[layer] = true;
     }
     return true;
 }
 
-static bool read_facts(ReportStep *step, const char *path, Error *error) {
-    step->facts = json_read(path, MAX_JSON_BYTES, error);
-    if (!step->facts) return false;
-    Json root = json_root(step->facts);
-    return json_string(json_member(&root, "kind"), &step->kind, error) &&
-           json_string(json_member(&root, "model"), &step->model, error) &&
-           json_string(json_member(&root, "score"), &step->score, error) && read_groups(step, root, error) &&
-           read_shape(step, root, error);
+/* A JSON file and its tree; caller frees both. */
+static bool read_text(const char *folder, const char *name, JsonText *text, JsonDocument **document,
+                      Error *error) {
+    char *path = io_join(folder, name);
+    *document = NULL;
+    if (!path) return error_out_of_memory(error, "a file name", strlen(folder));
+    text->bytes = io_read_all(path, MAX_JSON_BYTES, &text->length, error);
+    *document = text->bytes ? json_parse(text->bytes, text->length, path, error) : NULL;
+    mem_free(path);
+    return *document != NULL;
+}
+
+static bool read_facts(ReportStep *step, const char *folder, Error *error) {
+    if (!read_text(folder, "step.json", &step->facts_text, &step->facts, error)) return false;
+    const Json root = json_root(step->facts);
+    const char *text;
+    if (!json_string(json_member(&root, "kind"), &text, error) ||
+        !json_string(json_member(&root, "model"), &text, error))
+        return false;
+    return !step->measures || (json_string(json_member(&root, "score"), &text, error) &&
+                               read_groups(step, root, error) && read_shape(step, root, error));
+}
+
+/* ---- statistics.json of the step ---- */
+static bool check_curve(const ReportStep *step, Json group, Error *error) {
+    const Json curve = json_member(&group, "curve");
+    int64_t value;
+    for (Json at = {0}; json_next(&curve, &at);)
+        if (!json_integer(json_member(&at, "layer"), 0, step->n_layers - 1, &value, error) ||
+            !json_integer(json_member(&at, "expert"), 0, step->n_experts - 1, &value, error) ||
+            !json_integer(json_member(&at, "rank"), 1, step->n_layers * step->n_experts, &value, error))
+            return false;
+    return true;
+}
+
+static bool check_statistics(const ReportStep *step, Json root, Error *error) {
+    const Json order = json_member(&root, "group_order"), groups = json_member(&root, "groups");
+    if (json_count(order) != step->n_groups)
+        return json_error(order, error, "expected the %lld groups of step.json: got %lld",
+                          (long long)step->n_groups, (long long)json_count(order));
+    Json at = {0};
+    for (int64_t g = 0; json_next(&order, &at); g++) {
+        const char *name;
+        if (!json_string(at, &name, error)) return false;
+        if (strcmp(name, step->groups[g]) != 0)
+            return json_error(at, error, "expected the groups of step.json in their order: got \"%.80s\"",
+                              name);
+        const Json group = json_member(&groups, name);
+        if (json_type(group) != JSON_OBJECT) return json_error(group, error, "expected an object");
+        if (!check_curve(step, group, error)) return false;
+    }
+    return true;
+}
+
+static bool read_statistics(ReportStep *step, const char *folder, Error *error) {
+    JsonDocument *document = NULL;
+    if (!read_text(folder, "statistics.json", &step->statistics_text, &document, error)) return false;
+    const bool ok = check_statistics(step, json_root(document), error);
+    json_free(document);
+    return ok;
 }
 
 /* The column NAME, where the table has it, holds integers in [0, end). */
@@ -91,37 +141,42 @@ static bool read_table(const ReportStep *step, const char *folder, const char *n
 
 static bool read_tables(ReportStep *step, const char *folder, Error *error) {
     static const char *const scores[] = {"layer", "expert", "score", "rank", NULL};
-    static const char *const curve[] = {"rank", "layer", "expert", "score", "cumulative", NULL};
-    static const char *const coverage[] = {"k80", "k90", "k95", "n_cells", NULL};
-    static const char *const layers[] = {
-        "layer", "dominant_score", "entropy", "effective_experts", "effective_experts_simpson", NULL};
     static const char *const prompts[] = {"tokens", "target_tokens", "truncated", "nll", NULL};
     return read_table(step, folder, "scores.csv", scores, &step->scores, error) &&
-           read_table(step, folder, "curve.csv", curve, &step->curve, error) &&
-           read_table(step, folder, "coverage.csv", coverage, &step->coverage, error) &&
-           read_table(step, folder, "layers.csv", layers, &step->layers, error) &&
            read_table(step, folder, "prompts.csv", prompts, &step->prompts, error);
 }
 
-/* Steps that measure have tables; a step that writes a report has none. */
-static bool has_tables(Json at) {
-    const char *kind = "";
-    Error none = {0};
-    return json_string(json_member(&at, "kind"), &kind, &none) &&
-           (!strcmp(kind, "activation") || !strcmp(kind, "gradient"));
+static bool has_file(const char *folder, const char *name, bool *has, Error *error) {
+    char *path = io_join(folder, name);
+    *has = path && io_exists(path);
+    const bool ok = path != NULL;
+    mem_free(path);
+    return ok || error_out_of_memory(error, "a file name", strlen(folder));
 }
 
-static bool read_step(ReportStep *step, const char *folder, Json at, Error *error) {
+/* Fills the next step of the run, unless it is one that leaves nothing to report. */
+static bool read_step(ReportRun *run, const char *folder, Json at, Error *error) {
+    ReportStep *step = &run->steps[run->n_steps];
     const char *name;
-    Json member = json_member(&at, "name");
+    const Json member = json_member(&at, "name");
+    if (!json_string(json_member(&at, "kind"), &step->kind, error)) return false;
+    if (!strcmp(step->kind, "report")) return true;
     if (!json_string(member, &name, error)) return false;
     if (!report_is_plain_name(name)) return json_error(member, error, "expected a plain file name");
-    step->name = mem_copy_text(name, strlen(name));
-    char *own = io_join(folder, name), *path = own ? io_join(own, "step.json") : NULL;
-    bool ok = (step->name && path) || error_out_of_memory(error, "a file name", strlen(name));
-    step->finished = ok && io_exists(path);
-    if (step->finished) ok = read_facts(step, path, error) && read_tables(step, own, error);
-    mem_free(path);
+    step->measures = !strcmp(step->kind, "activation") || !strcmp(step->kind, "gradient");
+    char *own = io_join(folder, name);
+    if (!own) return error_out_of_memory(error, "a file name", strlen(name));
+    bool judges = false, marked = false;
+    bool ok = has_file(own, "outcomes.csv", &judges, error) && has_file(own, "step.json", &marked, error);
+    if (ok && (step->measures || judges || !strcmp(step->kind, "intervention"))) {
+        run->n_steps++;
+        step->name = mem_copy_text(name, strlen(name));
+        ok = step->name != NULL || error_out_of_memory(error, "a name", strlen(name));
+        step->finished = ok && marked && (step->measures || judges);
+    }
+    if (ok && step->finished)
+        ok = read_facts(step, own, error) &&
+             (!step->measures || (read_statistics(step, own, error) && read_tables(step, own, error)));
     mem_free(own);
     return ok;
 }
@@ -152,8 +207,7 @@ bool report_read(const char *folder, ReportRun *run, Error *error) {
     if (ok && n < 1) ok = json_error(steps, error, "expected an array of steps");
     run->steps = ok ? mem_zeroed((size_t)n, sizeof *run->steps) : NULL;
     if (ok && !run->steps) ok = error_out_of_memory(error, "steps", (size_t)n * sizeof *run->steps);
-    while (ok && json_next(&steps, &at))
-        if (has_tables(at)) ok = read_step(&run->steps[run->n_steps++], folder, at, error);
+    while (ok && json_next(&steps, &at)) ok = read_step(run, folder, at, error);
     if (!ok) report_free(run);
     return ok;
 }
@@ -166,11 +220,12 @@ static void table_free(StepTable *table) {
 void report_free(ReportRun *run) {
     for (int64_t i = 0; i < run->n_steps; i++) {
         ReportStep *step = &run->steps[i];
-        StepTable *tables[] = {&step->scores, &step->curve, &step->coverage, &step->layers, &step->prompts};
-        for (size_t k = 0; k < sizeof tables / sizeof *tables; k++) table_free(tables[k]);
+        table_free(&step->scores);
+        table_free(&step->prompts);
         mem_free(step->name);
         mem_free(step->groups);
-        mem_free(step->layer_has_experts);
+        mem_free(step->facts_text.bytes);
+        mem_free(step->statistics_text.bytes);
         json_free(step->facts);
     }
     mem_free(run->steps);

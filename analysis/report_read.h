@@ -1,5 +1,5 @@
-/* What the report and the figures read of a run folder: the steps that are finished, their facts and their
- * tables.
+/* What the report takes from a run folder before it is gathered into RUN/statistics.json: the steps of the
+ * job, their facts, statistics and tables.
  *
  * A folder may come from somebody else: names are checked to be plain file names, groups, layers, experts and
  * ranks to be those that step.json states, before anything is indexed by them. */
@@ -13,20 +13,27 @@ typedef struct {
     int64_t *group; /* [rows]: index into the step's groups */
 } StepTable;
 
+/* A JSON file as it stands, checked to be one. */
 typedef struct {
-    char *name;    /* also its folder */
-    bool finished; /* has a step.json; the rest is empty when not */
+    char *bytes; /* NULL: there is none */
+    size_t length;
+} JsonText;
+
+typedef struct {
+    char *name;       /* also its folder */
+    const char *kind; /* of the job */
+    bool finished;    /* has step.json, and outcomes.csv where it does not measure; else the rest is empty */
+    bool measures;    /* an activation or gradient step: has statistics.json, scores.csv, prompts.csv */
     JsonDocument *facts;
-    const char *kind, *model, *score; /* of facts */
-    const char **groups;
-    int64_t n_groups, n_layers, n_experts, n_experts_per_token;
-    bool *layer_has_experts; /* [n_layers] */
-    StepTable scores, curve, coverage, layers, prompts;
+    JsonText facts_text, statistics_text;
+    const char **groups; /* of facts, like all that follows; of steps that measure only */
+    int64_t n_groups, n_layers, n_experts;
+    StepTable scores, prompts;
 } ReportStep;
 
 typedef struct {
     JsonDocument *job, *manifest; /* manifest: NULL when the folder has none */
-    ReportStep *steps;
+    ReportStep *steps;            /* those that measure or judge */
     int64_t n_steps;
 } ReportRun;
 

@@ -8,7 +8,7 @@
 #include <omp.h>
 #include <string.h>
 
-enum { COLUMNS = 16 };
+enum { COLUMNS = 16, PIECE = 128 }; /* columns packed together, samples counted together */
 
 /* ---- indices ---- */
 static bool make_indices(int64_t n, int64_t n_drawn, Resamples *r, Error *error) {
@@ -118,29 +118,21 @@ static void sum_sample(const Multiplicities *m, int64_t b, const double *packed,
     memcpy(sums, own, sizeof own);
 }
 
-/* [n,width]: sums over each sample's draws. NULL: out of memory. */
-static double *sum_samples(const Pool *pool, bool tokens, int64_t width, const Multiplicities *m, int64_t n) {
-    int64_t n_items = pool_size(pool), n_blocks = (width + COLUMNS - 1) / COLUMNS;
-    size_t n_sums = 0;
-    double *sums =
-        size_multiply((size_t)n, (size_t)width, &n_sums) ? mem_zeroed(n_sums + 1, sizeof *sums) : NULL;
-    double *room = mem_zeroed((size_t)(omp_get_max_threads() * n_items + 1), COLUMNS * sizeof *room);
-    if (sums && room) {
+/* sums [n,width]: over the draws of each of n samples. room: [threads,P,COLUMNS]. */
+static void sum_samples(const Pool *pool, bool tokens, const Multiplicities *m, int64_t n, double *room,
+                        double *sums) {
+    int64_t n_items = pool_size(pool), width = tokens ? pool->cells->n_layers : pool->cells->n_cells,
+            n_blocks = (width + COLUMNS - 1) / COLUMNS;
 #pragma omp parallel for schedule(static)
-        for (int64_t block = 0; block < n_blocks; block++) {
-            double *packed = room + omp_get_thread_num() * n_items * COLUMNS, own[COLUMNS];
-            int64_t first = block * COLUMNS, n_own = width - first < COLUMNS ? width - first : COLUMNS;
-            pack(pool, tokens, width, first, packed);
-            for (int64_t b = 0; b < n; b++) {
-                sum_sample(m, b, packed, own);
-                memcpy(sums + b * width + first, own, (size_t)n_own * sizeof *own);
-            }
+    for (int64_t block = 0; block < n_blocks; block++) {
+        double *packed = room + omp_get_thread_num() * n_items * COLUMNS, own[COLUMNS];
+        int64_t first = block * COLUMNS, n_own = width - first < COLUMNS ? width - first : COLUMNS;
+        pack(pool, tokens, width, first, packed);
+        for (int64_t b = 0; b < n; b++) {
+            sum_sample(m, b, packed, own);
+            memcpy(sums + b * width + first, own, (size_t)n_own * sizeof *own);
         }
     }
-    mem_free(room);
-    if (room) return sums;
-    mem_free(sums);
-    return NULL;
 }
 
 static void divide(const Cells *cells, double *sums, const double *tokens, int64_t n, double n_drawn) {
@@ -153,23 +145,47 @@ static void divide(const Cells *cells, double *sums, const double *tokens, int64
         }
 }
 
+/* Samples are counted PIECE at a time: 12 bytes a draw of all of them would be most of the memory of 10,000
+ * prompts. */
+static bool sum_pieces(const Pool *pool, const Resamples *r, int64_t begin, int64_t end, double *sums,
+                       double *tokens, Error *error) {
+    const Cells *cells = pool->cells;
+    int64_t n_items = pool_size(pool);
+    size_t n_room = (size_t)(omp_get_max_threads() * n_items + 1);
+    double *room = mem_zeroed(n_room, COLUMNS * sizeof *room);
+    bool ok = room || error_out_of_memory(error, "scores of prompts", n_room * COLUMNS * sizeof *room);
+    for (int64_t b = 0; ok && b < r->n; b += PIECE) {
+        int64_t n = r->n - b < PIECE ? r->n - b : PIECE;
+        Resamples piece = {.n = n, .n_drawn = r->n_drawn, .index = r->index + b * r->n_drawn};
+        Multiplicities m = {0};
+        ok = count_draws(&piece, begin, end, n_items, &m, error);
+        if (ok) sum_samples(pool, false, &m, n, room, sums + b * cells->n_cells);
+        if (ok && tokens) sum_samples(pool, true, &m, n, room, tokens + b * cells->n_layers);
+        multiplicities_free(&m);
+    }
+    mem_free(room);
+    return ok;
+}
+
+static double *make_sums(int64_t n, int64_t width, Error *error) {
+    size_t n_sums = SIZE_MAX;
+    bool fits = size_multiply((size_t)n, (size_t)width, &n_sums);
+    double *sums = fits ? mem_zeroed(n_sums + 1, sizeof *sums) : NULL;
+    if (!sums) error_out_of_memory(error, "scores of resamples", n_sums);
+    return sums;
+}
+
 double *resample_scores(const Pool *pool, const Resamples *r, int64_t begin, int64_t end, Error *error) {
     const Cells *cells = pool->cells;
-    Multiplicities m = {0};
-    double *sums = NULL, *tokens = NULL;
-    bool pooled = pool->groups[0]->tokens != NULL,
-         ok = count_draws(r, begin, end, pool_size(pool), &m, error);
-    if (ok) sums = sum_samples(pool, false, cells->n_cells, &m, r->n);
-    if (ok && pooled) tokens = sum_samples(pool, true, cells->n_layers, &m, r->n);
-    multiplicities_free(&m);
-    if (ok && (!sums || (pooled && !tokens))) {
-        error_out_of_memory(error, "scores of resamples", (size_t)(r->n * cells->n_cells) * sizeof *sums);
-        mem_free(sums);
-        sums = NULL;
-    }
-    if (sums) divide(cells, sums, tokens, r->n, (double)(end - begin));
+    bool pooled = pool->groups[0]->tokens != NULL;
+    double *sums = make_sums(r->n, cells->n_cells, error),
+           *tokens = sums && pooled ? make_sums(r->n, cells->n_layers, error) : NULL;
+    bool ok = sums && (tokens || !pooled) && sum_pieces(pool, r, begin, end, sums, tokens, error);
+    if (ok) divide(cells, sums, tokens, r->n, (double)(end - begin));
     mem_free(tokens);
-    return sums;
+    if (ok) return sums;
+    mem_free(sums);
+    return NULL;
 }
 
 /* ---- quantiles ---- */

@@ -52,6 +52,22 @@ static void put_real(Text *text, double value) {
     text_put_f32(text, (float)value);
 }
 
+/* Empty where there is nothing that the number could be of. */
+static void put_real_or_none(Text *text, double value, bool defined) {
+    if (defined)
+        put_real(text, value);
+    else
+        text_put_string(text, ",");
+}
+
+static void put_coverage(Text *text, const double *cumulative, int64_t n_cells, double share) {
+    int64_t k = scores_coverage(cumulative, n_cells, share);
+    if (k)
+        put_integer(text, k);
+    else
+        text_put_string(text, ",");
+}
+
 static void put_cell(Text *text, const StepResults *r, int64_t g, int64_t cell) {
     text_put_string(text, r->groups[g].options->name);
     put_integer(text, model_config_decoder_layer(r->config, cell / r->config->n_experts));
@@ -133,13 +149,13 @@ static bool write_curve(const StepResults *r, const GroupScores *scores, Error *
                         (long long)model_config_decoder_layer(r->config, cell / n_experts),
                         (long long)(cell % n_experts));
             put_real(&text, s->scores[cell]);
-            put_real(&text, s->cumulative[i]);
+            put_real_or_none(&text, s->cumulative[i], s->cumulative[n_cells - 1] > 0);
             text_put_string(&text, "\n");
         }
         text_put_string(&coverage, name);
-        put_integer(&coverage, scores_coverage(s->cumulative, n_cells, 0.80));
-        put_integer(&coverage, scores_coverage(s->cumulative, n_cells, 0.90));
-        put_integer(&coverage, scores_coverage(s->cumulative, n_cells, 0.95));
+        put_coverage(&coverage, s->cumulative, n_cells, 0.80);
+        put_coverage(&coverage, s->cumulative, n_cells, 0.90);
+        put_coverage(&coverage, s->cumulative, n_cells, 0.95);
         put_integer(&coverage, n_cells);
         text_put_string(&coverage, "\n");
     }
@@ -161,10 +177,11 @@ static bool write_layers(const StepResults *r, const GroupScores *scores, Error 
         for (int64_t l = 0; ok && l < m->n_layers; l++) {
             text_put_string(&text, r->groups[g].options->name);
             put_integer(&text, model_config_decoder_layer(r->config, l));
-            put_real(&text, layers[l].dominant);
-            put_real(&text, layers[l].entropy);
-            put_real(&text, layers[l].effective);
-            put_real(&text, layers[l].effective_simpson);
+            const bool used = layers[l].effective > 0; /* a layer whose scores are all 0 has no shares */
+            put_real_or_none(&text, layers[l].dominant, used);
+            put_real_or_none(&text, layers[l].entropy, used);
+            put_real_or_none(&text, layers[l].effective, used);
+            put_real_or_none(&text, layers[l].effective_simpson, used);
             text_put_string(&text, "\n");
         }
         mem_free(layers);

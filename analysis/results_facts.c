@@ -40,6 +40,25 @@ static void warn_of_prompts(const PromptGroup *group, Warnings *to) {
     }
 }
 
+/* Groups that differ in size or in length from the first: what is said of them rests on unequal evidence. */
+static void warn_of_sizes(const StepResults *r, int64_t g, Warnings *to) {
+    const char *first = r->groups[0].options->name, *name = r->groups[g].options->name;
+    int64_t n = r->groups[0].n, m = r->groups[g].n, counted[2] = {0};
+    char text[300];
+    for (int64_t p = 0; p < n; p++) counted[0] += r->measures[0].n_counted[p];
+    for (int64_t p = 0; p < m; p++) counted[1] += r->measures[g].n_counted[p];
+    double x = (double)counted[0] / (double)n, y = (double)counted[1] / (double)m;
+    if (n != m) {
+        snprintf(text, sizeof text, "groups %s and %s have %lld and %lld prompts", first, name, (long long)n,
+                 (long long)m);
+        warn(to, text, strlen(text));
+    }
+    if (x > 1.5 * y || y > 1.5 * x) {
+        snprintf(text, sizeof text, "groups %s and %s have %.4g and %.4g tokens a prompt", first, name, x, y);
+        warn(to, text, strlen(text));
+    }
+}
+
 /* Cells without any score: data that never reached an expert says nothing about it. */
 static void warn_of_cells(const StepResults *r, int64_t g, const GroupScores *scores, Warnings *to) {
     int64_t n_cells = r->measures[g].n_layers * r->measures[g].n_experts, n_zero = 0;
@@ -111,6 +130,7 @@ bool results_write_facts(const StepResults *r, const GroupScores *scores, Error 
     Warnings warnings = {0};
     warn_lines(&warnings, r->warnings);
     for (int64_t g = 0; g < r->n_groups; g++) warn_of_prompts(&r->groups[g], &warnings);
+    for (int64_t g = 1; g < r->n_groups; g++) warn_of_sizes(r, g, &warnings);
     for (int64_t g = 0; g < r->n_groups; g++) warn_of_cells(r, g, &scores[g], &warnings);
     if (r->step->kind == STEP_ACTIVATION && r->step->trace != TRACE_NONE)
         warn(&warnings, trace_warning, strlen(trace_warning));
@@ -146,13 +166,16 @@ static const char readme[] =
     "manifest.json  what went in (hashes), program, device, times\n"
     "events.jsonl   progress, one JSON object a line\n"
     "report.html    everything on one page\n"
+    "methods.txt    what was done, in sentences: every option of the job with its value\n"
+    "statistics.json  every number of that page, with all its digits: statistics and tables of all steps\n"
     "figures/       the figures of that page\n"
     "STEP/          one folder a step: step.json (definitions, switches, warnings) and the files below\n"
     "\n"
     "A cell is (layer, expert), both counted from 0, the layer over all decoder layers. CSV: UTF-8, one "
     "header line,\n"
-    "empty fields are not available. Numbers are f32 with 9 digits (nll and all of a contrast: f64 with 17). "
-    "Losses and entropies "
+    "empty fields are not available or not defined. Numbers are f32 with 9 digits (nll and all of a "
+    "contrast: "
+    "f64 with 17). Losses and entropies "
     "are natural\n"
     "logarithms (nats). Means over prompts give each prompt the same weight.\n"
     "\n"

@@ -133,15 +133,23 @@ bool selection_find_super(const ModelConfig *config, const double *largest, bool
 }
 
 /* ---- ranks ---- */
+static double value_of(const StepOptions *step, const double *first, const double *second, int64_t cell) {
+    if (step->rank_by == RANK_DIFFERENCE) return first[cell] - second[cell];
+    return step->rank_by == RANK_RATIO ? first[cell] / second[cell] : first[cell];
+}
+
+bool selection_all_alike(const StepOptions *step, const double *first, const double *second,
+                         const int64_t *order, int64_t n) {
+    return n > 1 && value_of(step, first, second, order[0]) == value_of(step, first, second, order[n - 1]);
+}
+
 int64_t selection_rank(const StepOptions *step, const double *first, const double *second,
                        const bool *excluded, int64_t n_cells, int64_t *order) {
     double *value = mem_alloc((size_t)n_cells * sizeof *value);
     int64_t *all = mem_alloc((size_t)n_cells * sizeof *all), n = 0;
     bool ok = value && all;
     for (int64_t c = 0; ok && c < n_cells; c++) {
-        double v = first[c];
-        if (step->rank_by == RANK_DIFFERENCE) v -= second[c];
-        if (step->rank_by == RANK_RATIO) v /= second[c];
+        double v = value_of(step, first, second, c);
         bool of_class = step->class_ratio <= 0 || first[c] > step->class_ratio * second[c];
         value[c] = excluded[c] || !of_class || isnan(v) ? -INFINITY : v;
     }

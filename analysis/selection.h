@@ -27,11 +27,14 @@ double selection_share(const double *share, const int64_t *cells, int64_t n);
  * in the first 75 % (Super Experts, arXiv 2507.23279). False when out of memory. */
 bool selection_find_super(const ModelConfig *config, const double *largest_output, bool *super);
 
-/* What cells are ranked by: first - second, first / second, or first (second may then be NULL). Cells that
- * are excluded, have no ratio (0 / 0) or are not of the class are left out. order [L*E], largest first, ties
- * to the lower cell; returns how many, -1: out of memory. */
+/* What cells are ranked by: first - second, first / second (x / 0 comes first), or first (second may then be
+ * NULL). Cells that are excluded, have no ratio (0 / 0) or are not of the class are left out. order [L*E],
+ * largest first, ties to the lower cell; returns how many, -1: out of memory. */
 int64_t selection_rank(const StepOptions *step, const double *first, const double *second,
                        const bool *excluded, int64_t n_cells, int64_t *order);
+/* Whether all n cells of such an order have one value: then an order of some of them says nothing. */
+bool selection_all_alike(const StepOptions *step, const double *first, const double *second,
+                         const int64_t *order, int64_t n);
 /* Each cell's share of all choices. */
 void selection_shares(const double *selected, int64_t n_cells, double *share);
 /* How many of `order`, from the first on, before the first that would take the sum of shares beyond

@@ -1,9 +1,10 @@
 /* Speed and memory of the whole decoder on a checkpoint: `gatetape bench model`.
  *
- * A row gives the median of several runs, the limit measured in the same process (a large matrix product for
- * passes, a memory copy for decoding) and the share of it. Work is what the cost table counts for the pass;
- * recomputation is part of the work. What decoding must read per step is the weights of the attention, of the
- * experts that were chosen, and of the head. */
+ * A row gives the median of several runs, the limit measured in the same process and the share of it: of
+ * passes a large matrix product, of decoding a memory copy, and of decode_of_forward what a pass over as many
+ * tokens as there are prompts reaches. Work is what the cost table counts for the pass; recomputation is part
+ * of the work. What decoding must read per step is the weights of the attention, of the experts that were
+ * chosen, and of the head. */
 #include "bench.h"
 #include "../engine/alloc.h"
 #include "../engine/clock.h"
@@ -134,6 +135,45 @@ static bool time_generation(const Bench *b, const PromptBatch *batch, int64_t n_
     return ok;
 }
 
+/* Of a pass over one prompt of n tokens: what it does, and its median time. A decoding step of n prompts has
+ * the same products, so its time says how much of their rate decoding reaches. */
+static bool time_width(const Bench *b, int64_t n, double *flops, double *median) {
+    BenchModel request = *b->request;
+    request.tokens = n;
+    Bench wide = *b;
+    wide.request = &request;
+    Prompts prompts;
+    if (!prompts_new(&wide, 1, &prompts)) return false;
+    const PassOptions options = {.recompute = RECOMPUTE_ALWAYS, .want_nll = true};
+    const Model *m = &b->model;
+    PassResult result = {0};
+    double seconds[RUNS];
+    bool ok = model_plan(&m->config, m->compute, m->weights.head.dtype, &prompts.batch, &options, &result,
+                         b->error);
+    *flops = result.cost.flops;
+    for (int run = -1; ok && run < RUNS; run++) {
+        pass_result_free(&result);
+        result = (PassResult){0};
+        const double begin = clock_seconds();
+        ok = model_pass(m, &prompts.batch, &options, NULL, &result, b->error);
+        seconds[run < 0 ? 0 : run] = clock_seconds() - begin;
+    }
+    if (ok) *median = timing_of(seconds, RUNS).median;
+    pass_result_free(&result);
+    prompts_free(&prompts);
+    return ok;
+}
+
+/* Decoding beside a pass of the same width; the goal is 0.5 of its rate at 100 prompts. */
+static bool bench_width(const Bench *b, int64_t n, double step) {
+    double flops, seconds;
+    char name[40];
+    if (!time_width(b, n, &flops, &seconds)) return false;
+    snprintf(name, sizeof name, "decode_of_forward_%lld", (long long)n);
+    print_row(b, name, step, (double)n / step, flops / seconds, seconds / step);
+    return true;
+}
+
 static bool bench_decode(const Bench *b, int64_t n) {
     Prompts prompts;
     if (!prompts_new(b, n, &prompts)) return false;
@@ -159,6 +199,7 @@ static bool bench_decode(const Bench *b, int64_t n) {
         char name[32];
         snprintf(name, sizeof name, "decode_batch_%lld", (long long)n);
         print_row(b, name, step, (double)n / step, b->ceilings.copy, bytes / step / b->ceilings.copy);
+        if (n > 1) ok = bench_width(b, n, step);
     }
     prompts_free(&prompts);
     return ok;

@@ -226,6 +226,8 @@ class LlamaCpp:
             return N_PROMPTS * PROMPT_TOKENS / median_seconds(lambda: self.prefill(N_PROMPTS))
         if case.startswith("decode_batch_"):
             n = int(case.rsplit("_", 1)[1])
+            if n > N_PROMPTS:  # more sequences than the context holds
+                return None
             seconds = []
             for _ in range(RUNS):
                 self.prefill(n)

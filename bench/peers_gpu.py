@@ -364,7 +364,7 @@ def bench_model(gatetape, put, shape, layers, prompts, tokens, steps, batches):
         case, taken, rate, copy_share = row[0], float(row[4]), float(row[5]), float(row[8])
         peer = (taken * rate / peers[case], name) if case in peers else None
         put(f"{shape} x{layers}/{case}/{prompts}x{tokens}", taken, taken, taken, flops.get(case, 0),
-            copy_share * float(row[7]) / 1e9 if case.startswith("decode") else 0, peer)
+            copy_share * float(row[7]) / 1e9 if case.startswith("decode_batch") else 0, peer)
 
 
 def main():

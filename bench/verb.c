@@ -15,7 +15,7 @@ const Flag bench_flags[] = {
     {"--layers", "N", "checkpoint: how many (4)", false},
     {"--prompts", "N", "model: prompts of a pass (16)", false},
     {"--tokens", "N", "model: tokens of a prompt (128)", false},
-    {"--batch", "N", "model: prompts decoded at once (1 and 16)", true},
+    {"--batch", "N", "model: prompts decoded at once (1, 16 and 100)", true},
     {"--steps", "N", "model: decoding steps that are timed (24)", false},
     {"--limits", "FILE", "counters: a device by its limits (configs/devices/h100.json)", false},
     {"--out", "FILE", "counters: write the rows there as CSV", false},
@@ -24,7 +24,7 @@ const Flag bench_flags[] = {
 
 enum { MOST_BATCHES = 8 };
 
-/* The values of --batch, ended by 0; 1 and 16 where none is given. */
+/* The values of --batch, ended by 0; 1, 16 and 100 where none is given. */
 static bool read_batches(const Arguments *a, int64_t batches[MOST_BATCHES + 1], Error *error) {
     const char *given[MAX_ARGUMENTS];
     const int64_t n = arguments_values(a, "--batch", given);
@@ -38,7 +38,7 @@ static bool read_batches(const Arguments *a, int64_t batches[MOST_BATCHES + 1], 
             return error_set(error, ERROR_BAD_INPUT, "--batch: expected 1 to %d: got \"%s\"", 1 << 20,
                              given[i]);
     }
-    if (n == 0) batches[0] = 1, batches[1] = 16;
+    if (n == 0) batches[0] = 1, batches[1] = 16, batches[2] = 100;
     return true;
 }
 

@@ -12,6 +12,7 @@ static const Verb verbs[] = {
     {"run", "JOB", "runs", NULL, flags, NULL},
     {"report", "FOLDER", "reports", NULL, NULL, NULL},
     {"options", NULL, "lists", NULL, NULL, NULL},
+    {"diff", "RUN RUN", "compares", NULL, NULL, NULL},
     {0},
 };
 
@@ -53,6 +54,8 @@ static void test_refused(void **state) {
     } cases[] = {
         {0, "", "run: expected JOB: got nothing"},
         {0, "a b", "run: expected one JOB: got \"b\" too"},
+        {3, "a", "diff: expected RUN RUN: got one"},
+        {3, "a b c", "diff: expected RUN RUN: got \"c\" too"},
         {2, "a", "options: expected no operand: got \"a\" too"},
         {0, "a --outt x", "got --outt (did you mean --out?)"},
         {1, "a --out x", "report: expected a flag of this verb: got --out"},

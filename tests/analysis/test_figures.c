@@ -3,16 +3,17 @@
 #include "analysis/figures.h"
 #include <errno.h>
 
-static const char evil[] = "a\"b' `touch ran`$(touch ran)\n<script>x</script> \\n @{_^} %s & \xe2\x80\xae";
+static const char evil[] =
+    "a\"b', `touch ran`$(touch ran)\n<script>x</script> \\n @{_^} %s & \xe2\x80\xae\xef\xbf\xbe";
 static const char *const groups[] = {evil, "plain"};
 static char folder[512];
 
-static void read_run(ReportRun *run) {
+static void read_run(ReportView *run) {
     Error error = {0};
-    if (!report_read(folder, run, &error)) fail_msg("%s", error.text);
+    if (!report_view_make(folder, run, &error)) fail_msg("%s", error.text);
 }
 
-static void draw(const ReportRun *run, Figures *figures) {
+static void draw(const ReportView *run, Figures *figures) {
     Error error = {0};
     if (!figures_draw(folder, run, figures, &error)) fail_msg("%s", error.text);
 }
@@ -20,12 +21,16 @@ static void draw(const ReportRun *run, Figures *figures) {
 static void test_drawn(void **state) {
     (void)state;
     if (!have_gnuplot()) skip();
-    ReportRun run;
+    static const char *const names[] = {
+        "activation.curve",      "activation.cumulative",  "activation.concentration", "activation.layers",
+        "activation.difference", "activation.selectivity", "activation.classes",       "activation.overlap",
+        "silence.outcomes.1",    "silence.outcomes.2",     "guarded.outcomes.1",       "guarded.outcomes.2"};
+    ReportView run;
     Figures figures, again;
     read_run(&run);
     draw(&run, &figures);
     assert_string_equal(figures.problem, "");
-    assert_int_equal(figures.n, 4); /* two heat maps, two curves */
+    assert_int_equal(figures.n, 14); /* two heat maps, eight of the step, four of outcomes */
     for (int64_t i = 0; i < figures.n; i++) {
         const Figure *figure = &figures.figures[i];
         assert_true(figure->has_pdf);
@@ -38,10 +43,11 @@ static void test_drawn(void **state) {
         assert_contains(figure->svg.bytes, id);
     }
     assert_string_equal(figures.figures[0].name, "activation.heatmap.1");
-    assert_string_equal(figures.figures[3].name, "activation.cumulative");
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        assert_string_equal(figures.figures[i + 2].name, names[i]);
     /* as gnuplot's SVG writer escapes it: one line, nothing interpreted */
     assert_contains(figures.figures[0].svg.bytes,
-                    "a'b' `touch ran`$(touch ran)\\n&lt;script>x&lt;/script> \\n @{_^} %s &amp; \\u{202e}");
+                    "a'b'; `touch ran`$(touch ran)\\n&lt;script>x&lt;/script> \\n @{_^} %s &amp; \\u{202e}?");
     assert_false(io_exists("ran"));
     assert_contains(figures.figures[1].svg.bytes, ">plain<");
     draw(&run, &again);
@@ -49,17 +55,17 @@ static void test_drawn(void **state) {
         assert_string_equal(figures.figures[i].svg.bytes, again.figures[i].svg.bytes);
     char path[600];
     snprintf(path, sizeof path, "%s/figures", folder);
-    assert_int_equal(scratch_count(path), 8);
+    assert_int_equal(scratch_count(path), 28);
     figures_free(&again);
     figures_free(&figures);
-    report_free(&run);
+    report_view_free(&run);
 }
 
 /* The largest score is the darkest cell and has its number; a layer without experts stays empty. */
 static void test_heatmap_shows_the_scores(void **state) {
     (void)state;
     if (!have_gnuplot()) skip();
-    ReportRun run;
+    ReportView run;
     Figures figures;
     read_run(&run);
     draw(&run, &figures);
@@ -75,14 +81,14 @@ static void test_heatmap_shows_the_scores(void **state) {
     snprintf(label, sizeof label, "<text>%.2g</text>", largest);
     assert_contains(svg, label);
     figures_free(&figures);
-    report_free(&run);
+    report_view_free(&run);
 }
 
 static void test_without_gnuplot(void **state) {
     (void)state;
     char *path = getenv("PATH"), *kept = mem_copy_text(path, strlen(path));
     setenv("PATH", "nowhere", 1);
-    ReportRun run;
+    ReportView run;
     Figures figures;
     read_run(&run);
     draw(&run, &figures);
@@ -91,7 +97,7 @@ static void test_without_gnuplot(void **state) {
     assert_string_equal(figures.problem, "gnuplot is not installed");
     assert_null(figures.figures[0].svg.bytes);
     figures_free(&figures);
-    report_free(&run);
+    report_view_free(&run);
 }
 
 static bool draw_again(void *context, Error *error) {
@@ -105,7 +111,7 @@ static bool draw_again(void *context, Error *error) {
 static void test_full_disk(void **state) {
     (void)state;
     if (!have_gnuplot()) skip();
-    ReportRun run;
+    ReportView run;
     read_run(&run);
     for (int k = 1; k < 40; k += 7) {
         Error error = {0};
@@ -115,7 +121,7 @@ static void test_full_disk(void **state) {
         assert_false(ok);
         assert_clean_error(&error, ERROR_FAILED);
     }
-    report_free(&run);
+    report_view_free(&run);
 }
 
 static int setup(void **state) {

@@ -276,6 +276,23 @@ static void a_selection_is_imported(void **state) {
     remove_run("import");
 }
 
+/* Two groups with the same prompts: every difference is 0, and the first two of equal cells mean nothing. */
+static void equal_scores_select_nothing(void **state) {
+    (void)state;
+    static const char *const sets[] = {"prompts.b.path=" DEMO "prompts/rank_ordinary.jsonl",
+                                       "prompts.t.limit=1", "steps.edit.top=2,40", "steps.edit.cells=[]",
+                                       "steps.edit.mode=zero"};
+    must_run("alike", sets, 5);
+    char *conditions = read_table("alike", "edit/conditions.csv");
+    assert_contains(conditions, "act.top2,selected,act,top,2,,,0,0,0,all ");
+    assert_contains(conditions, " cells that can be ranked have the same value\n");
+    assert_contains(conditions, "act.traffic6,selected,act,traffic,6,,,0,0,0,all ");
+    assert_contains(conditions, "random.top2.0,random,,top,2,0,act.top2,0,,0,act.top2 is not defined");
+    assert_false(io_exists(scratch_path("alike/edit/responses/act.top2.jsonl")));
+    mem_free(conditions);
+    remove_run("alike");
+}
+
 static void a_plan_counts_conditions(void **state) {
     (void)state;
     char *text = NULL;
@@ -333,7 +350,8 @@ int main(void) {
         cmocka_unit_test(the_baseline_is_the_model),     cmocka_unit_test(batches_change_no_byte),
         cmocka_unit_test(a_stopped_run_is_gone_on_with), cmocka_unit_test(memory_may_run_out_anywhere),
         cmocka_unit_test(tokens_are_edited_where_asked), cmocka_unit_test(a_selection_is_imported),
-        cmocka_unit_test(a_plan_counts_conditions),      cmocka_unit_test(bad_steps_are_refused),
+        cmocka_unit_test(equal_scores_select_nothing),   cmocka_unit_test(a_plan_counts_conditions),
+        cmocka_unit_test(bad_steps_are_refused),
     };
     return cmocka_run_group_tests(tests, set_up, scratch_remove);
 }

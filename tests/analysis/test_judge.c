@@ -147,6 +147,11 @@ static void test_outcome(void **state) {
     assert_true(outcome_of(before, before, &draws, &o, &error));
     near(o.change, 0), near(o.low, 0), near(o.high, 0), near(o.mcnemar_p, 1);
     resamples_free(&draws);
+    assert_true(resamples_bootstrap(7, 0, 20, 1, &draws, &error)); /* one prompt: no interval */
+    assert_true(outcome_of(before, after + 1, &draws, &o, &error));
+    near(o.change, -1);
+    assert_true(isnan(o.low) && isnan(o.high));
+    resamples_free(&draws);
 }
 
 static void test_agreement(void **state) {

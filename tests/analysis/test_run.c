@@ -286,6 +286,57 @@ static void common_prompts_of_a_step_are_warned_of(void **state) {
     remove_run("common");
 }
 
+static void unequal_groups_are_warned_of(void **state) {
+    (void)state;
+    static const char *const sets[] = {
+        "prompts.a.limit=4",
+        "prompts.b.system=Answer in the manner of a guide who knows every garden, flag and lamp "
+        "of the town, at length, and with the names of all who may help."};
+    must_run("unequal", sets, 2);
+    size_t n;
+    char *facts = read_table("unequal", "grad/step.json", &n),
+         *statistics = read_table("unequal", "grad/statistics.json", &n);
+    assert_contains(facts, "groups a and b have 4 and 3 prompts");
+    assert_contains(facts, " tokens a prompt\"");
+    assert_contains(statistics, "groups a and b have 4 and 3 prompts");
+    assert_contains(statistics, " tokens a prompt\"");
+    mem_free(facts);
+    mem_free(statistics);
+    facts = read_table("whole", "grad/step.json", &n);
+    assert_contains(facts, "groups a and b have 67 and 3 prompts");
+    assert_null(strstr(facts, "tokens a prompt"));
+    mem_free(facts);
+    remove_run("unequal");
+}
+
+/* A file that holds nothing from `first` on, and one of which nothing is left: no group, no number. */
+static void empty_groups_are_refused(void **state) {
+    (void)state;
+    refuse("empty", "prompts.b.first=1000000", ERROR_BAD_INPUT,
+           "rank_restricted.jsonl: expected at least one prompt: got none");
+    remove_run("empty");
+    static const char *const sets[] = {"prompts.b.max_tokens=3", "prompts.b.over_long=skip"};
+    Error error;
+    assert_false(run("empty", sets, 2, &error));
+    assert_clean_error(&error, ERROR_BAD_INPUT);
+    assert_contains(error.text, "expected at least one prompt that is not left out: got none of 3");
+    remove_run("empty");
+}
+
+static void one_prompt_has_no_interval(void **state) {
+    (void)state;
+    static const char *const sets[] = {"prompts.a.limit=1", "prompts.b.limit=1"};
+    must_run("single", sets, 2);
+    size_t n;
+    char *statistics = read_table("single", "grad/statistics.json", &n);
+    assert_contains(statistics, "\"bootstrap\": null");
+    assert_contains(statistics, "the group has one prompt");
+    assert_contains(statistics, "\"k80_low\": null");
+    assert_contains(statistics, "\"split_half\": null");
+    mem_free(statistics);
+    remove_run("single");
+}
+
 static void missing_things_are_named(void **state) {
     (void)state;
     refuse("none", "models.demo.path=/nowhere", ERROR_BAD_INPUT, "/nowhere");
@@ -511,6 +562,9 @@ int main(void) {
         cmocka_unit_test(two_runs_do_not_share_a_folder),
         cmocka_unit_test(sets_that_must_be_disjoint_are),
         cmocka_unit_test(common_prompts_of_a_step_are_warned_of),
+        cmocka_unit_test(unequal_groups_are_warned_of),
+        cmocka_unit_test(empty_groups_are_refused),
+        cmocka_unit_test(one_prompt_has_no_interval),
         cmocka_unit_test(missing_things_are_named),
         cmocka_unit_test(statistics_are_those_of_the_tables),
         cmocka_unit_test(near_ties_are_those_of_the_trace),

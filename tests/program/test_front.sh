@@ -33,10 +33,10 @@ one_error() {
 # ---- help and version ----
 expect 0 --help
 silent err
-for verb in run analyze report inspect generate tokenize conform options definitions; do says out "  $verb"; done
+for verb in run analyze report diff inspect generate tokenize conform options definitions; do says out "  $verb"; done
 expect 0 --version
 grep -qE '^gatetape [0-9]+\.[0-9]+\.[0-9]+( \([0-9a-f]{12}\))?$' out || fail "--version: got $(cat out)"
-for verb in run analyze report inspect generate tokenize conform options definitions; do
+for verb in run analyze report diff inspect generate tokenize conform options definitions; do
     expect 0 "$verb" --help
     silent err
     says out "usage: gatetape $verb"
@@ -44,6 +44,18 @@ done
 expect 2
 silent out
 says err "usage: gatetape VERB"
+
+# ---- diff: 0 the same, 1 different ----
+for run in one other; do
+    mkdir $run && printf '{"seed": 1, "steps": [{"name": "s", "kind": "report"}]}' > $run/job.json
+done
+expect 0 diff one other
+silent err
+says out 'same: 0 files'
+sed -i 's/: 1/: 2/' other/job.json
+expect 1 diff one other
+silent err
+says out 'option seed: 1 against 2'
 
 # ---- wrong words ----
 expect 2 reprot
@@ -56,6 +68,10 @@ expect 2 run nowhere.json
 one_error 'nowhere.json'
 expect 2 conform nowhere
 one_error 'nowhere/expected.safetensors'
+expect 2 diff nowhere nowhere
+one_error 'nowhere: expected a run folder'
+expect 2 diff nowhere
+one_error 'diff: expected RUN RUN: got one'
 expect 2 inspect nowhere
 one_error 'nowhere'
 expect 3 bench counters

@@ -34,6 +34,21 @@ for text in '<td class="l">gradient.top2</td>' 'McNemar p'; do
     grep -q "$text" "$folder/run/report.html" || fail "report.html: expected $text"
 done
 
+# ---- every number of the page stands in statistics.json; made again, page and file have the same bytes ----
+numbers=$(dirname "$program")/test_report_numbers
+if [ -x "$numbers" ]; then
+    "$numbers" "$folder/run" >"$folder/out" 2>&1 || { cat "$folder/out"; fail "numbers of the report"; }
+fi
+cp "$folder/run/report.html" "$folder/run/statistics.json" "$folder"
+cp -r "$folder/run/figures" "$folder/figures"
+"$program" report "$folder/run" 2>/dev/null || fail "report"
+for file in report.html statistics.json; do
+    cmp "$folder/run/$file" "$folder/$file" || fail "$file differs when made again"
+done
+for file in "$folder"/figures/*.svg; do
+    cmp "$file" "$folder/run/figures/$(basename "$file")" || fail "a figure differs when made again"
+done
+
 # ---- again: the same bytes; with labels of people: theirs count ----
 cp "$step/labels.csv" "$folder/labels.csv"
 cp "$step/outcomes.csv" "$folder/outcomes.csv"
@@ -48,6 +63,25 @@ grep -q '^degraded,compliant,1$' "$step/agreement.csv" || fail "agreement.csv"
 grep -q '"kappa"' "$step/judge.json" || fail "judge.json names the agreement"
 
 "$program" run "$source/configs/jobs/follow-up.json" --dry-run >"$folder/out" 2>&1 || fail "follow-up: $(cat "$folder/out")"
+
+# ---- the study of the paper, on a stand-in for its model and prompts ----
+stand_in=(--set "models.mixtral.path=$source/configs/demo/model" --set models.mixtral.chat_template=phi35moe)
+for pair in benign=rank_ordinary harmful=rank_restricted test_benign=test_ordinary test_harmful=test_restricted; do
+    stand_in+=(--set "prompts.${pair%%=*}.path=$source/configs/demo/prompts/${pair#*=}.jsonl")
+done
+stand_in+=(--set steps.silence.max_new_tokens=24)
+"$program" run "$source/configs/jobs/paper-a.json" --dry-run "${stand_in[@]}" >"$folder/out" 2>&1 ||
+    fail "paper-a: $(cat "$folder/out")"
+grep -q 'group test_harmful: 100 prompts' "$folder/out" || fail "paper-a: expected 100 test prompts"
+for group in test_benign test_harmful; do stand_in+=(--set "prompts.$group.limit=2"); done
+"$program" run "$source/configs/jobs/paper-a.json" --out "$folder/paper" "${stand_in[@]}" >"$folder/out" 2>&1 ||
+    fail "paper-a: $(cat "$folder/out")"
+# ten prompts find fewer than five cells by activation: its sets are not defined, those of the gradient have controls
+grep -q '^activation.top5,selected,.*,0,"5 cells asked for' "$folder/paper/silence/conditions.csv" ||
+    fail "paper-a: expected fewer cells than asked for"
+[ "$(grep -c '^random.top5.[0-9],random,,top,5,[0-9],gradient.top5,5,.*,1,' "$folder/paper/silence/conditions.csv")" = 10 ] ||
+    fail "paper-a: expected ten random sets"
+"$program" diff "$folder/paper" "$folder/paper" >"$folder/out" || fail "paper-a differs from itself: $(cat "$folder/out")"
 
 # ---- refused ----
 refuse() { # WHAT, expected text, arguments...
