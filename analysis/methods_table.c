@@ -144,6 +144,11 @@ const MethodSentence method_sentences[] = {
     STEP(CONTRAST, "controls", NULL,
          "Beside each pair with a topic stand up to {} controls with prompts of other topics, drawn without "
          "replacement; a pair's control is their mean"),
+    STEP(CONTRAST, "prefix", NULL, "The prefix, put before the text of the last message, was \"{}\""),
+    STEP(CONTRAST, "overlap_k", "0", "The k of overlap@k is the number of experts that the router chooses"),
+    STEP(CONTRAST, "overlap_k", NULL, "The k of overlap@k is {}"),
+    STEP(CONTRAST, "js_log", "natural", "Divergences are in nats (the base is open in the literature)"),
+    STEP(CONTRAST, "js_log", "base2", "Divergences are in bits (the base is open in the literature)"),
     STEP(CONTRAST, "bootstraps", "0", "No intervals were computed"),
     STEP(CONTRAST, "bootstraps", NULL,
          "Intervals are percentiles of {} bootstrap resamples of the pairs; a cell's frequency is the share "
@@ -286,6 +291,9 @@ const int64_t n_method_sentences = sizeof method_sentences / sizeof *method_sent
 
 const MethodNeed method_needs[] = {
     {"last_tokens", "tokens", {"last"}, NULL},
+    {"prefix", "contrast", {"prefix"}, NULL},
+    {"controls", "contrast", {"prefix", "matched"}, NULL},
+    {"gradient", "contrast", {"continuations"}, NULL},
     {"max_new_tokens", "tokens", {"generated", "prompt+generated"}, NULL},
     {"temperature", "tokens", {"generated", "prompt+generated"}, NULL},
     {"top_k", "tokens", {"generated", "prompt+generated"}, NULL},
