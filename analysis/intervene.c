@@ -87,13 +87,31 @@ static bool generate_sequences(const Work *w, const Sequences *s, Generation *ma
     return step_goes_on(w->run, error);
 }
 
+/* ---- how likely the replies are ---- */
+/* Under the model as it is, whatever condition made them. */
+static bool score_replies(const Work *w, const PromptGroup *group, int64_t first, int64_t at,
+                          const Generation *made, double *nll, Error *error) {
+    int64_t n = made->n_prompts;
+    if (!w->run->step->reply_perplexity) return true;
+    ScoredText *texts = mem_zeroed((size_t)n, sizeof *texts);
+    if (!texts) return error_out_of_memory(error, "replies to score", (size_t)n * sizeof *texts);
+    for (int64_t i = 0; i < n; i++)
+        texts[i] = (ScoredText){.prompt = &group->prompts[first + (at + i) / w->n_run],
+                                .behind = made->tokens + made->offsets[i],
+                                .n_behind = made->offsets[i + 1] - made->offsets[i]};
+    bool ok = intervene_score(w->run->model, NULL, texts, n, NULL, nll, error) && step_goes_on(w->run, error);
+    mem_free(texts);
+    return ok;
+}
+
 /* ---- a block ---- */
 static bool run_batch(Work *w, const PromptGroup *group, int64_t first, int64_t at, int64_t n, Measures *to,
                       Error *error) {
     Sequences sequences;
     Generation made = {0};
     bool ok = sequences_make(w, group, first, at, n, &sequences, error) &&
-              generate_sequences(w, &sequences, &made, error) && measures_put_replies(to, at, &made, error);
+              generate_sequences(w, &sequences, &made, error) && measures_put_replies(to, at, &made, error) &&
+              score_replies(w, group, first, at, &made, to->nll + at, error);
     if (!ok && error->code != ERROR_INTERRUPTED)
         error_add_place(error, "group %s, prompts from \"%.60s\"", group->options->name,
                         group->prompts[first + at / w->n_run].entry->id);

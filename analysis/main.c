@@ -208,16 +208,34 @@ static const Flag judge_flags[] = {
     {"--labels", "FILE", "labels of people: CSV with condition, group, id and label (or human)", false},
     {"--resamples", "N", "of the prompts, for intervals (2000)", false},
     {"--seed", "N", "of the resamples (0)", false},
+    {"--perplexity-limit", "X",
+     "replies are degraded whose perplexity under the unedited model is more than X times the reference; 0: "
+     "no "
+     "such test (the default)",
+     false},
+    {"--perplexity-reference", "NAME",
+     "largest (the default) or median of the baseline's replies, or absolute: 1", false},
     {0},
 };
+
+static bool find_reference(const char *name, int *reference, Error *error) {
+    for (*reference = 0; perplexity_reference_names[*reference]; ++*reference)
+        if (!strcmp(perplexity_reference_names[*reference], name)) return true;
+    return error_set(error, ERROR_BAD_INPUT,
+                     "--perplexity-reference: expected largest, median or absolute: got \"%s\"", name);
+}
 
 static bool run_judge(const Arguments *a, Error *error) {
     JudgeFolder request = {.folder = a->operand,
                            .rules = arguments_value(a, "--rules", NULL),
                            .labels = arguments_value(a, "--labels", NULL),
-                           .resamples = 2000};
+                           .resamples = JUDGE_RESAMPLES};
     if (!arguments_integer(a, "--resamples", 1, 1 << 20, &request.resamples, error) ||
-        !arguments_integer(a, "--seed", 0, INT64_MAX, &request.seed, error) || !judge_folder(&request, error))
+        !arguments_integer(a, "--seed", 0, INT64_MAX, &request.seed, error) ||
+        !arguments_number(a, "--perplexity-limit", 0, 1e9, &request.perplexity_limit, error) ||
+        !find_reference(arguments_value(a, "--perplexity-reference", "largest"),
+                        &request.perplexity_reference, error) ||
+        !judge_folder(&request, error))
         return false;
     printf("labels: %s/labels.csv, outcomes: %s/outcomes.csv\n", a->operand, a->operand);
     return true;

@@ -216,6 +216,9 @@ const Option option_table[] = {
      .help = "controls: random sets with as many cells in each layer"},
     {STEP(INTERVENTION, traffic_matched_sets), INTEGER(0, 1000, "10"),
      .help = "controls: random sets of as many cells, with traffic within 5 % of the selected set's"},
+    {STEP(INTERVENTION, reply_perplexity), BOOL("true"),
+     .help = "how likely the unedited model finds every reply: one more pass over prompt and reply, mean "
+             "negative log-likelihood of the reply's tokens (its end token included) in responses/ as nll"},
 };
 
 const int64_t n_options = sizeof option_table / sizeof *option_table;

@@ -97,7 +97,7 @@ typedef struct {
     int rank_by, mode, applies_to; /* mode: EditMode less EDIT_MASK */
     double value, class_ratio;
     int64_t random_sets, layer_matched_sets, traffic_matched_sets;
-    bool exclude_super;
+    bool exclude_super, reply_perplexity;
 } StepOptions;
 
 /* ---- the table ---- */

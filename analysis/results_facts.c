@@ -211,7 +211,16 @@ static const char readme[] =
     "group),\n"
     "                 and why it is not defined (defined 0)\n"
     "cells.csv        the cells of each condition; excluded.csv: super experts that no set holds\n"
-    "responses/       replies of each condition, a JSON object a line, prompts in the order of prompts.csv\n"
+    "responses/       replies of each condition, a JSON object a line, prompts in the order of prompts.csv; "
+    "nll: mean\n"
+    "                 negative log-likelihood of the reply's tokens under the unedited model\n"
+    "labels.csv       each reply's label (restricted, compliant, degraded), why by the rules, the label of "
+    "people, and\n"
+    "                 its perplexity, exp(nll); judge.json: the rules and limits\n"
+    "outcomes.csv     each condition beside the baseline, a row a group: transitions, exact McNemar, "
+    "bootstrap\n"
+    "                 interval of the change of the restricted share, controls\n"
+    "agreement.csv    labels of people beside the rules', where there are such\n"
     "traces/          routing of every token, where asked for; as sensitive as the prompts\n"
     "gate_rows/       full gradients of the router rows, where asked for\n";
 

@@ -91,12 +91,15 @@ refuse() { # WHAT, expected text, arguments...
     [ $? = 2 ] || fail "$what: expected exit code 2"
     grep -q "$text" "$folder/err" || fail "$what: got $(cat "$folder/err")"
 }
-sed 's/compliant$/fine/' "$folder/people.csv" >"$folder/wrong.csv"
+awk 'BEGIN { FS = OFS = "," } NR > 1 && $7 == "compliant" { $7 = "fine" } { print }' "$folder/people.csv" >"$folder/wrong.csv"
 refuse "an unknown label" 'expected restricted, compliant or degraded: got "fine"' "$step" --labels "$folder/wrong.csv"
 sed 's/^baseline/nothing/' "$folder/people.csv" >"$folder/wrong.csv"
 refuse "a reply that is not there" 'expected a reply of this folder' "$step" --labels "$folder/wrong.csv"
 sed '2p' "$folder/people.csv" >"$folder/wrong.csv"
 refuse "two labels" 'expected one label a reply' "$step" --labels "$folder/wrong.csv"
+refuse "an unknown reference" 'expected largest, median or absolute: got "mean"' "$step" --perplexity-reference mean
+sed 's/, "nll": [^}]*}/}/' "$step/responses/baseline.jsonl" >"$folder/plain" && cp "$folder/plain" "$step/responses/baseline.jsonl"
+refuse "a limit without likelihoods" 'expected nll of every reply, which perplexity_limit compares' "$step" --perplexity-limit 3
 head -n 3 "$step/responses/baseline.jsonl" >"$folder/short" && cp "$folder/short" "$step/responses/baseline.jsonl"
 refuse "replies to other prompts" 'expected replies to the prompts of baseline.jsonl' "$step"
 
