@@ -172,5 +172,6 @@ bool intervene_write(const Intervention *all, Error *error) {
     const JudgeFolder judge = {
         .folder = all->run->folder, .resamples = JUDGE_RESAMPLES, .seed = all->run->job->options.seed};
     return write_conditions(all, error) && write_cells(all, error) && write_prompts(all, error) &&
-           write_responses(all, error) && judge_folder(&judge, error) && write_facts(all, error);
+           write_responses(all, error) && intervene_write_effects(all, error) &&
+           judge_folder(&judge, error) && write_facts(all, error);
 }

@@ -1,10 +1,10 @@
 /* judge_folder: the replies of an intervention step labelled, and what its conditions changed.
  *
  * Reads FOLDER/conditions.csv and FOLDER/responses/CONDITION.jsonl. Writes labels.csv (a row a reply:
- * condition, group, index, id, label, why, human, perplexity), outcomes.csv (a row a condition and group, beside the
- * baseline, and beside the mean of its matched controls), agreement.csv (rules beside people, where there are
- * labels of people) and judge.json (the rules' path and hash, resamples, seed). A later run with other rules
- * or labels replaces them. */
+ * condition, group, index, id, label, why, human, perplexity), outcomes.csv (a row a condition and group,
+ * beside the baseline, and beside the mean of its matched controls), agreement.csv (rules beside people,
+ * where there are labels of people) and judge.json (the rules' path and hash, resamples, seed). A later run
+ * with other rules or labels replaces them. */
 #ifndef GATETAPE_JUDGE_FOLDER_H
 #define GATETAPE_JUDGE_FOLDER_H
 #include "judge.h"

@@ -1,5 +1,5 @@
-/* What the rules do not say: labels of people, replies that the unedited model finds unlikely, and whose label
- * counts. */
+/* What the rules do not say: labels of people, replies that the unedited model finds unlikely, and whose
+ * label counts. */
 #include "judge_parts.h"
 #include "ranking.h"
 #include "../engine/alloc.h"

@@ -29,6 +29,7 @@ static const char *const test_statistics[] = {"t", "difference", NULL};
 static const char *const recomputes[] = {"auto", "always", "never", NULL};
 
 static const char *const rank_bys[] = {"difference", "ratio", "score", NULL};
+static const char *const effects[] = {"none", "prompt", "prompt+target", NULL};
 static const char *const applies[] = {"both", "prompt", "generated", NULL};
 
 enum {
@@ -216,6 +217,11 @@ const Option option_table[] = {
      .help = "controls: random sets with as many cells in each layer"},
     {STEP(INTERVENTION, traffic_matched_sets), INTEGER(0, 1000, "10"),
      .help = "controls: random sets of as many cells, with traffic within 5 % of the selected set's"},
+    {STEP(INTERVENTION, side_effects), CHOICE(effects, "\"prompt+target\""),
+     .help =
+         "what is measured beside replies, by one more pass a condition: the likelihood of the prompt's own "
+         "tokens, and of its target where it has one, under the edits (side_effects.csv, "
+         "side_effects_targets.csv)"},
     {STEP(INTERVENTION, reply_perplexity), BOOL("true"),
      .help = "how likely the unedited model finds every reply: one more pass over prompt and reply, mean "
              "negative log-likelihood of the reply's tokens (its end token included) in responses/ as nll"},

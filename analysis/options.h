@@ -54,6 +54,7 @@ typedef enum { CLASS_RATIO, CLASS_DIFFERENCE, CLASS_Z } ClassRule;
 typedef enum { PERMUTE_T, PERMUTE_DIFFERENCE } TestStatistic;
 
 typedef enum { RANK_DIFFERENCE, RANK_RATIO, RANK_SCORE } RankBy;
+typedef enum { EFFECTS_NONE, EFFECTS_PROMPT, EFFECTS_PROMPT_TARGET } SideEffects;
 typedef enum { APPLIES_TO_BOTH, APPLIES_TO_PROMPT, APPLIES_TO_GENERATED } AppliesTo;
 
 /* ---- records: texts are owned by the job ---- */
@@ -94,7 +95,7 @@ typedef struct {
     NameList rank_groups, cells;
     NumberList top, traffic;
     const char *counts, *traffic_group, *selection;
-    int rank_by, mode, applies_to; /* mode: EditMode less EDIT_MASK */
+    int rank_by, mode, applies_to, side_effects; /* mode: EditMode less EDIT_MASK */
     double value, class_ratio;
     int64_t random_sets, layer_matched_sets, traffic_matched_sets;
     bool exclude_super, reply_perplexity;

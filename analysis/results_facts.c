@@ -220,6 +220,12 @@ static const char readme[] =
     "outcomes.csv     each condition beside the baseline, a row a group: transitions, exact McNemar, "
     "bootstrap\n"
     "                 interval of the change of the restricted share, controls\n"
+    "side_effects.csv of each condition beside the baseline, a row a group: mean negative log-likelihood of "
+    "the\n"
+    "                 prompts' own tokens before and after, its change with a bootstrap interval over "
+    "prompts, "
+    "and\n"
+    "                 exp(change); side_effects_targets.csv: the same of the targets\n"
     "agreement.csv    labels of people beside the rules', where there are such\n"
     "traces/          routing of every token, where asked for; as sensitive as the prompts\n"
     "gate_rows/       full gradients of the router rows, where asked for\n";

@@ -73,7 +73,7 @@ typedef struct {
     int64_t n_batches, n_tokens, n_longest;
     size_t weights_bytes, activation_bytes; /* the largest batch */
     bool recomputed;
-    double flops, bytes, reply_flops;
+    double flops, bytes, reply_flops, effect_flops;
 } Work;
 
 static DType weights_dtype(const ModelConfig *config) {
@@ -84,6 +84,7 @@ static DType weights_dtype(const ModelConfig *config) {
 static bool plan_batch(const Planner *p, const Batch *batch, Work *work, Error *error) {
     PromptBatch view = batch_view(batch);
     PassOptions options = {.memory_limit_bytes = (size_t)p->job->options.memory_limit_mib << 20};
+    options.want_nll = p->step->kind == STEP_INTERVENTION;
     if (p->step->kind == STEP_GRADIENT) {
         options.loss_weights = batch->loss;
         options.recompute = (Recompute)p->step->recompute;
@@ -130,6 +131,8 @@ static bool plan_group(const Planner *p, const PromptGroup *group, Work *work, E
             at += n_batch;
         }
         for (int64_t i = 0; ok && i < n; i++) {
+            const EncodedPrompt *prompt = &group->prompts[first + i];
+            work->effect_flops += 2.0 * (double)n_active * (double)(prompt->n_prompt + prompt->n_target);
             int64_t length = block_prompt_tokens(&block, i);
             if (length > work->n_longest) work->n_longest = length;
         }
@@ -212,11 +215,10 @@ static void print_work(const Planner *p, const Work *work) {
     fputs("  files: ", p->to);
     print_text(p->to, p->out, strlen(p->out));
     if (p->step->kind == STEP_INTERVENTION) {
-        fprintf(
-            p->to,
-            "/%s/{step.json,conditions.csv,cells.csv,excluded.csv,prompts.csv,responses/CONDITION.jsonl}, at "
-            "most %lld conditions\n",
-            p->step->name, (long long)conditions_count(p->step));
+        fprintf(p->to,
+                "/%s/{step.json,conditions.csv,cells.csv,excluded.csv,prompts.csv,responses/CONDITION.jsonl,"
+                "side_effects.csv,labels.csv,outcomes.csv,judge.json}, at most %lld conditions\n",
+                p->step->name, (long long)conditions_count(p->step));
         return;
     }
     fprintf(p->to,
@@ -226,16 +228,22 @@ static void print_work(const Planner *p, const Work *work) {
             p->step->name);
 }
 
+/* What was counted is a pass over prompts with their replies: it scores these, in every condition. */
+static void plan_conditions(const StepOptions *step, Work *work) {
+    double n = (double)conditions_count(step), n_scored = step->reply_perplexity ? n : 0;
+    work->flops *= n_scored;
+    work->bytes *= n_scored;
+    work->reply_flops *= n;
+    if (step->side_effects != EFFECTS_NONE) work->flops += n * work->effect_flops;
+}
+
 static bool plan_step(const Planner *p, Work *work, Error *error) {
     PromptGroup *groups = NULL;
     Text notes = {0};
     int64_t n = p->step->groups.n;
     bool ok = step_read_groups(p->job, p->step, p->encoder, NULL, &groups, &notes, error);
     for (int64_t g = 0; ok && g < n; g++) ok = plan_group(p, &groups[g], work, error);
-    if (p->step->kind == STEP_INTERVENTION) { /* replies alone, each condition's */
-        work->flops = work->bytes = 0;
-        work->reply_flops *= (double)conditions_count(p->step);
-    }
+    if (p->step->kind == STEP_INTERVENTION) plan_conditions(p->step, work);
     if (ok) {
         fprintf(p->to, "step %s: %s of model %s (%s, chat template %s)\n", p->step->name,
                 step_kind_names[p->step->kind], p->step->model, p->config->family,

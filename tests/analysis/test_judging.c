@@ -183,7 +183,7 @@ static bool judge(const char *folder, double limit, int reference) {
     return judge_folder(&request, &error);
 }
 
-/* Every reply beyond the limit is degraded for that, and no other; the reference is the baseline's largest. */
+/* Every reply beyond the limit is degraded for that, no other; the reference is the baseline's largest. */
 static void perplexity_degrades_beyond_its_limit(void **state) {
     (void)state;
     static const double limits[] = {0, 0.9, 1, 3};
@@ -240,11 +240,139 @@ static void perplexity_may_be_absent(void **state) {
                                        "perplexity_limit compares: got none of \"test-restricted-001\""));
 }
 
+/* ---- side effects ---- */
+/* Sets of edits of a prompt's tokens and of those behind it: set 0 masks the cells of the condition. */
+static double score_edited(const EncodedPrompt *prompt, bool target, const EditTable *edits, bool edit_prompt,
+                           bool edit_behind) {
+    int32_t sets[512];
+    int64_t n = prompt->n_prompt + prompt->n_target;
+    for (int64_t t = 0; t < n; t++) sets[t] = (t < prompt->n_prompt ? edit_prompt : edit_behind) ? 0 : -1;
+    return score_by_logits(prompt->tokens, target ? prompt->n_prompt : 1, target ? n : prompt->n_prompt,
+                           &(PassOptions){.edits = edits, .token_edits = edits ? sets : NULL});
+}
+
+static void read_edits(const char *out, const char *condition, EditTable *edits) {
+    char name[100];
+    Csv csv = {0};
+    snprintf(name, sizeof name, "%s/edit/cells.csv", out);
+    assert_true(csv_read(scratch_path(name), 1 << 20, &csv, &error));
+    assert_true(edit_table_make(&model.config, 1, edits, &error));
+    for (int64_t r = 0; r < csv.n_rows; r++)
+        if (!strcmp(field(&csv, r, "condition"), condition))
+            assert_true(edit_table_put(edits, &model.config, 0,
+                                       (CellEdit){.layer = strtol(field(&csv, r, "layer"), NULL, 10),
+                                                  .expert = strtol(field(&csv, r, "expert"), NULL, 10),
+                                                  .mode = EDIT_MASK},
+                                       &error));
+    csv_free(&csv);
+}
+
+/* Row `condition`, `group` of a table against passes of one text each. */
+static void check_effects(const char *out, bool targets, const char *group_name, const char *path,
+                          bool edit_prompt, bool edit_behind) {
+    char name[100];
+    Csv csv = {0};
+    PromptGroup group;
+    EditTable edits;
+    double before = 0, after = 0;
+    int64_t n_tokens = 0, n_rows = 0;
+    read_group(path, !strcmp(group_name, "t") ? 5 : 4, &group);
+    read_edits(out, "random.top3.0", &edits);
+    for (int64_t p = 0; p < group.n; p++) {
+        const EncodedPrompt *prompt = &group.prompts[p];
+        before += score_edited(prompt, targets, NULL, false, false) / (double)group.n;
+        after += score_edited(prompt, targets, &edits, edit_prompt, edit_behind) / (double)group.n;
+        n_tokens += targets ? prompt->n_target : prompt->n_prompt - 1;
+    }
+    snprintf(name, sizeof name, "%s/edit/side_effects%s.csv", out, targets ? "_targets" : "");
+    if (!csv_read(scratch_path(name), 1 << 20, &csv, &error)) fail_msg("%s", error.text);
+    for (int64_t r = 0; r < csv.n_rows; r++) {
+        if (strcmp(field(&csv, r, "condition"), "random.top3.0") ||
+            strcmp(field(&csv, r, "group"), group_name))
+            continue;
+        const double change = strtod(field(&csv, r, "change"), NULL);
+        assert_string_equal(field(&csv, r, "kind"), "random");
+        assert_int_equal(strtol(field(&csv, r, "prompts"), NULL, 10), group.n);
+        assert_int_equal(strtol(field(&csv, r, "tokens"), NULL, 10), n_tokens);
+        near(strtod(field(&csv, r, "nll_before"), NULL), before, "nll_before");
+        near(strtod(field(&csv, r, "nll_after"), NULL), after, "nll_after");
+        near(change, after - before, "change");
+        near(strtod(field(&csv, r, "perplexity_ratio"), NULL), exp(after - before), "perplexity_ratio");
+        assert_true(strtod(field(&csv, r, "low"), NULL) <= change);
+        assert_true(strtod(field(&csv, r, "high"), NULL) >= change);
+        assert_true(fabs(change) > 1e-4);
+        n_rows++;
+    }
+    assert_int_equal(n_rows, 1);
+    edit_table_free(&edits);
+    csv_free(&csv);
+    prompt_group_free(&group);
+}
+
+static void side_effects_are_those_of_one_text(void **state) {
+    (void)state;
+    check_effects("whole", false, "t", DEMO "prompts/test_restricted.jsonl", true, true);
+    check_effects("whole", false, "o", DEMO "prompts/test_ordinary.jsonl", true, true);
+    check_effects("whole", true, "o", DEMO "prompts/test_ordinary.jsonl", true, true);
+    char *table = read_file("whole/edit/side_effects.csv");
+    assert_non_null(strstr(table, "\nact.top3,selected,t,5,"));
+    assert_true(strstr(table, "\nact.top3,selected,t,") < strstr(table, "\nrandom.top3.0,random,t,5,"));
+    assert_true(strstr(table, "\nrandom.top3.0,random,t,") < strstr(table, "\nact.top3,selected,o,4,"));
+    assert_null(strstr(table, "baseline"));
+    mem_free(table);
+}
+
+/* What the edits do not touch has no number. */
+static void untouched_prompts_are_not_defined(void **state) {
+    (void)state;
+    static const char *const sets[] = {"steps.edit.applies_to=generated"};
+    must_run("generated", sets, 1);
+    char *table = read_file("generated/edit/side_effects.csv");
+    assert_non_null(strstr(table,
+                           ",,,,,,\"not defined: generated tokens alone are edited, the prompt's stay as "
+                           "they are\"\n"));
+    mem_free(table);
+    check_effects("generated", true, "o", DEMO "prompts/test_ordinary.jsonl", false, true);
+    static const char *const prompt[] = {"steps.edit.applies_to=prompt"};
+    must_run("prompt", prompt, 1);
+    check_effects("prompt", true, "o", DEMO "prompts/test_ordinary.jsonl", true, false);
+    static const char *const none[] = {"steps.edit.side_effects=none", "steps.edit.random_sets=0"};
+    must_run("none", none, 2);
+    assert_false(io_exists(scratch_path("none/edit/side_effects.csv")));
+    static const char *const one[] = {"steps.edit.side_effects=prompt", "steps.edit.random_sets=0",
+                                      "prompts.t.limit=1"};
+    must_run("one", one, 3);
+    assert_false(io_exists(scratch_path("one/edit/side_effects_targets.csv")));
+    table = read_file("one/edit/side_effects.csv");
+    assert_non_null(strstr(table, "no interval: one prompt"));
+    mem_free(table);
+}
+
+static void batches_change_no_number(void **state) {
+    (void)state;
+    static const char *const sets[] = {"batch_prompts=2", "batch_tokens=64"};
+    static const char *const files[] = {"side_effects.csv", "side_effects_targets.csv", "labels.csv",
+                                        "responses/act.top3.jsonl"};
+    must_run("split", sets, 2);
+    for (int i = 0; i < 4; i++) {
+        char one[100], other[100];
+        snprintf(one, sizeof one, "whole/edit/%s", files[i]);
+        snprintf(other, sizeof other, "split/edit/%s", files[i]);
+        char *a = read_file(one), *b = read_file(other);
+        assert_string_equal(a, b);
+        mem_free(a);
+        mem_free(b);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_unedited_model_scores_every_reply),
         cmocka_unit_test(perplexity_degrades_beyond_its_limit),
         cmocka_unit_test(perplexity_may_be_absent),
+        cmocka_unit_test(side_effects_are_those_of_one_text),
+        cmocka_unit_test(untouched_prompts_are_not_defined),
+        cmocka_unit_test(batches_change_no_number),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
