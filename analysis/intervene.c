@@ -4,6 +4,7 @@
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include "../kernels/check.h"
+#include "likelihood.h"
 #include <string.h>
 
 typedef struct {
@@ -101,13 +102,14 @@ static bool score_replies(const Work *w, const PromptGroup *group, int64_t first
         texts[i] = (ScoredText){.prompt = &group->prompts[first + (at + i) / w->n_run],
                                 .behind = made->tokens + made->offsets[i],
                                 .n_behind = made->offsets[i + 1] - made->offsets[i]};
-    bool ok = intervene_score(w->run->model, NULL, texts, n, NULL, nll, error) && step_goes_on(w->run, error);
+    bool ok =
+        likelihood_of_texts(w->run->model, NULL, texts, n, NULL, nll, error) && step_goes_on(w->run, error);
     mem_free(texts);
     return ok;
 }
 
 /* ---- how likely prompts and targets become ---- */
-/* Where generated tokens alone are edited a prompt's tokens stay as they are: only targets are worth a pass. */
+/* Where generated tokens alone are edited, a prompt's stay as they are: only targets are worth a pass. */
 static bool scores_effects(const Work *w, const PromptGroup *group, int64_t first, int64_t at, int64_t n) {
     const StepOptions *step = w->run->step;
     if (step->side_effects == EFFECTS_NONE || step->applies_to != APPLIES_TO_GENERATED)
@@ -134,9 +136,9 @@ static bool score_effects(const Work *w, const PromptGroup *group, int64_t first
                                 .prompt_set = applies_to == APPLIES_TO_GENERATED ? -1 : set,
                                 .behind_set = applies_to == APPLIES_TO_PROMPT ? -1 : set};
     }
-    bool ok =
-        intervene_score(w->run->model, edits, texts, n, to->prompt_nll + at, to->target_nll + at, error) &&
-        step_goes_on(w->run, error);
+    bool ok = likelihood_of_texts(w->run->model, edits, texts, n, to->prompt_nll + at, to->target_nll + at,
+                                  error) &&
+              step_goes_on(w->run, error);
     mem_free(texts);
     return ok;
 }

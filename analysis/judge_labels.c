@@ -52,8 +52,6 @@ bool judge_read_people(Judging *w) {
         if (reply->human != NO_LABEL)
             return csv_error(csv, row, id, w->error, "expected one label a reply: got two");
         reply->human = label_of(text);
-        w->agreement[reply->human][reply->rule]++;
-        w->has_people = true;
     }
     return true;
 }
@@ -117,10 +115,40 @@ bool judge_read_perplexity(Judging *w) {
 }
 
 /* ---- whose label counts ---- */
+const char *const labeller_names[N_LABELLERS + 1] = {"people", "guard", "rules", NULL};
+
+static int label_by(const Judging *w, const Reply *reply, Labeller labeller) {
+    if (labeller == LABELLER_PEOPLE) return reply->human;
+    if (labeller == LABELLER_RULES) return (int)reply->rule;
+    const bool degraded = !w->request->guard_degrades && reply->rule == LABEL_DEGRADED;
+    return reply->guard != NO_LABEL && degraded ? (int)LABEL_DEGRADED : reply->guard;
+}
+
+static Label decide(const Judging *w, const Reply *reply) {
+    for (int i = 0; i < w->request->n_decides; i++) {
+        const int label = label_by(w, reply, w->request->decides[i]);
+        if (label != NO_LABEL) return (Label)label;
+    }
+    for (Labeller l = LABELLER_PEOPLE; !w->request->n_decides && l < LABELLER_RULES; l++) {
+        const int label = label_by(w, reply, l);
+        if (label != NO_LABEL) return (Label)label;
+    }
+    return reply->rule;
+}
+
+static void count(Judging *w, LabellerPair pair, int one, int other) {
+    if (one == NO_LABEL || other == NO_LABEL) return;
+    w->has[pair] = true;
+    w->agreement[pair][one][other]++;
+}
+
 void judge_decide(Judging *w) {
     for (int64_t i = 0; i < w->n; i++)
         for (int64_t r = 0; r < w->list[i].n; r++) {
             Reply *reply = &w->list[i].replies[r];
-            reply->label = reply->human == NO_LABEL ? reply->rule : (Label)reply->human;
+            reply->label = decide(w, reply);
+            count(w, PEOPLE_AND_RULES, reply->human, (int)reply->rule);
+            count(w, PEOPLE_AND_GUARD, reply->human, reply->guard);
+            count(w, GUARD_AND_RULES, reply->guard, (int)reply->rule);
         }
 }

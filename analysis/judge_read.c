@@ -13,6 +13,7 @@ static void replies_free(Judged *j) {
         mem_free(j->replies[i].group);
         mem_free(j->replies[i].id);
         mem_free(j->replies[i].why);
+        mem_free(j->replies[i].text);
     }
     mem_free(j->replies);
 }
@@ -47,8 +48,10 @@ static bool read_reply(Judging *w, const char *file, const char *line, size_t le
             (Reply){.group = copy_of(group), .id = copy_of(id), .index = reply->index, .why = copy_of(j.why)};
         reply->label = reply->rule = j.label;
         reply->perplexity = perplexity;
-        reply->human = NO_LABEL;
-        ok = (reply->group && reply->id && reply->why) || error_out_of_memory(w->error, file, length);
+        reply->human = reply->guard = NO_LABEL;
+        if (w->request->ask_guard) reply->text = copy_of(text);
+        ok = (reply->group && reply->id && reply->why && (reply->text || !w->request->ask_guard)) ||
+             error_out_of_memory(w->error, file, length);
     }
     json_free(document);
     return ok;

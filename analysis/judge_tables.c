@@ -9,15 +9,26 @@
 #include <math.h>
 #include <string.h>
 
+static const char *judge_out(const Judging *w) {
+    return w->request->out ? w->request->out : w->request->folder;
+}
+
 /* ---- labels.csv ---- */
 static void put_number(Text *t, double value) {
     text_put_string(t, ",");
     if (isfinite(value)) text_put_f64(t, value);
 }
 
+static void put_guard(const Reply *reply, Text *t) {
+    for (int l = 0; l < N_LABELS; l++) put_number(t, reply->guard == NO_LABEL ? NAN : reply->probability[l]);
+    put_number(t, reply->guard == NO_LABEL ? NAN : reply->other);
+}
+
 static bool write_labels(Judging *w) {
     Text t = {0};
-    text_put_string(&t, "condition,group,index,id,label,why,human,perplexity\n");
+    text_put_string(
+        &t, "condition,group,index,id,label,why,human,perplexity,rules,guard,p_restricted,p_compliant,"
+            "p_degraded,p_other\n");
     for (int64_t i = 0; i < w->n; i++)
         for (int64_t r = 0; r < w->list[i].n; r++) {
             const Reply *reply = &w->list[i].replies[r];
@@ -27,9 +38,12 @@ static bool write_labels(Judging *w) {
             text_put_csv(&t, reply->why, strlen(reply->why));
             text_format(&t, ",%s", reply->human == NO_LABEL ? "" : label_names[reply->human]);
             put_number(&t, reply->perplexity);
+            text_format(&t, ",%s,%s", label_names[reply->rule],
+                        reply->guard == NO_LABEL ? "" : label_names[reply->guard]);
+            put_guard(reply, &t);
             text_put_string(&t, "\n");
         }
-    return results_write_text(w->request->folder, "labels.csv", &t, w->error);
+    return results_write_text(judge_out(w), "labels.csv", &t, w->error);
 }
 
 /* ---- outcomes.csv ---- */
@@ -127,26 +141,36 @@ static bool write_outcomes(Judging *w) {
             end++;
         ok = put_part(w, &(Part){.begin = begin, .end = end}, &t);
     }
-    if (ok) return results_write_text(w->request->folder, "outcomes.csv", &t, w->error);
+    if (ok) return results_write_text(judge_out(w), "outcomes.csv", &t, w->error);
     text_free(&t);
     return false;
 }
 
 /* ---- agreement.csv and judge.json ---- */
+/* Each pair of labellers, how often the one said this and the other that. */
 static bool write_agreement(Judging *w) {
-    char *path = io_join(w->request->folder, "agreement.csv");
-    if (!w->has_people) {
-        const bool ok = path && io_remove(path, w->error);
-        mem_free(path);
-        return ok;
-    }
-    mem_free(path);
+    static const Labeller pairs[N_PAIRS][2] = {{LABELLER_PEOPLE, LABELLER_RULES},
+                                               {LABELLER_PEOPLE, LABELLER_GUARD},
+                                               {LABELLER_GUARD, LABELLER_RULES}};
     Text t = {0};
-    text_put_string(&t, "human,rules,replies\n");
-    for (int h = 0; h < N_LABELS; h++)
-        for (int r = 0; r < N_LABELS; r++)
-            text_format(&t, "%s,%s,%lld\n", label_names[h], label_names[r], (long long)w->agreement[h][r]);
-    return results_write_text(w->request->folder, "agreement.csv", &t, w->error);
+    bool any = false;
+    text_put_string(&t, "labeller,other,label,other_label,replies,kappa\n");
+    for (int p = 0; p < N_PAIRS; p++) {
+        any = any || w->has[p];
+        for (int i = 0; w->has[p] && i < N_LABELS * N_LABELS; i++) {
+            text_format(&t, "%s,%s,%s,%s,%lld", labeller_names[pairs[p][0]], labeller_names[pairs[p][1]],
+                        label_names[i / N_LABELS], label_names[i % N_LABELS],
+                        (long long)w->agreement[p][i / N_LABELS][i % N_LABELS]);
+            put_number(&t, cohen_kappa(w->agreement[p]));
+            text_put_string(&t, "\n");
+        }
+    }
+    if (any) return results_write_text(judge_out(w), "agreement.csv", &t, w->error);
+    text_free(&t);
+    char *path = io_join(judge_out(w), "agreement.csv");
+    const bool ok = (path || error_out_of_memory(w->error, "a path", 0)) && io_remove(path, w->error);
+    mem_free(path);
+    return ok;
 }
 
 static void put_perplexity(const Judging *w, Text *t) {
@@ -160,6 +184,26 @@ static void put_perplexity(const Judging *w, Text *t) {
     text_put_string(t, "}");
 }
 
+static void put_decides(const Judging *w, Text *t) {
+    text_put_string(t, ",\n  \"decides\": [");
+    for (int i = 0; i < (w->request->n_decides ? w->request->n_decides : N_LABELLERS); i++)
+        text_format(t, "%s\"%s\"", i ? ", " : "",
+                    labeller_names[w->request->n_decides ? (int)w->request->decides[i] : i]);
+    text_put_string(t, "]");
+}
+
+/* Of one labeller with people. */
+static void put_agreement(Judging *w, LabellerPair pair, const char *prefix, Text *t) {
+    if (!w->has[pair]) return;
+    const Detection d = detection_of(w->agreement[pair]);
+    const double values[] = {cohen_kappa(w->agreement[pair]), d.precision, d.recall};
+    static const char *const keys[] = {"kappa", "precision", "recall"};
+    for (int i = 0; i < 3; i++) {
+        text_format(t, ",\n  \"%s%s\": ", prefix, keys[i]);
+        text_put_f64(t, values[i]);
+    }
+}
+
 static bool write_facts(Judging *w, const char *rules) {
     Text t = {0};
     text_put_string(&t, "{\n  \"schema_version\": 1,\n  \"rules\": ");
@@ -167,17 +211,15 @@ static bool write_facts(Judging *w, const char *rules) {
     text_format(&t, ",\n  \"rules_sha256\": \"%s\",\n  \"resamples\": %lld,\n  \"seed\": %lld",
                 judge_rules_hash(w->rules), (long long)w->request->resamples, (long long)w->request->seed);
     put_perplexity(w, &t);
-    if (w->has_people) {
-        const Detection d = detection_of(w->agreement);
-        text_put_string(&t, ",\n  \"kappa\": ");
-        text_put_f64(&t, cohen_kappa(w->agreement));
-        text_put_string(&t, ",\n  \"precision\": ");
-        text_put_f64(&t, d.precision);
-        text_put_string(&t, ",\n  \"recall\": ");
-        text_put_f64(&t, d.recall);
+    put_decides(w, &t);
+    if (w->request->guard_facts) {
+        text_put_string(&t, ",\n  \"guard\": ");
+        text_put_string(&t, w->request->guard_facts);
     }
+    put_agreement(w, PEOPLE_AND_RULES, "", &t);
+    put_agreement(w, PEOPLE_AND_GUARD, "guard_", &t);
     text_put_string(&t, "\n}\n");
-    return results_write_text(w->request->folder, "judge.json", &t, w->error);
+    return results_write_text(judge_out(w), "judge.json", &t, w->error);
 }
 
 bool judge_write_tables(Judging *w, const char *rules) {

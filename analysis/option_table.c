@@ -2,10 +2,11 @@
  * the help; a step prints the values that it used. */
 #include "options.h"
 #include "../engine/edits.h"
+#include "judge_folder.h"
 #include <stddef.h>
 
-const char *const step_kind_names[N_STEP_KINDS + 1] = {"activation", "gradient", "intervention", "report",
-                                                       NULL};
+const char *const step_kind_names[N_STEP_KINDS + 1] = {"activation", "gradient", "intervention",
+                                                       "judge",      "report",   NULL};
 
 static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
 static const char *const computes[] = {"auto", "f32", "bf16", NULL};
@@ -38,6 +39,7 @@ enum {
     REPORT = 1 << STEP_REPORT,
     MEASURING = ACTIVATION | GRADIENT,
     INTERVENTION = 1 << STEP_INTERVENTION,
+    JUDGE = 1 << STEP_JUDGE,
     COMPUTING = MEASURING | INTERVENTION
 };
 
@@ -98,16 +100,17 @@ const Option option_table[] = {
     {PROMPTS(use), CHOICE(uses, "\"any\""),
      .help = "groups for ranking, tuning and testing must have no prompt in common"},
 
-    {STEP(COMPUTING | REPORT, name), STRING(NULL), .help = "names its folder"},
-    {STEP(COMPUTING | REPORT, kind), CHOICE(step_kind_names, NULL), .help = "what the step does"},
-    {STEP(COMPUTING, model), STRING("\"\""),
-     .help = "a model of the job; may be left out where there is one"},
+    {STEP(COMPUTING | JUDGE | REPORT, name), STRING(NULL), .help = "names its folder"},
+    {STEP(COMPUTING | JUDGE | REPORT, kind), CHOICE(step_kind_names, NULL), .help = "what the step does"},
+    {STEP(COMPUTING | JUDGE, model), STRING("\"\""),
+     .help =
+         "a model of the job; may be left out where there is one. judge: the guard model; left out: none"},
     {STEP(COMPUTING, groups), .type = OPTION_NAMES, .preset = "[]",
      .help = "prompt groups of the job, in this order; left out: all"},
-    {STEP(INTERVENTION | REPORT, from), .type = OPTION_NAMES, .preset = "[]",
-     .help =
-         "steps that it needs, checked to come before it. report: all finished ones are shown. "
-         "intervention: those whose scores rank the cells; their prompts must not be those of its groups"},
+    {STEP(INTERVENTION | JUDGE | REPORT, from), .type = OPTION_NAMES, .preset = "[]",
+     .help = "steps that it needs, checked to come before it. report: all finished ones are shown. "
+             "intervention: those whose scores rank the cells; their prompts must not be those of its "
+             "groups. judge: the intervention step whose replies are judged"},
     {.scope = SCOPE_STEP,
      .kinds = ACTIVATION,
      .name = "score",
@@ -225,6 +228,26 @@ const Option option_table[] = {
     {STEP(INTERVENTION, reply_perplexity), BOOL("true"),
      .help = "how likely the unedited model finds every reply: one more pass over prompt and reply, mean "
              "negative log-likelihood of the reply's tokens (its end token included) in responses/ as nll"},
+
+    {STEP(JUDGE, rules), .type = OPTION_PATH, .preset = "\"\"",
+     .help = "phrases that decline, and limits of degraded text; left out: configs/judge/refusals_en.json"},
+    {STEP(JUDGE, labels), .type = OPTION_PATH, .preset = "\"\"",
+     .help = "labels of people: CSV with condition, group, id and label (or human, as in labels.csv)"},
+    {STEP(JUDGE, guard), .type = OPTION_PATH, .preset = "\"\"",
+     .help = "with a model: what it is asked and the answers whose probabilities are compared; left out: "
+             "configs/judge/guard_three_way.json"},
+    {STEP(JUDGE, decides), .type = OPTION_NAMES, .preset = "[\"people\", \"guard\", \"rules\"]",
+     .help = "whose label counts: the first of these that has one for the reply (open in the literature)"},
+    {STEP(JUDGE, perplexity_limit), NUMBER(0, 1e9, "0"),
+     .help =
+         "the rules call a reply degraded whose perplexity under the unedited model is more than so many "
+         "times the reference; 0: no such test. Off, since a model that declines finds the answers unlikely "
+         "too that an intervention brings about (open in the literature)"},
+    {STEP(JUDGE, perplexity_reference), CHOICE(perplexity_reference_names, "\"largest\""),
+     .help =
+         "the largest or the median perplexity of the baseline's replies, all groups together, or absolute: "
+         "1"},
+    {STEP(JUDGE, resamples), INTEGER(1, 1 << 20, "2000"), .help = "of the prompts, for intervals"},
 };
 
 const int64_t n_options = sizeof option_table / sizeof *option_table;

@@ -8,7 +8,14 @@
 #include "../engine/text.h"
 
 typedef enum { SCOPE_JOB, SCOPE_MODEL, SCOPE_PROMPTS, SCOPE_STEP, N_SCOPES } OptionScope;
-typedef enum { STEP_ACTIVATION, STEP_GRADIENT, STEP_INTERVENTION, STEP_REPORT, N_STEP_KINDS } StepKind;
+typedef enum {
+    STEP_ACTIVATION,
+    STEP_GRADIENT,
+    STEP_INTERVENTION,
+    STEP_JUDGE,
+    STEP_REPORT,
+    N_STEP_KINDS
+} StepKind;
 
 typedef struct {
     const char **names; /* array owned, the texts by the job */
@@ -99,6 +106,12 @@ typedef struct {
     double value, class_ratio;
     int64_t random_sets, layer_matched_sets, traffic_matched_sets;
     bool exclude_super, reply_perplexity;
+    /* judge */
+    const char *rules, *labels, *guard;
+    NameList decides;
+    double perplexity_limit;
+    int perplexity_reference;
+    int64_t resamples;
 } StepOptions;
 
 /* ---- the table ---- */

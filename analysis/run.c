@@ -4,6 +4,7 @@
 #include "../engine/clock.h"
 #include "../engine/io.h"
 #include "intervene.h"
+#include "judge_step.h"
 #include "report.h"
 #include "run_folder.h"
 #include "run_plan.h"
@@ -178,8 +179,10 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
                    .folder = folder,
                    .progress = run->progress,
                    .stop = &stop_wanted};
-    bool (*work)(const StepRun *, Error *) = step->kind == STEP_INTERVENTION ? intervene_run : step_run;
-    return open_model(run, job_model(run->job, step->model), error) && work(&one, error);
+    bool (*work)(const StepRun *, Error *) = step->kind == STEP_INTERVENTION ? intervene_run
+                                             : step->kind == STEP_JUDGE      ? judge_step_run
+                                                                             : step_run;
+    return (!step->model[0] || open_model(run, job_model(run->job, step->model), error)) && work(&one, error);
 }
 
 static bool run_step(Run *run, const StepOptions *step, Error *error) {

@@ -59,7 +59,7 @@ awk -F, 'NR == 1 || ($1 == "baseline" && $2 == "test_ordinary")' "$step/labels.c
     awk -F, 'BEGIN { OFS = "," } NR == 1 { print; next } { $7 = NR == 2 ? "degraded" : "compliant"; print }' >"$folder/people.csv"
 "$program" judge "$step" --seed 1 --labels "$folder/people.csv" >/dev/null || fail "judge with labels"
 [ "$(grep -c '^baseline,test_ordinary,.*,degraded,' "$step/labels.csv")" = 1 ] || fail "a label of people counts"
-grep -q '^degraded,compliant,1$' "$step/agreement.csv" || fail "agreement.csv"
+grep -q '^people,rules,degraded,compliant,1,' "$step/agreement.csv" || fail "agreement.csv"
 grep -q '"kappa"' "$step/judge.json" || fail "judge.json names the agreement"
 
 "$program" run "$source/configs/jobs/follow-up.json" --dry-run >"$folder/out" 2>&1 || fail "follow-up: $(cat "$folder/out")"

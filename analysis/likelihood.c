@@ -1,6 +1,6 @@
 /* How likely a model finds texts: one packed forward pass without a tape. The loss comes token by token from
  * the device; a text's tokens are summed here in their order, so that no number depends on the batch. */
-#include "intervene.h"
+#include "likelihood.h"
 #include "../engine/alloc.h"
 #include <string.h>
 
@@ -43,8 +43,8 @@ static double mean(const float *nll, int64_t begin, int64_t end) {
     return end > begin ? sum / (double)(end - begin) : 0;
 }
 
-bool intervene_score(const Model *model, const EditTable *edits, const ScoredText *texts, int64_t n,
-                     double *prompt, double *behind, Error *error) {
+bool likelihood_of_texts(const Model *model, const EditTable *edits, const ScoredText *texts, int64_t n,
+                         double *prompt, double *behind, Error *error) {
     Packed packed;
     PassResult result = {0};
     bool ok = pack(texts, n, &packed, error);
