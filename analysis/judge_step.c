@@ -213,3 +213,42 @@ bool judge_step_run(const StepRun *run, Error *error) {
     mem_free(parent);
     return ok;
 }
+
+/* ---- before the run ---- */
+static bool check_guard(const Job *job, const StepOptions *step, Error *error) {
+    const ModelOptions *options = job_model(job, step->model);
+    ModelConfig config = {0};
+    PromptEncoder encoder = {0};
+    char *path = judge_path(step->guard, JUDGE_STANDARD_GUARD, error);
+    Guard *guard = path ? guard_read(path, error) : NULL;
+    bool ok = guard && (model_config_read(options->path, &config, error) &&
+                                prompt_encoder_open(options, &config, &encoder, error)
+                            ? guard_open(guard, &encoder, error)
+                            : error_add_place(error, "models.%s", options->name));
+    guard_free(guard);
+    prompt_encoder_close(&encoder);
+    model_config_free(&config);
+    mem_free(path);
+    return ok;
+}
+
+static bool check_labels(const StepOptions *step, Error *error) {
+    Csv csv = {0};
+    int64_t column;
+    bool ok = csv_read(step->labels, JUDGE_MOST_BYTES, &csv, error) &&
+              csv_need_column(&csv, "condition", &column, error) &&
+              csv_need_column(&csv, "group", &column, error) && csv_need_column(&csv, "id", &column, error) &&
+              (csv_find_column(&csv, "human") >= 0 || csv_need_column(&csv, "label", &column, error));
+    csv_free(&csv);
+    return ok;
+}
+
+bool judge_step_check(const Job *job, const StepOptions *step, Error *error) {
+    char *path = judge_path(step->rules, JUDGE_STANDARD_RULES, error);
+    JudgeRules *rules = path ? judge_rules_read(path, error) : NULL;
+    bool ok = rules && (!step->labels[0] || check_labels(step, error)) &&
+              (!step->model[0] || check_guard(job, step, error));
+    judge_rules_free(rules);
+    mem_free(path);
+    return ok || error_add_place(error, "step %s", step->name);
+}

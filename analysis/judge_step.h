@@ -10,6 +10,9 @@
 /* run->model and run->encoder are those of the guard, where the step has one. */
 bool judge_step_run(const StepRun *run, Error *error);
 
+/* The files that the step reads, and the guard's answers as tokens, before anything is computed. */
+bool judge_step_check(const Job *job, const StepOptions *step, Error *error);
+
 /* The step whose replies a judge step reads. */
 const StepOptions *judge_step_source(const Job *job, const StepOptions *step);
 

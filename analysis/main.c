@@ -314,7 +314,10 @@ static const Verb verbs[] = {
     {"judge", "FOLDER", "label the replies of an intervention step, and compare its conditions",
      "FOLDER is RUN/STEP. Writes labels.csv, outcomes.csv (transitions, exact McNemar, intervals, controls) "
      "and judge.json\n"
-     "there, and agreement.csv where people have labelled. Labels of people go before the rules'.\n",
+     "there, and agreement.csv where people have labelled. Labels of people go before the rules'. A guard "
+     "model "
+     "is asked\n"
+     "by a job's step of kind judge.\n",
      judge_flags, run_judge},
     {"bench", "WHAT", "measure the speed of ops or of a whole model, on random data",
      "WHAT is ops, model, checkpoint (writes a random one in the dtype of --compute) or counters (what the "

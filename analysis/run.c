@@ -121,8 +121,11 @@ static bool check_tests(const Job *job, const StepOptions *step, Error *error) {
 
 static bool check_sets(const Job *job, Error *error) {
     bool ok = check_disjoint(job, error);
-    for (int64_t s = 0; ok && s < job->n_steps; s++)
-        if (job->steps[s].kind == STEP_INTERVENTION) ok = check_tests(job, &job->steps[s], error);
+    for (int64_t s = 0; ok && s < job->n_steps; s++) {
+        const StepOptions *step = &job->steps[s];
+        if (step->kind == STEP_INTERVENTION) ok = check_tests(job, step, error);
+        if (step->kind == STEP_JUDGE) ok = judge_step_check(job, step, error);
+    }
     return ok;
 }
 

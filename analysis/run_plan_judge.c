@@ -1,14 +1,11 @@
-/* The plan of a judge step: its files are read, its questions counted as tokens. */
+/* The plan of a judge step: its questions counted as tokens. What it reads was looked at before. */
 #include "run_plan_parts.h"
 #include "../engine/alloc.h"
 #include "conditions.h"
-#include "csv.h"
 #include "guard.h"
 #include "judge_folder.h"
 #include "judge_step.h"
 #include <string.h>
-
-enum { MOST_LABEL_BYTES = 1 << 30 };
 
 /* A prompt that is too long is not replied to where such are left out: then it is no question either. */
 static bool plan_question(const Guard *guard, const GuardText *text, const PromptOptions *options,
@@ -83,19 +80,11 @@ static bool plan_guard(const Planner *p, PlannedWork *work, Error *error) {
     return ok;
 }
 
-/* What is read is looked at now, so that a job is refused before its first step. */
 bool plan_judge(const Planner *p, PlannedWork *work, Error *error) {
-    fprintf(p->to, "step %s: judge of the replies of %s, by %s%s%s\n", p->step->name, p->step->from.names[0],
-            p->step->labels[0] ? "people, " : "", p->step->model[0] ? "guard model, " : "", "rules");
-    char *path = judge_path(p->step->rules, JUDGE_STANDARD_RULES, error);
-    JudgeRules *rules = path ? judge_rules_read(path, error) : NULL;
-    Csv labels = {0};
-    bool ok = rules && (!p->step->labels[0] || csv_read(p->step->labels, MOST_LABEL_BYTES, &labels, error)) &&
-              (!p->encoder || plan_guard(p, work, error));
-    csv_free(&labels);
-    judge_rules_free(rules);
-    mem_free(path);
-    if (!ok) return false;
+    fprintf(p->to, "step %s: judge of the replies of %s, by %s%srules\n", p->step->name,
+            p->step->from.names[0], p->step->labels[0] ? "people, " : "",
+            p->step->model[0] ? "guard model, " : "");
+    if (p->encoder && !plan_guard(p, work, error)) return false;
     fputs("  files: ", p->to);
     plan_print_text(p->to, p->out, strlen(p->out));
     fprintf(p->to, "/%s/{step.json,judge.json,labels.csv,outcomes.csv%s}\n", p->step->name,

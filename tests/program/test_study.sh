@@ -49,6 +49,15 @@ for file in "$folder"/figures/*.svg; do
     cmp "$file" "$folder/run/figures/$(basename "$file")" || fail "a figure differs when made again"
 done
 
+# ---- the judge step of the job: a folder of its own ----
+judged=$folder/run/judged
+cut -d, -f1-4 "$step/labels.csv" | cmp - <(cut -d, -f1-4 "$judged/labels.csv") || fail "the judge step: labels.csv"
+grep -q '"limit": 3, "reference": "largest"' "$judged/judge.json" || fail "the judge step: judge.json"
+grep -q '"limit": 0' "$step/judge.json" || fail "the judge step changed the intervention's judge.json"
+for table in side_effects side_effects_targets; do
+    [ "$(wc -l <"$step/$table.csv")" = "$(wc -l <"$step/outcomes.csv")" ] || fail "$table.csv: expected as many rows as outcomes.csv"
+done
+
 # ---- again: the same bytes; with labels of people: theirs count ----
 cp "$step/labels.csv" "$folder/labels.csv"
 cp "$step/outcomes.csv" "$folder/outcomes.csv"
