@@ -181,10 +181,23 @@ static bool write_actual(const LoraRun *run, Error *error) {
     return ok;
 }
 
+static bool check_files(LoraRun *run, Error *error) {
+    ConformAdapters adapters = {.options = run->options,
+                                .c = run->c,
+                                .expected = &run->expected,
+                                .model = run->model,
+                                .trained = &run->trained.trained,
+                                .logits = run->trained.logits,
+                                .bound = bounds_of(run->options).logits,
+                                .to = run->to,
+                                .count = run->count};
+    return conform_adapters(&adapters, error);
+}
+
 static bool run_lora(LoraRun *run, Error *error) {
     return conform_plan_read(run->options->folder, &run->expected, &run->model->config, &run->plan, error) &&
            conform_train(run->model, run->c, &run->plan, 1, RECOMPUTE_ALWAYS, &run->trained, error) &&
-           write_actual(run, error) && check_all(run, error);
+           write_actual(run, error) && check_all(run, error) && check_files(run, error);
 }
 
 bool conform_lora(const ConformOptions *options, const ConformCase *c, Model *model, FILE *to,

@@ -41,6 +41,19 @@ typedef struct {
     int n_checked, n_failed;
 } ConformCount;
 
+/* conform_adapters.c: adapters of the case read, the trained one written in every form and merged. */
+typedef struct {
+    const ConformOptions *options;
+    const ConformCase *c, *expected;
+    Model *model;
+    const Adapter *trained;
+    Tensor logits; /* with what was trained */
+    double bound;
+    FILE *to;
+    ConformCount *count;
+} ConformAdapters;
+bool conform_adapters(ConformAdapters *run, Error *error);
+
 /* All of it: trains, writes actual_lora.safetensors where there is a folder for it, prints a line for each
  * check. Nothing for a case without lora.json. */
 bool conform_lora(const ConformOptions *options, const ConformCase *c, Model *model, FILE *to,
