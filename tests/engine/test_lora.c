@@ -1,7 +1,8 @@
 /* Low-rank updates in the model: gradients of A and B against finite differences in double, through the
- * recomputing tape; the same bits however a step is split; gate gradients under a frozen adapter; cells of
- * unequal rank; what adapter_add refuses. */
+ * recomputing tape; the same bits however a step is split; generation; gate gradients under a frozen
+ * adapter; cells of unequal rank; what adapter_add refuses. */
 #include "scratch.h"
+#include "engine/generate.h"
 #include "engine/lora.h"
 #include "random_model.h"
 
@@ -213,6 +214,40 @@ static void test_zero_update_and_round_trip(void **state) {
     close_setup(&s);
 }
 
+/* Tokens generated one by one are those that a packed pass over all of them chooses, and others than
+ * without the adapter. */
+static void test_generation_has_the_adapter(void **state) {
+    (void)state;
+    enum { N_NEW = 8, N_PROMPT = 11 };
+    Error error = {0};
+    Setup s;
+    open_setup(&s, like_mixtral(DTYPE_F32), cpu_device(), DTYPE_F32, 0);
+    int64_t offsets[2] = {0, N_PROMPT};
+    PromptBatch batch = {1, offsets, s.tokens};
+    GenerateOptions options = {.max_new_tokens = N_NEW, .rule = {.top_p = 1, .n_valid = R_VOCABULARY}};
+    Generation with = {0}, without = {0};
+    assert_true(generate(&s.model, &batch, &options, NULL, &without, &error));
+    s.model.adapter = &s.weights;
+    assert_true(generate(&s.model, &batch, &options, NULL, &with, &error));
+    assert_true(memcmp(with.tokens, without.tokens, N_NEW * sizeof *with.tokens) != 0);
+    int32_t tokens[N_PROMPT + N_NEW];
+    memcpy(tokens, s.tokens, N_PROMPT * sizeof *tokens);
+    for (int i = 0; i < N_NEW; i++) tokens[N_PROMPT + i] = (int32_t)with.tokens[i];
+    offsets[1] = N_PROMPT + N_NEW;
+    batch.tokens = tokens;
+    PassOptions pass_options = {.want_logits = true};
+    PassResult result;
+    assert_true(model_pass(&s.model, &batch, &pass_options, NULL, &result, &error));
+    for (int i = 0; i < N_NEW; i++) {
+        const float *row = result.logits + (N_PROMPT - 1 + i) * R_VOCABULARY;
+        for (int v = 0; v < R_VOCABULARY; v++) assert_true(row[v] <= row[tokens[N_PROMPT + i]]);
+    }
+    pass_result_free(&result);
+    generation_free(&with);
+    generation_free(&without);
+    close_setup(&s);
+}
+
 static void test_bad_cells_are_refused(void **state) {
     (void)state;
     static const struct {
@@ -294,6 +329,7 @@ int main(void) {
         cmocka_unit_test(test_same_bits_however_split),
         cmocka_unit_test(test_gate_gradients_with_an_adapter),
         cmocka_unit_test(test_zero_update_and_round_trip),
+        cmocka_unit_test(test_generation_has_the_adapter),
         cmocka_unit_test(test_bad_cells_are_refused),
         cmocka_unit_test(test_norm_of_an_update),
         cmocka_unit_test(test_allocations_fail_cleanly),
