@@ -1,6 +1,6 @@
 /* The verdict: each tensor's line, the same-bits checks, what was left out. Nothing is left out silently. */
 #include "conform.h"
-#include "conform_parts.h"
+#include "conform_lora.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include "../engine/text.h"
@@ -258,6 +258,13 @@ static bool run_edits(Run *run, Error *error) {
     return ok;
 }
 
+static bool run_lora(Run *run, Error *error) {
+    ConformCount count = {run->n_checked, run->n_failed};
+    bool ok = conform_lora(run->options, &run->c, &run->model, run->to, &count, error);
+    run->n_checked = count.n_checked, run->n_failed = count.n_failed;
+    return ok;
+}
+
 /* ---- the same bits ---- */
 static bool check_bits(Run *run, const char *what, int64_t n_parts, Recompute recompute, Error *error) {
     ConformValues again;
@@ -285,23 +292,20 @@ static bool known(const char *name) {
     return false;
 }
 
-/* Files of a case that belong to other checks are named, so that nobody takes silence for agreement. */
+/* Files that nothing here asks for are named, so that nobody takes silence for agreement. */
 static bool list_unchecked(const Run *run, Error *error) {
-    static const char *const prefixes[][2] = {
-        {"expected_lora", "training is not part of this check"},
-        {"adapter", "adapters are not part of this check"},
-    };
     for (int64_t i = 0; i < safetensors_count(run->c.expected); i++) {
         const char *name = safetensors_entry(run->c.expected, i)->name;
         if (!known(name)) print_unchecked(run, "tensor ", name, "not a tensor of the golden cases");
     }
     char **names = NULL;
     size_t n = 0;
+    bool has_plan = false;
     if (!io_list(run->options->folder, &names, &n, error)) return false;
+    for (size_t i = 0; i < n; i++) has_plan = has_plan || !strcmp(names[i], "lora.json");
     for (size_t i = 0; i < n; i++) {
-        for (size_t k = 0; k < sizeof prefixes / sizeof *prefixes; k++)
-            if (!strncmp(names[i], prefixes[k][0], strlen(prefixes[k][0])))
-                print_unchecked(run, "", names[i], prefixes[k][1]);
+        if (!has_plan && (!strncmp(names[i], "expected_lora", 13) || !strncmp(names[i], "adapter-", 8)))
+            print_unchecked(run, "", names[i], "the case has no lora.json");
         mem_free(names[i]);
     }
     mem_free(names);
@@ -354,7 +358,7 @@ static bool run_checks(Run *run, Error *error) {
               check_bits(run, "one prompt at a time", n, RECOMPUTE_ALWAYS, error) &&
               (n < 2 || check_bits(run, "split in two", 2, RECOMPUTE_ALWAYS, error)) &&
               check_bits(run, "with all activations kept", 1, RECOMPUTE_NEVER, error) &&
-              run_edits(run, error) && list_unchecked(run, error);
+              run_edits(run, error) && run_lora(run, error) && list_unchecked(run, error);
     if (!ok) return false;
     if (device->each_kernel) device->each_kernel(print_kernel, run->to);
     if (run->n_failed)

@@ -12,7 +12,7 @@
 typedef struct {
     const char *folder; /* of the case */
     const char *model;  /* checkpoint folder; NULL: the case's own */
-    const char *out;    /* folder for actual.safetensors; NULL: not written */
+    const char *out;    /* folder for actual*.safetensors, adapter-*, merged; NULL: not written */
     const Device *device;
     DType compute; /* DTYPE_F32 or DTYPE_BF16 */
 } ConformOptions;

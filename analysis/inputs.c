@@ -2,6 +2,7 @@
 #include "inputs.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"
+#include "judge_folder.h"
 #include <string.h>
 
 static const uint64_t whole_file_bytes = (uint64_t)1 << 30, max_header_bytes = (uint64_t)100 << 20;
@@ -102,6 +103,27 @@ static bool is_used(const Job *job, const char *model, const char *group) {
     return false;
 }
 
+static bool add_option(Inputs *to, const StepOptions *step, const char *option, const char *path,
+                       Error *error) {
+    char name[100];
+    snprintf(name, sizeof name, "steps.%.64s.%s", step->name, option);
+    return !path[0] || add_file(to, name, path, error) || error_add_place(error, "%s", name);
+}
+
+/* Files that options of a step name; those of a judge stand for themselves where they are left out. */
+static bool add_step(Inputs *to, const StepOptions *step, Error *error) {
+    if (step->kind == STEP_INTERVENTION) return add_option(to, step, "selection", step->selection, error);
+    if (step->kind != STEP_JUDGE) return true;
+    char *rules = judge_path(step->rules, JUDGE_STANDARD_RULES, error),
+         *guard = step->model[0] ? judge_path(step->guard, JUDGE_STANDARD_GUARD, error) : NULL;
+    bool ok = rules && (guard || !step->model[0]) && add_option(to, step, "rules", rules, error) &&
+              add_option(to, step, "labels", step->labels, error) &&
+              (!guard || add_option(to, step, "guard", guard, error));
+    mem_free(rules);
+    mem_free(guard);
+    return ok;
+}
+
 bool inputs_gather(const Job *job, Inputs *inputs, Error *error) {
     *inputs = (Inputs){0};
     bool ok = true;
@@ -115,13 +137,7 @@ bool inputs_gather(const Job *job, Inputs *inputs, Error *error) {
         if (is_used(job, NULL, job->prompts[i].name))
             ok = add_file(inputs, name, job->prompts[i].path, error) || error_add_place(error, "%s", name);
     }
-    for (int64_t s = 0; ok && s < job->n_steps; s++) {
-        const StepOptions *step = &job->steps[s];
-        char name[100];
-        snprintf(name, sizeof name, "steps.%.64s.selection", step->name);
-        if (step->kind == STEP_INTERVENTION && step->selection[0])
-            ok = add_file(inputs, name, step->selection, error) || error_add_place(error, "%s", name);
-    }
+    for (int64_t s = 0; ok && s < job->n_steps; s++) ok = add_step(inputs, &job->steps[s], error);
     return ok;
 }
 

@@ -4,6 +4,7 @@
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include "../kernels/check.h"
+#include "likelihood.h"
 #include <string.h>
 
 typedef struct {
@@ -68,7 +69,9 @@ static int64_t batch_length(const Work *w, const PromptGroup *group, int64_t fir
     int64_t n = 0, n_tokens = 0;
     for (; at + n < n_all; n += w->n_forks) {
         int64_t n_prompt = group->prompts[first + (at + n) / w->n_run].n_prompt;
-        n_tokens += w->n_forks * (n_prompt + w->run->step->max_new_tokens);
+        int64_t n_behind = group->prompts[first + (at + n) / w->n_run].n_target;
+        if (n_behind < w->run->step->max_new_tokens) n_behind = w->run->step->max_new_tokens;
+        n_tokens += w->n_forks * (n_prompt + n_behind);
         if (n && (n_tokens > limits.most_tokens || n == limits.most_prompts * w->n_forks)) break;
     }
     return n;
@@ -87,13 +90,68 @@ static bool generate_sequences(const Work *w, const Sequences *s, Generation *ma
     return step_goes_on(w->run, error);
 }
 
+/* ---- how likely the replies are ---- */
+/* Under the model as it is, whatever condition made them. */
+static bool score_replies(const Work *w, const PromptGroup *group, int64_t first, int64_t at,
+                          const Generation *made, double *nll, Error *error) {
+    int64_t n = made->n_prompts;
+    if (!w->run->step->reply_perplexity) return true;
+    ScoredText *texts = mem_zeroed((size_t)n, sizeof *texts);
+    if (!texts) return error_out_of_memory(error, "replies to score", (size_t)n * sizeof *texts);
+    for (int64_t i = 0; i < n; i++)
+        texts[i] = (ScoredText){.prompt = &group->prompts[first + (at + i) / w->n_run],
+                                .behind = made->tokens + made->offsets[i],
+                                .n_behind = made->offsets[i + 1] - made->offsets[i]};
+    bool ok =
+        likelihood_of_texts(w->run->model, NULL, texts, n, NULL, nll, error) && step_goes_on(w->run, error);
+    mem_free(texts);
+    return ok;
+}
+
+/* ---- how likely prompts and targets become ---- */
+/* Where generated tokens alone are edited, a prompt's stay as they are: only targets are worth a pass. */
+static bool scores_effects(const Work *w, const PromptGroup *group, int64_t first, int64_t at, int64_t n) {
+    const StepOptions *step = w->run->step;
+    if (step->side_effects == EFFECTS_NONE || step->applies_to != APPLIES_TO_GENERATED)
+        return step->side_effects != EFFECTS_NONE;
+    for (int64_t i = 0; i < n; i++)
+        if (group->prompts[first + (at + i) / w->n_run].n_target) return true;
+    return false;
+}
+
+/* Targets are edited as the replies are whose place they take. */
+static bool score_effects(const Work *w, const PromptGroup *group, int64_t first, int64_t at, int64_t n,
+                          Measures *to, Error *error) {
+    const EditTable *edits = w->conditions->table.n_sets ? &w->conditions->table : NULL;
+    int applies_to = w->run->step->applies_to;
+    if (!scores_effects(w, group, first, at, n)) return true;
+    ScoredText *texts = mem_zeroed((size_t)n, sizeof *texts);
+    if (!texts) return error_out_of_memory(error, "prompts to score", (size_t)n * sizeof *texts);
+    for (int64_t i = 0; i < n; i++) {
+        const EncodedPrompt *prompt = &group->prompts[first + (at + i) / w->n_run];
+        int32_t set = (int32_t)w->conditions->list[w->running[(at + i) % w->n_run]].set;
+        texts[i] = (ScoredText){.prompt = prompt,
+                                .behind = prompt->tokens + prompt->n_prompt,
+                                .n_behind = prompt->n_target,
+                                .prompt_set = applies_to == APPLIES_TO_GENERATED ? -1 : set,
+                                .behind_set = applies_to == APPLIES_TO_PROMPT ? -1 : set};
+    }
+    bool ok = likelihood_of_texts(w->run->model, edits, texts, n, to->prompt_nll + at, to->target_nll + at,
+                                  error) &&
+              step_goes_on(w->run, error);
+    mem_free(texts);
+    return ok;
+}
+
 /* ---- a block ---- */
 static bool run_batch(Work *w, const PromptGroup *group, int64_t first, int64_t at, int64_t n, Measures *to,
                       Error *error) {
     Sequences sequences;
     Generation made = {0};
     bool ok = sequences_make(w, group, first, at, n, &sequences, error) &&
-              generate_sequences(w, &sequences, &made, error) && measures_put_replies(to, at, &made, error);
+              generate_sequences(w, &sequences, &made, error) && measures_put_replies(to, at, &made, error) &&
+              score_replies(w, group, first, at, &made, to->nll + at, error) &&
+              score_effects(w, group, first, at, n, to, error);
     if (!ok && error->code != ERROR_INTERRUPTED)
         error_add_place(error, "group %s, prompts from \"%.60s\"", group->options->name,
                         group->prompts[first + at / w->n_run].entry->id);

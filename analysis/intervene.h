@@ -3,8 +3,9 @@
  *
  * RUN/STEP gets conditions.csv (one row a condition: what it is, how many cells, their traffic, or why it is
  * not defined), cells.csv (the cells of each), excluded.csv (super experts), prompts.csv,
- * responses/CONDITION.jsonl, and last step.json. Responses are judged by other steps. Finished blocks of 64
- * prompts are not run again. */
+ * responses/CONDITION.jsonl (with reply_perplexity also how likely the unedited model finds each reply), side
+ * effects on prompts and targets, the tables of judge_folder.h by the standard rules, and last step.json.
+ * Finished blocks of 64 prompts are not run again. */
 #ifndef GATETAPE_INTERVENE_H
 #define GATETAPE_INTERVENE_H
 #include "conditions.h"
@@ -24,5 +25,7 @@ typedef struct {
 } Intervention;
 
 bool intervene_write(const Intervention *intervention, Error *error);
+/* side_effects.csv, and side_effects_targets.csv where a prompt has a target. */
+bool intervene_write_effects(const Intervention *intervention, Error *error);
 
 #endif

@@ -92,7 +92,9 @@ static bool put_response(const Intervention *all, int64_t g, int64_t p, int64_t 
     if (ok) text_put_json(to, reply.bytes ? reply.bytes : "", reply.length);
     text_put_string(to, ", \"tokens\": [");
     for (int64_t t = 0; t < n; t++) text_format(to, "%s%d", t ? ", " : "", (int)m->reply_tokens[begin + t]);
-    text_format(to, "], \"stopped\": %s}\n", m->reply_stopped[at] ? "true" : "false");
+    text_format(to, "], \"stopped\": %s", m->reply_stopped[at] ? "true" : "false");
+    if (all->run->step->reply_perplexity) text_put_string(to, ", \"nll\": "), text_put_f64(to, m->nll[at]);
+    text_put_string(to, "}\n");
     to->failed = to->failed || reply.failed;
     text_free(&reply);
     return ok;
@@ -168,7 +170,8 @@ static bool write_facts(const Intervention *all, Error *error) {
 
 bool intervene_write(const Intervention *all, Error *error) {
     const JudgeFolder judge = {
-        .folder = all->run->folder, .resamples = 2000, .seed = all->run->job->options.seed};
+        .folder = all->run->folder, .resamples = JUDGE_RESAMPLES, .seed = all->run->job->options.seed};
     return write_conditions(all, error) && write_cells(all, error) && write_prompts(all, error) &&
-           write_responses(all, error) && judge_folder(&judge, error) && write_facts(all, error);
+           write_responses(all, error) && intervene_write_effects(all, error) &&
+           judge_folder(&judge, error) && write_facts(all, error);
 }

@@ -4,6 +4,7 @@
 #include "../kernels/ops.h"
 #include "contrast.h"
 #include "job.h"
+#include "judge_folder.h"
 #include "statistics.h"
 #include <stdlib.h>
 #include <string.h>
@@ -221,6 +222,43 @@ static void check_contrast(const Job *job, int64_t s, Problems *problems) {
     if (wrong) complain(job, problems, s, key, wrong);
 }
 
+/* Who decides must have a label for every reply. */
+static void check_decides(const Job *job, int64_t s, Problems *problems) {
+    const StepOptions *step = &job->steps[s];
+    bool always = false;
+    char what[200];
+    for (int64_t i = 0; i < step->decides.n; i++) {
+        const char *name = step->decides.names[i];
+        int l = 0;
+        while (labeller_names[l] && strcmp(labeller_names[l], name) != 0) l++;
+        always = always || l == LABELLER_RULES || (l == LABELLER_GUARD && step->model[0]);
+        snprintf(what, sizeof what, "expected people, guard or rules: got \"%.80s\"", name);
+        if (!labeller_names[l]) complain(job, problems, s, "decides", what);
+    }
+    if (!always)
+        complain(
+            job, problems, s, "decides",
+            "expected rules among them, or guard where a model is given: people do not label every reply");
+}
+
+static void check_judge(const Job *job, int64_t s, Problems *problems) {
+    StepOptions *step = &job->steps[s];
+    const StepOptions *source = step->from.n == 1 ? find_before(job, s, step->from.names[0]) : NULL;
+    char what[200];
+    if (step->from.n != 1)
+        complain(job, problems, s, "from", "expected the one intervention step whose replies are judged");
+    if (source && source->kind != STEP_INTERVENTION) {
+        snprintf(what, sizeof what, "expected a step of kind intervention: got \"%.64s\" of kind %s",
+                 source->name, step_kind_names[source->kind]);
+        complain(job, problems, s, "from", what);
+    }
+    if (step->model[0]) check_model(job, s, problems);
+    if (step->guard[0] && !step->model[0])
+        complain(job, problems, s, "model",
+                 "expected the guard model that is asked what guard says: got none");
+    check_decides(job, s, problems);
+}
+
 static void check_complete(const Job *job, const char *place, OptionScope scope, int kind, const void *record,
                            Problems *problems) {
     Error error = {0};
@@ -251,11 +289,14 @@ void job_check(Job *job, Problems *problems) {
         snprintf(place, sizeof place, "steps[%lld]", (long long)s);
         check_complete(job, place, SCOPE_STEP, step->kind, step, problems);
         if (step->name) check_name(job, s, problems);
-        if (step->kind != STEP_REPORT) check_model(job, s, problems), check_groups(job, s, problems);
-        if (step->kind == STEP_REPORT || step->kind == STEP_INTERVENTION) check_from(job, s, problems);
+        bool measures = step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT;
+        if (measures || step->kind == STEP_CONTRAST || step->kind == STEP_INTERVENTION)
+            check_model(job, s, problems), check_groups(job, s, problems);
+        if (!measures) check_from(job, s, problems);
         if (step->kind == STEP_INTERVENTION) check_intervention(job, s, problems);
         if (step->kind == STEP_CONTRAST) check_contrast(job, s, problems);
-        if (step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT) check_statistics(job, s, problems);
+        if (step->kind == STEP_JUDGE) check_judge(job, s, problems);
+        if (measures) check_statistics(job, s, problems);
     }
 }
 

@@ -11,6 +11,7 @@
 #include "report.h"
 #include "run.h"
 #include "tokenize.h"
+#include "verify_adapter.h"
 #include "../bench/verb.h"
 #include "../engine/alloc.h"
 #include <stdlib.h>
@@ -188,7 +189,7 @@ static const Flag conform_flags[] = {
     {"--device", "NAME", "auto, cpu or cuda", false},
     {"--compute", "NAME", "f32 (the default) or bf16: how activations are stored", false},
     {"--model", "FOLDER", "the checkpoint, where it does not lie in CASE", false},
-    {"--out", "FOLDER", "write actual.safetensors there", false},
+    {"--out", "FOLDER", "write actual*.safetensors there, and what was trained: adapter-*, merged", false},
     {0},
 };
 
@@ -202,22 +203,70 @@ static bool run_conform(const Arguments *a, Error *error) {
            conform_run(&options, stdout, &agrees, error) && agrees;
 }
 
+/* ---- verify-adapter ---- */
+static const Flag verify_flags[] = {
+    {"--model", "FOLDER", "the checkpoint that the adapter belongs to", false},
+    {"--merged", "FOLDER", "write the merged checkpoint there and compare it with the unmerged", false},
+    {"--logits", "FILE", "write logits of some ids there, with the adapter and without (safetensors)", false},
+    {"--peft-layout", "NAME", "0.18 or 0.19.1: which way round a fused file is, where nothing tells", false},
+    {"--b-order", "NAME", "rank_major (the default) or expert_major: columns of B in a fused file", false},
+    {"--device", "NAME", "auto, cpu or cuda: for the comparison", false},
+    {0},
+};
+
+static bool run_verify(const Arguments *a, Error *error) {
+    VerifyRequest r = {.adapter = a->operand,
+                       .model = arguments_value(a, "--model", NULL),
+                       .merged = arguments_value(a, "--merged", NULL),
+                       .logits = arguments_value(a, "--logits", NULL)};
+    const char *order = arguments_value(a, "--b-order", "rank_major");
+    r.reading.layout = arguments_value(a, "--peft-layout", NULL);
+    r.reading.expert_major = !strcmp(order, "expert_major");
+    if (!r.model) return error_set(error, ERROR_BAD_INPUT, "--model: expected a checkpoint folder: got none");
+    if (r.reading.layout && strcmp(r.reading.layout, "0.18") != 0 && strcmp(r.reading.layout, "0.19.1") != 0)
+        return error_set(error, ERROR_BAD_INPUT, "--peft-layout: expected 0.18 or 0.19.1: got \"%s\"",
+                         r.reading.layout);
+    if (!r.reading.expert_major && strcmp(order, "rank_major") != 0)
+        return error_set(error, ERROR_BAD_INPUT, "--b-order: expected rank_major or expert_major: got \"%s\"",
+                         order);
+    return find_device(arguments_value(a, "--device", "auto"), &r.device, error) &&
+           verify_adapter(&r, stdout, error);
+}
+
 /* ---- judge ---- */
 static const Flag judge_flags[] = {
     {"--rules", "FILE", "phrases and limits (configs/judge/refusals_en.json)", false},
     {"--labels", "FILE", "labels of people: CSV with condition, group, id and label (or human)", false},
     {"--resamples", "N", "of the prompts, for intervals (2000)", false},
     {"--seed", "N", "of the resamples (0)", false},
+    {"--perplexity-limit", "X",
+     "replies are degraded whose perplexity under the unedited model is more than X times the reference; 0: "
+     "no "
+     "such test (the default)",
+     false},
+    {"--perplexity-reference", "NAME",
+     "largest (the default) or median of the baseline's replies, or absolute: 1", false},
     {0},
 };
+
+static bool find_reference(const char *name, int *reference, Error *error) {
+    for (*reference = 0; perplexity_reference_names[*reference]; ++*reference)
+        if (!strcmp(perplexity_reference_names[*reference], name)) return true;
+    return error_set(error, ERROR_BAD_INPUT,
+                     "--perplexity-reference: expected largest, median or absolute: got \"%s\"", name);
+}
 
 static bool run_judge(const Arguments *a, Error *error) {
     JudgeFolder request = {.folder = a->operand,
                            .rules = arguments_value(a, "--rules", NULL),
                            .labels = arguments_value(a, "--labels", NULL),
-                           .resamples = 2000};
+                           .resamples = JUDGE_RESAMPLES};
     if (!arguments_integer(a, "--resamples", 1, 1 << 20, &request.resamples, error) ||
-        !arguments_integer(a, "--seed", 0, INT64_MAX, &request.seed, error) || !judge_folder(&request, error))
+        !arguments_integer(a, "--seed", 0, INT64_MAX, &request.seed, error) ||
+        !arguments_number(a, "--perplexity-limit", 0, 1e9, &request.perplexity_limit, error) ||
+        !find_reference(arguments_value(a, "--perplexity-reference", "largest"),
+                        &request.perplexity_reference, error) ||
+        !judge_folder(&request, error))
         return false;
     printf("labels: %s/labels.csv, outcomes: %s/outcomes.csv\n", a->operand, a->operand);
     return true;
@@ -293,10 +342,19 @@ static const Verb verbs[] = {
      "packed, one by\n"
      "one, split and recomputed passes give the same bits. Exit code 1 when a bound is exceeded.\n",
      conform_flags, run_conform},
+    {"verify-adapter", "ADAPTER", "say what a LoRA adapter changes in a model",
+     "ADAPTER is a folder as PEFT writes it, per expert or fused. Prints which experts' matrices it updates "
+     "and "
+     "by how\n"
+     "much. Exit code 1 when it changes nothing, 2 when it is no adapter of the model's experts alone.\n",
+     verify_flags, run_verify},
     {"judge", "FOLDER", "label the replies of an intervention step, and compare its conditions",
      "FOLDER is RUN/STEP. Writes labels.csv, outcomes.csv (transitions, exact McNemar, intervals, controls) "
      "and judge.json\n"
-     "there, and agreement.csv where people have labelled. Labels of people go before the rules'.\n",
+     "there, and agreement.csv where people have labelled. Labels of people go before the rules'. A guard "
+     "model "
+     "is asked\n"
+     "by a job's step of kind judge.\n",
      judge_flags, run_judge},
     {"bench", "WHAT", "measure the speed of ops or of a whole model, on random data",
      "WHAT is ops, model, checkpoint (writes a random one in the dtype of --compute) or counters (what the "

@@ -19,7 +19,8 @@ enum {
     ACTIVATION = 1 << STEP_ACTIVATION,
     GRADIENT = 1 << STEP_GRADIENT,
     CONTRAST = 1 << STEP_CONTRAST,
-    N_COLUMNS = 26
+    INTERVENTION = 1 << STEP_INTERVENTION,
+    N_COLUMNS = 28
 };
 
 #define COLUMN(field, kinds, extent, dtype)                                                                  \
@@ -27,7 +28,9 @@ enum {
 static const Column columns[N_COLUMNS] = {
     COLUMN(n_tokens, ACTIVATION | GRADIENT | CONTRAST, PER_PROMPT, DTYPE_I64),
     COLUMN(n_counted, ACTIVATION | GRADIENT | CONTRAST, PER_PROMPT, DTYPE_I64),
-    COLUMN(nll, GRADIENT, PER_PROMPT, DTYPE_F64),
+    COLUMN(nll, GRADIENT | INTERVENTION, PER_PROMPT, DTYPE_F64),
+    COLUMN(prompt_nll, INTERVENTION, PER_PROMPT, DTYPE_F64),
+    COLUMN(target_nll, INTERVENTION, PER_PROMPT, DTYPE_F64),
     COLUMN(selected, ACTIVATION, PER_CELL, DTYPE_I64),
     COLUMN(mass, ACTIVATION, PER_CELL, DTYPE_F32),
     COLUMN(weight, ACTIVATION, PER_CELL, DTYPE_F32),

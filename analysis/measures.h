@@ -18,7 +18,11 @@ typedef struct {
     /* of each prompt, [P] */
     int64_t *n_tokens;  /* tokens of the pass: prompt and what was put behind it */
     int64_t *n_counted; /* tokens counted, or tokens of the loss; contrast: aligned tokens */
-    double *nll;        /* gradient: mean negative log-likelihood */
+    double *nll;        /* mean negative log-likelihood: gradient: of the loss; intervention: of the reply's
+                           tokens under the unedited model, 0 when it is not asked for */
+    double *prompt_nll,
+        *target_nll; /* intervention: of the prompt's own tokens and of its target's, under the
+                                        condition; 0 where there are none or they are not asked for */
     /* activation, [P,L,E] */
     int64_t *selected; /* times chosen */
     float *mass;       /* sum of router probabilities */

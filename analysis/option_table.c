@@ -2,10 +2,11 @@
  * the help; a step prints the values that it used. */
 #include "options.h"
 #include "../engine/edits.h"
+#include "judge_folder.h"
 #include <stddef.h>
 
-const char *const step_kind_names[N_STEP_KINDS + 1] = {"activation",   "gradient", "contrast",
-                                                       "intervention", "report",   NULL};
+const char *const step_kind_names[N_STEP_KINDS + 1] = {"activation", "gradient", "contrast", "intervention",
+                                                       "judge",      "report",   NULL};
 
 static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
 static const char *const computes[] = {"auto", "f32", "bf16", NULL};
@@ -35,6 +36,7 @@ static const char *const js_logs[] = {"natural", "base2", NULL};
 static const char *const rate_sides[] = {"both", "first", "second", NULL};
 
 static const char *const rank_bys[] = {"difference", "ratio", "score", NULL};
+static const char *const effects[] = {"none", "prompt", "prompt+target", NULL};
 static const char *const applies[] = {"both", "prompt", "generated", NULL};
 
 enum {
@@ -44,6 +46,7 @@ enum {
     MEASURING = ACTIVATION | GRADIENT,
     CONTRAST = 1 << STEP_CONTRAST,
     INTERVENTION = 1 << STEP_INTERVENTION,
+    JUDGE = 1 << STEP_JUDGE,
     COMPUTING = MEASURING | INTERVENTION
 };
 
@@ -104,16 +107,18 @@ const Option option_table[] = {
     {PROMPTS(use), CHOICE(uses, "\"any\""),
      .help = "groups for ranking, tuning and testing must have no prompt in common"},
 
-    {STEP(COMPUTING | CONTRAST | REPORT, name), STRING(NULL), .help = "names its folder"},
-    {STEP(COMPUTING | CONTRAST | REPORT, kind), CHOICE(step_kind_names, NULL), .help = "what the step does"},
-    {STEP(COMPUTING | CONTRAST, model), STRING("\"\""),
-     .help = "a model of the job; may be left out where there is one"},
+    {STEP(COMPUTING | CONTRAST | JUDGE | REPORT, name), STRING(NULL), .help = "names its folder"},
+    {STEP(COMPUTING | CONTRAST | JUDGE | REPORT, kind), CHOICE(step_kind_names, NULL),
+     .help = "what the step does"},
+    {STEP(COMPUTING | CONTRAST | JUDGE, model), STRING("\"\""),
+     .help =
+         "a model of the job; may be left out where there is one. judge: the guard model; left out: none"},
     {STEP(COMPUTING | CONTRAST, groups), .type = OPTION_NAMES, .preset = "[]",
      .help = "prompt groups of the job, in this order; left out: all"},
-    {STEP(INTERVENTION | REPORT, from), .type = OPTION_NAMES, .preset = "[]",
-     .help =
-         "steps that it needs, checked to come before it. report: all finished ones are shown. "
-         "intervention: those whose scores rank the cells; their prompts must not be those of its groups"},
+    {STEP(INTERVENTION | JUDGE | REPORT, from), .type = OPTION_NAMES, .preset = "[]",
+     .help = "steps that it needs, checked to come before it. report: all finished ones are shown. "
+             "intervention: those whose scores rank the cells; their prompts must not be those of its "
+             "groups. judge: the intervention step whose replies are judged"},
     {.scope = SCOPE_STEP,
      .kinds = ACTIVATION,
      .name = "score",
@@ -269,6 +274,34 @@ const Option option_table[] = {
      .help = "controls: random sets with as many cells in each layer"},
     {STEP(INTERVENTION, traffic_matched_sets), INTEGER(0, 1000, "10"),
      .help = "controls: random sets of as many cells, with traffic within 5 % of the selected set's"},
+    {STEP(INTERVENTION, side_effects), CHOICE(effects, "\"prompt+target\""),
+     .help =
+         "what is measured beside replies, by one more pass a condition: the likelihood of the prompt's own "
+         "tokens, and of its target where it has one, under the edits (side_effects.csv, "
+         "side_effects_targets.csv)"},
+    {STEP(INTERVENTION, reply_perplexity), BOOL("true"),
+     .help = "how likely the unedited model finds every reply: one more pass over prompt and reply, mean "
+             "negative log-likelihood of the reply's tokens (its end token included) in responses/ as nll"},
+
+    {STEP(JUDGE, rules), .type = OPTION_PATH, .preset = "\"\"",
+     .help = "phrases that decline, and limits of degraded text; left out: configs/judge/refusals_en.json"},
+    {STEP(JUDGE, labels), .type = OPTION_PATH, .preset = "\"\"",
+     .help = "labels of people: CSV with condition, group, id and label (or human, as in labels.csv)"},
+    {STEP(JUDGE, guard), .type = OPTION_PATH, .preset = "\"\"",
+     .help = "with a model: what it is asked and the answers whose probabilities are compared; left out: "
+             "configs/judge/guard_three_way.json"},
+    {STEP(JUDGE, decides), .type = OPTION_NAMES, .preset = "[\"people\", \"guard\", \"rules\"]",
+     .help = "whose label counts: the first of these that has one for the reply (open in the literature)"},
+    {STEP(JUDGE, perplexity_limit), NUMBER(0, 1e9, "0"),
+     .help =
+         "the rules call a reply degraded whose perplexity under the unedited model is more than so many "
+         "times the reference; 0: no such test. Off, since a model that declines finds the answers unlikely "
+         "too that an intervention brings about (open in the literature)"},
+    {STEP(JUDGE, perplexity_reference), CHOICE(perplexity_reference_names, "\"largest\""),
+     .help =
+         "the largest or the median perplexity of the baseline's replies, all groups together, or absolute: "
+         "1"},
+    {STEP(JUDGE, resamples), INTEGER(1, 1 << 20, "2000"), .help = "of the prompts, for intervals"},
 };
 
 const int64_t n_options = sizeof option_table / sizeof *option_table;

@@ -13,6 +13,7 @@ typedef enum {
     STEP_GRADIENT,
     STEP_CONTRAST,
     STEP_INTERVENTION,
+    STEP_JUDGE,
     STEP_REPORT,
     N_STEP_KINDS
 } StepKind;
@@ -67,6 +68,7 @@ typedef enum { LOG_NATURAL, LOG_BASE_2 } LogBase;
 typedef enum { RATE_BOTH, RATE_FIRST, RATE_SECOND } RateSide;
 
 typedef enum { RANK_DIFFERENCE, RANK_RATIO, RANK_SCORE } RankBy;
+typedef enum { EFFECTS_NONE, EFFECTS_PROMPT, EFFECTS_PROMPT_TARGET } SideEffects;
 typedef enum { APPLIES_TO_BOTH, APPLIES_TO_PROMPT, APPLIES_TO_GENERATED } AppliesTo;
 
 /* ---- records: texts are owned by the job ---- */
@@ -107,10 +109,16 @@ typedef struct {
     NameList rank_groups, cells;
     NumberList top, traffic;
     const char *counts, *traffic_group, *selection;
-    int rank_by, mode, applies_to; /* mode: EditMode less EDIT_MASK */
+    int rank_by, mode, applies_to, side_effects; /* mode: EditMode less EDIT_MASK */
     double value, class_ratio;
     int64_t random_sets, layer_matched_sets, traffic_matched_sets;
-    bool exclude_super;
+    bool exclude_super, reply_perplexity;
+    /* judge */
+    const char *rules, *labels, *guard;
+    NameList decides;
+    double perplexity_limit;
+    int perplexity_reference;
+    int64_t resamples;
     /* contrast */
     int contrast, contrast_tokens, pair_by, js_log, rate_side;
     const char *prefix;

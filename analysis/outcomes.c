@@ -16,23 +16,12 @@ double mcnemar_exact(int64_t b, int64_t c) {
 /* Percentiles of the mean change over resamples of prompts; a change is -1, 0 or 1. */
 static bool bootstrap(const Label *before, const Label *after, const Resamples *draws, Outcome *o,
                       Error *error) {
-    if (draws->n_drawn < 2) {
-        o->low = o->high = NAN;
-        return true;
-    }
-    double *means = mem_zeroed((size_t)draws->n, sizeof *means);
-    if (!means) return error_out_of_memory(error, "resamples", (size_t)draws->n * sizeof *means);
-    for (int64_t s = 0; s < draws->n; s++) {
-        int64_t sum = 0;
-        for (int64_t i = 0; i < draws->n_drawn; i++) {
-            const int32_t p = draws->index[s * draws->n_drawn + i];
-            sum += (after[p] == LABEL_RESTRICTED) - (before[p] == LABEL_RESTRICTED);
-        }
-        means[s] = (double)sum / (double)draws->n_drawn;
-    }
-    const SampleTable table = {.values = means, .n = draws->n, .n_columns = 1};
-    const bool ok = resample_intervals(table, 0.95, &o->low, &o->high, error);
-    mem_free(means);
+    double *changes = mem_zeroed((size_t)draws->n_drawn, sizeof *changes);
+    if (!changes) return error_out_of_memory(error, "changes", (size_t)draws->n_drawn * sizeof *changes);
+    for (int64_t p = 0; p < draws->n_drawn; p++)
+        changes[p] = (after[p] == LABEL_RESTRICTED) - (before[p] == LABEL_RESTRICTED);
+    const bool ok = resample_mean(changes, draws, 0.95, &o->low, &o->high, error);
+    mem_free(changes);
     return ok;
 }
 

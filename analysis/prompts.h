@@ -74,6 +74,7 @@ typedef struct {
 
 typedef struct {
     bool target;            /* every prompt must have one; else targets are left away */
+    bool target_if_given;   /* but kept where there is one: it takes the place of what generation may add */
     int64_t n_reserved;     /* tokens that generation may add */
     int64_t n_prompt_least; /* shorter prompts count as empty: 2 for the loss of the prompt */
 } EncodeNeeds;

@@ -214,9 +214,11 @@ static bool put_tokens(const PromptEncoder *encoder, const ChatText *text, const
 /* Most tokens that the prompt itself may have; negative when target and reply alone are too long. */
 static int64_t prompt_room(const PromptEncoder *encoder, const PromptOptions *options, EncodeNeeds needs,
                            int64_t n_target) {
-    int64_t most = options->max_tokens, model = encoder->config->max_positions;
+    int64_t most = options->max_tokens, model = encoder->config->max_positions,
+            n_behind = n_target + needs.n_reserved;
+    if (needs.target_if_given) n_behind = n_target > needs.n_reserved ? n_target : needs.n_reserved;
     if (model > 0 && (most == 0 || most > model)) most = model;
-    return most ? most - n_target - needs.n_reserved : INT64_MAX;
+    return most ? most - n_behind : INT64_MAX;
 }
 
 typedef enum { FITS, LEFT_OUT, REFUSED } Fit;
@@ -296,7 +298,8 @@ static Fit add_prompt(const PromptEncoder *encoder, EncodeNeeds needs, PromptGro
         error_set(error, ERROR_BAD_INPUT, "expected a text (empty: refuse): got an empty prompt");
         return REFUSED;
     }
-    if (!encode_entry(encoder, group->options, needs.target, prompt, error)) return REFUSED;
+    bool with_target = needs.target || (needs.target_if_given && entry->target);
+    if (!encode_entry(encoder, group->options, with_target, prompt, error)) return REFUSED;
     if (needs.target && !prompt->n_target) {
         error_set(error, ERROR_BAD_INPUT, "expected a target of at least one token: got none");
         return REFUSED;

@@ -221,3 +221,19 @@ bool resample_intervals(SampleTable t, double confidence, double *low, double *h
     mem_free(room);
     return ok || error_out_of_memory(error, "quantiles of resamples", n_room * 160);
 }
+
+bool resample_mean(const double *values, const Resamples *draws, double confidence, double *low, double *high,
+                   Error *error) {
+    *low = *high = NAN;
+    if (draws->n_drawn < 2) return true;
+    double *means = mem_zeroed((size_t)draws->n, sizeof *means);
+    if (!means) return error_out_of_memory(error, "resamples", (size_t)draws->n * sizeof *means);
+    for (int64_t b = 0; b < draws->n; b++) {
+        for (int64_t i = 0; i < draws->n_drawn; i++) means[b] += values[draws->index[b * draws->n_drawn + i]];
+        means[b] /= (double)draws->n_drawn;
+    }
+    const SampleTable table = {.values = means, .n = draws->n, .n_columns = 1};
+    const bool ok = resample_intervals(table, confidence, low, high, error);
+    mem_free(means);
+    return ok;
+}

@@ -43,4 +43,8 @@ typedef struct {
 /* low, high [n_columns]: quantiles (1 - confidence) / 2 and (1 + confidence) / 2 of each column. */
 bool resample_intervals(SampleTable samples, double confidence, double *low, double *high, Error *error);
 
+/* The same of the mean of values [n_drawn items] over the draws of each sample; NAN for fewer than two. */
+bool resample_mean(const double *values, const Resamples *draws, double confidence, double *low, double *high,
+                   Error *error);
+
 #endif

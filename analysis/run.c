@@ -5,6 +5,7 @@
 #include "../engine/io.h"
 #include "contrast.h"
 #include "intervene.h"
+#include "judge_step.h"
 #include "report.h"
 #include "run_folder.h"
 #include "run_plan.h"
@@ -121,8 +122,11 @@ static bool check_tests(const Job *job, const StepOptions *step, Error *error) {
 
 static bool check_sets(const Job *job, Error *error) {
     bool ok = check_disjoint(job, error);
-    for (int64_t s = 0; ok && s < job->n_steps; s++)
-        if (job->steps[s].kind == STEP_INTERVENTION) ok = check_tests(job, &job->steps[s], error);
+    for (int64_t s = 0; ok && s < job->n_steps; s++) {
+        const StepOptions *step = &job->steps[s];
+        if (step->kind == STEP_INTERVENTION) ok = check_tests(job, step, error);
+        if (step->kind == STEP_JUDGE) ok = judge_step_check(job, step, error);
+    }
     return ok;
 }
 
@@ -181,8 +185,9 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
                    .stop = &stop_wanted};
     bool (*work)(const StepRun *, Error *) = step->kind == STEP_INTERVENTION ? intervene_run
                                              : step->kind == STEP_CONTRAST   ? contrast_run
+                                             : step->kind == STEP_JUDGE      ? judge_step_run
                                                                              : step_run;
-    return open_model(run, job_model(run->job, step->model), error) && work(&one, error);
+    return (!step->model[0] || open_model(run, job_model(run->job, step->model), error)) && work(&one, error);
 }
 
 static bool run_step(Run *run, const StepOptions *step, Error *error) {

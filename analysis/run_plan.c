@@ -1,5 +1,5 @@
 /* The plan: encode as the run would, count on the cost device, print. */
-#include "run_plan.h"
+#include "run_plan_parts.h"
 #include "../engine/alloc.h"
 #include "../engine/clock.h"
 #include "../engine/io.h"
@@ -14,13 +14,9 @@ static const double mib = 1 << 20;
 enum { SAMPLE_BYTES = 600 };
 
 /* ---- the rate ---- */
-enum { RATE_ROWS = 512, RATE_MOST = 1024, RATE_FLOATS = 1 << 23 };
+enum { RATE_MOST = 1024, RATE_FLOATS = 1 << 23 };
 
 static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-
-typedef struct {
-    double flops, bytes; /* per second */
-} Rates;
 
 /* Best of twelve: a product [RATE_ROWS,k] x [n,k]^T, and y += x over RATE_FLOATS floats. */
 static Rates measure_rates(const Device *device, int64_t n, int64_t k, Error *error) {
@@ -57,26 +53,6 @@ static Rates measure_rates(const Device *device, int64_t n, int64_t k, Error *er
 }
 
 /* ---- one step ---- */
-typedef struct {
-    const Job *job;
-    const StepOptions *step;
-    const ModelConfig *config;
-    const PromptEncoder *encoder;
-    const Device *device;
-    DType compute, weights;
-    int64_t rate_n, rate_k; /* of the product that the rate was measured with */
-    Rates rates;
-    const char *out;
-    FILE *to;
-} Planner;
-
-typedef struct {
-    int64_t n_batches, n_tokens, n_longest;
-    size_t weights_bytes, activation_bytes; /* the largest batch */
-    bool recomputed;
-    double flops, bytes, reply_flops;
-} Work;
-
 static DType weights_dtype(const ModelConfig *config) {
     if (config->dtype && !strcmp(config->dtype, "float32")) return DTYPE_F32;
     return config->dtype && !strcmp(config->dtype, "float16") ? DTYPE_F16 : DTYPE_BF16;
@@ -87,9 +63,10 @@ static bool walks_back(const StepOptions *step) {
            (step->kind == STEP_CONTRAST && step->contrast_gradient && step_reads_targets(step));
 }
 
-static bool plan_batch(const Planner *p, const Batch *batch, Work *work, Error *error) {
+static bool plan_batch(const Planner *p, const Batch *batch, PlannedWork *work, Error *error) {
     PromptBatch view = batch_view(batch);
     PassOptions options = {.memory_limit_bytes = (size_t)p->job->options.memory_limit_mib << 20};
+    options.want_nll = p->step->kind == STEP_INTERVENTION;
     if (walks_back(p->step)) {
         options.loss_weights = batch->loss;
         options.recompute = (Recompute)p->step->recompute;
@@ -117,7 +94,7 @@ static bool make_replies(const Planner *p, int64_t n, Measures *replies, Error *
     return true;
 }
 
-static bool plan_group(const Planner *p, const PromptGroup *group, Work *work, Error *error) {
+static bool plan_group(const Planner *p, const PromptGroup *group, PlannedWork *work, Error *error) {
     int64_t n_total, n_active;
     model_config_count(p->config, &n_total, &n_active);
     bool ok = true;
@@ -136,6 +113,8 @@ static bool plan_group(const Planner *p, const PromptGroup *group, Work *work, E
             at += n_batch;
         }
         for (int64_t i = 0; ok && i < n; i++) {
+            const EncodedPrompt *prompt = &group->prompts[first + i];
+            work->effect_flops += 2.0 * (double)n_active * (double)(prompt->n_prompt + prompt->n_target);
             int64_t length = block_prompt_tokens(&block, i);
             if (length > work->n_longest) work->n_longest = length;
         }
@@ -144,7 +123,7 @@ static bool plan_group(const Planner *p, const PromptGroup *group, Work *work, E
     return ok;
 }
 
-static bool plan_pairs(const Planner *p, const ContrastPairs *pairs, Work *work, Error *error) {
+static bool plan_pairs(const Planner *p, const ContrastPairs *pairs, PlannedWork *work, Error *error) {
     bool ok = true;
     for (int64_t first = 0; ok && first < pairs->n; first += BLOCK_PROMPTS) {
         int64_t end = first + step_block_length(&pairs->side[0], first);
@@ -165,7 +144,7 @@ static bool plan_pairs(const Planner *p, const ContrastPairs *pairs, Work *work,
 }
 
 /* ---- printing ---- */
-static void print_text(FILE *to, const char *bytes, size_t n) {
+void plan_print_text(FILE *to, const char *bytes, size_t n) {
     Text text = {0};
     text_put_terminal(&text, bytes, n);
     if (!text.failed && text.bytes) fputs(text.bytes, to);
@@ -176,7 +155,7 @@ static void print_lines(FILE *to, const Text *notes) {
     for (const char *line = notes->bytes; line && *line;) {
         size_t n = strcspn(line, "\n");
         fputs("  warning: ", to);
-        print_text(to, line, n);
+        plan_print_text(to, line, n);
         fputc('\n', to);
         line += n + (line[n] == '\n');
     }
@@ -202,9 +181,9 @@ static bool print_sample(const Planner *p, const PromptGroup *group, Error *erro
         if (shown > SAMPLE_BYTES) shown = SAMPLE_BYTES;
         while (shown && shown < n && ((unsigned char)text.text.bytes[shown] & 0xc0) == 0x80) shown--;
         fprintf(p->to, "  prompt \"");
-        print_text(p->to, group->prompts[0].entry->id, strlen(group->prompts[0].entry->id));
+        plan_print_text(p->to, group->prompts[0].entry->id, strlen(group->prompts[0].entry->id));
         fprintf(p->to, "\" as the model reads it (%lld tokens): ", (long long)group->prompts[0].n_prompt);
-        print_text(p->to, text.text.bytes ? text.text.bytes : "", shown);
+        plan_print_text(p->to, text.text.bytes ? text.text.bytes : "", shown);
         fputs(shown < n ? " ...\n" : "\n", p->to);
     }
     chat_text_free(&text);
@@ -212,18 +191,12 @@ static bool print_sample(const Planner *p, const PromptGroup *group, Error *erro
 }
 
 /* Products at one rate, then what goes through memory at the other: they hardly overlap on a CPU. */
-static double predict_seconds(const Planner *p, const Work *work) {
+static double predict_seconds(const Planner *p, const PlannedWork *work) {
     return (work->flops + work->reply_flops) / p->rates.flops + work->bytes / p->rates.bytes;
 }
 
-static void print_work(const Planner *p, const Work *work) {
-    bool gradient = walks_back(p->step);
+void plan_print_cost(const Planner *p, const PlannedWork *work) {
     double all = work->flops + work->reply_flops;
-    fprintf(p->to, "  passes: %lld, %lld tokens, the longest prompt %lld%s\n", (long long)work->n_batches,
-            (long long)work->n_tokens, (long long)work->n_longest,
-            !gradient          ? ""
-            : work->recomputed ? "; activations are recomputed"
-                               : "; activations are kept");
     fprintf(p->to, "  memory: %.1f MiB weights + %.1f MiB of the largest pass = %.1f MiB\n",
             (double)work->weights_bytes / mib, (double)work->activation_bytes / mib,
             (double)(work->weights_bytes + work->activation_bytes) / mib);
@@ -235,14 +208,23 @@ static void print_work(const Planner *p, const Work *work) {
         "\n  time: about %.2g s at %.3g GFLOP/s (a product %d x %lld x %lld) and %.3g GB/s, measured now\n",
         predict_seconds(p, work), p->rates.flops / 1e9, RATE_ROWS, (long long)p->rate_n, (long long)p->rate_k,
         p->rates.bytes / 1e9);
+}
+
+static void print_work(const Planner *p, const PlannedWork *work) {
+    bool gradient = walks_back(p->step);
+    fprintf(p->to, "  passes: %lld, %lld tokens, the longest prompt %lld%s\n", (long long)work->n_batches,
+            (long long)work->n_tokens, (long long)work->n_longest,
+            !gradient          ? ""
+            : work->recomputed ? "; activations are recomputed"
+                               : "; activations are kept");
+    plan_print_cost(p, work);
     fputs("  files: ", p->to);
-    print_text(p->to, p->out, strlen(p->out));
+    plan_print_text(p->to, p->out, strlen(p->out));
     if (p->step->kind == STEP_INTERVENTION) {
-        fprintf(
-            p->to,
-            "/%s/{step.json,conditions.csv,cells.csv,excluded.csv,prompts.csv,responses/CONDITION.jsonl}, at "
-            "most %lld conditions\n",
-            p->step->name, (long long)conditions_count(p->step));
+        fprintf(p->to,
+                "/%s/{step.json,conditions.csv,cells.csv,excluded.csv,prompts.csv,responses/CONDITION.jsonl,"
+                "side_effects.csv,labels.csv,outcomes.csv,judge.json}, at most %lld conditions\n",
+                p->step->name, (long long)conditions_count(p->step));
         return;
     }
     if (p->step->kind == STEP_CONTRAST) {
@@ -259,13 +241,22 @@ static void print_work(const Planner *p, const Work *work) {
             p->step->name);
 }
 
+/* What was counted is a pass over prompts with their replies: it scores these, in every condition. */
+static void plan_conditions(const StepOptions *step, PlannedWork *work) {
+    double n = (double)conditions_count(step), n_scored = step->reply_perplexity ? n : 0;
+    work->flops *= n_scored;
+    work->bytes *= n_scored;
+    work->reply_flops *= n;
+    if (step->side_effects != EFFECTS_NONE) work->flops += n * work->effect_flops;
+}
+
 static void print_head(const Planner *p) {
     fprintf(p->to, "step %s: %s of model %s (%s, chat template %s)\n", p->step->name,
             step_kind_names[p->step->kind], p->step->model, p->config->family,
             p->encoder->chat_template ? p->encoder->chat_template : "none");
 }
 
-static bool plan_contrast(const Planner *p, Work *work, Error *error) {
+static bool plan_contrast(const Planner *p, PlannedWork *work, Error *error) {
     ContrastPairs pairs;
     Text notes = {0};
     bool ok = contrast_pairs_read(p->job, p->step, p->encoder, NULL, &pairs, &notes, error) &&
@@ -282,17 +273,14 @@ static bool plan_contrast(const Planner *p, Work *work, Error *error) {
     return ok;
 }
 
-static bool plan_step(const Planner *p, Work *work, Error *error) {
+static bool plan_step(const Planner *p, PlannedWork *work, Error *error) {
     PromptGroup *groups = NULL;
     Text notes = {0};
     int64_t n = p->step->groups.n;
     if (p->step->kind == STEP_CONTRAST) return plan_contrast(p, work, error);
     bool ok = step_read_groups(p->job, p->step, p->encoder, NULL, &groups, &notes, error);
     for (int64_t g = 0; ok && g < n; g++) ok = plan_group(p, &groups[g], work, error);
-    if (p->step->kind == STEP_INTERVENTION) { /* replies alone, each condition's */
-        work->flops = work->bytes = 0;
-        work->reply_flops *= (double)conditions_count(p->step);
-    }
+    if (p->step->kind == STEP_INTERVENTION) plan_conditions(p->step, work);
     if (ok) {
         print_head(p);
         for (int64_t g = 0; g < n; g++) print_group(p, &groups[g]);
@@ -305,7 +293,7 @@ static bool plan_step(const Planner *p, Work *work, Error *error) {
     return ok;
 }
 
-static bool plan_measuring(Planner *p, Work *work, Error *error) {
+static bool plan_measuring(Planner *p, PlannedWork *work, Error *error) {
     const ModelOptions *options = job_model(p->job, p->step->model);
     ModelConfig config = {0};
     PromptEncoder encoder = {0};
@@ -320,7 +308,8 @@ static bool plan_measuring(Planner *p, Work *work, Error *error) {
         p->rate_k = at_most(config.hidden_size, RATE_MOST);
         p->rates = measure_rates(p->device, p->rate_n, p->rate_k, error);
     }
-    ok = ok && error->code == ERROR_NONE && plan_step(p, work, error);
+    ok = ok && error->code == ERROR_NONE &&
+         (p->step->kind == STEP_JUDGE ? plan_judge : plan_step)(p, work, error);
     prompt_encoder_close(&encoder);
     model_config_free(&config);
     return ok;
@@ -331,20 +320,20 @@ bool run_plan(const Job *job, const char *out, const Device *device, DType compu
     size_t most = 0;
     bool ok = true;
     fprintf(to, "job %s on %s, compute %s, run folder ", job->name, device->name, dtype_name(compute));
-    print_text(to, out, strlen(out));
+    plan_print_text(to, out, strlen(out));
     fputc('\n', to);
     for (int64_t s = 0; ok && s < job->n_steps; s++) {
         const StepOptions *step = &job->steps[s];
-        Work work = {0};
+        PlannedWork work = {0};
         if (step->kind == STEP_REPORT) {
             fprintf(to, "step %s: report\n", step->name);
             continue;
         }
         Planner planner = {
             .job = job, .step = step, .device = device, .compute = compute, .out = out, .to = to};
-        ok = plan_measuring(&planner, &work, error);
+        ok = step->model[0] ? plan_measuring(&planner, &work, error) : plan_judge(&planner, &work, error);
         flops += work.flops + work.reply_flops;
-        if (ok) seconds += predict_seconds(&planner, &work);
+        if (ok && step->model[0]) seconds += predict_seconds(&planner, &work);
         if (work.weights_bytes + work.activation_bytes > most)
             most = work.weights_bytes + work.activation_bytes;
     }

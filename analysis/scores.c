@@ -209,6 +209,7 @@ const char *scores_definition(const StepOptions *step) {
         "exactly the given experts of a layer chosen, weights by the family's rule",
         "combine weight set to 0, routing unchanged",
         "combine weight set to 0, the other weights scaled to the sum they had with it"};
+    if (step->kind == STEP_JUDGE) return "replies labelled restricted, compliant or degraded";
     if (step->kind == STEP_INTERVENTION) return edits[step->mode];
     return step->kind == STEP_GRADIENT ? gradient[step->gradient_score] : activation[step->activation_score];
 }

@@ -18,6 +18,8 @@ void step_free_groups(PromptGroup *groups, int64_t n) {
 static EncodeNeeds needs_of(const StepOptions *step) {
     bool own_loss = step->kind == STEP_GRADIENT && step->loss == LOSS_PROMPT;
     return (EncodeNeeds){.target = step_reads_targets(step),
+                         .target_if_given =
+                             step->kind == STEP_INTERVENTION && step->side_effects == EFFECTS_PROMPT_TARGET,
                          .n_reserved = step_generates(step) ? step->max_new_tokens : 0,
                          .n_prompt_least = own_loss ? 2 : 1};
 }

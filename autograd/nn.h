@@ -56,6 +56,12 @@ typedef struct {
 } Routed;
 Routed nn_route(Context *c, Var *logits, RouteEdits edits, int64_t n_chosen, RouterRule rule);
 MoePlan nn_moe_plan(Context *c, Tensor ids, int64_t n_experts);
+/* What low-rank updates add to a layer's experts, and where gradients of them go. */
+typedef enum { PROJECTION_GATE, PROJECTION_UP, PROJECTION_DOWN, N_PROJECTIONS } Projection;
+struct ExpertUpdates {
+    Lora lora[N_PROJECTIONS];     /* a absent: none */
+    LoraSums sums[N_PROJECTIONS]; /* a absent: frozen */
+};
 /* The rows x of one layer's experts, and their weights. */
 typedef struct {
     Var *x;                         /* [T,D] */
@@ -63,6 +69,7 @@ typedef struct {
     Tensor gate_up_bias, down_bias; /* [E,2F], [E,D] or absent */
     MoePlan plan;
     Activation activation;
+    const ExpertUpdates *updates; /* NULL: none; else the caller's until the walk is over */
 } Experts;
 /* z [M,2F]: what gate and up say of the rows. `place` is the place of the output to come: only in a replay,
  * where that is there already, z is computed here; else nn_moe_output makes it on its way. */

@@ -64,6 +64,7 @@ Var *tape_record(Context *c, Var *given, DType dtype, int64_t rows, int64_t colu
     check(out->x.dtype == dtype && tensor_count(out->x) == rows * columns, "%s %lld, wanted %s %lld x %lld",
           dtype_name(out->x.dtype), (long long)tensor_count(out->x), dtype_name(dtype), (long long)rows,
           (long long)columns);
+    if (step.trains) out->wanted = true;
     for (int i = 0; i < STEP_INPUTS; i++)
         if (step.in[i] && step.in[i]->wanted) out->wanted = true;
     if (!c->tape || !out->wanted) return out;

@@ -21,6 +21,7 @@ typedef struct {
 
 typedef struct Context Context;
 typedef struct Step Step;
+typedef struct ExpertUpdates ExpertUpdates; /* nn.h */
 
 typedef void backward_fn(Context *c, const Step *step);
 typedef void block_fn(Context *c, void *arguments);
@@ -47,6 +48,7 @@ struct Step {
         struct {
             MoePlan plan;
             Activation activation;
+            const ExpertUpdates *updates; /* NULL: none */
         } moe;
         struct {
             RouteEdits edits;
@@ -58,6 +60,7 @@ struct Step {
             void *arguments;
         } block;
     } of;
+    bool trains;     /* parameters of the step itself are wanted a gradient of, whatever its inputs are */
     int64_t n_inner; /* a kept block: its own steps, just before it */
 };
 

@@ -7,7 +7,7 @@
 #define GATETAPE_DECODER_H
 #include "../autograd/nn.h"
 #include "kv_cache.h"
-#include "model.h"
+#include "lora.h"
 
 typedef struct Decoder Decoder;
 
@@ -21,6 +21,7 @@ typedef struct {
     Tensor lse;
     Var *input, *logits, *chosen; /* of the router; chosen: the combine weights. Valid while the block is */
     Tensor ids;
+    ExpertUpdates updates; /* of the layer's experts */
 } LayerRun;
 
 typedef struct {
@@ -31,7 +32,9 @@ struct Decoder {
     const Model *model;
     const Hooks *hooks;
     HookSite site;
-    bool wants_grad; /* router logits are what gradients are asked for */
+    bool wants_grad;              /* gradients of router logits are asked for */
+    const LoraTraining *training; /* NULL: the model's adapter, if any, is frozen */
+    int64_t first_example;
     bool recompute;
     bool failed;        /* a hook did; site.error says why */
     Tensor positions;   /* [T] i32 */

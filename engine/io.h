@@ -30,6 +30,7 @@ char *io_read_stream(int fd, const char *name, size_t max_bytes, size_t *n_bytes
 
 bool io_exists(const char *path);
 bool io_is_folder(const char *path);
+bool io_is_same_file(const char *a, const char *b); /* or folder; false where one does not exist */
 /* Names in a folder, sorted bytewise, without "." and ".."; caller frees each and the array (mem_free). */
 bool io_list(const char *folder, char ***names, size_t *n_names, Error *error);
 /* folder + "/" + name, or name alone when it is absolute; caller frees. NULL when out of memory. */

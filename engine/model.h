@@ -15,12 +15,16 @@ typedef struct {
     size_t n_bytes;
 } SpareBlock;
 
+typedef struct LoraWeights LoraWeights;   /* lora.h */
+typedef struct LoraTraining LoraTraining; /* lora.h */
+
 typedef struct {
     ModelConfig config;
     Weights weights;
     const Device *device;
-    DType compute;     /* DTYPE_F32 or DTYPE_BF16: how activations are stored (DESIGN section 3) */
-    SpareBlock *spare; /* owned; NULL: nothing is kept between passes */
+    DType compute;              /* DTYPE_F32 or DTYPE_BF16: how activations are stored (DESIGN section 3) */
+    SpareBlock *spare;          /* owned; NULL: nothing is kept between passes */
+    const LoraWeights *adapter; /* the caller's: updates of experts that every run has; NULL: none */
 } Model;
 
 /* Opens a checkpoint folder. On the cost device the files' headers are read, no weights. Caller closes. One
@@ -99,6 +103,11 @@ typedef struct {
     const EditTable *edits;     /* NULL: none */
     const int32_t *token_edits; /* [T]: the set of edits of each token, < 0: none. NULL: set 0 for all */
     const RouteReplay *replay;  /* NULL: the router decides. Not with loss_weights */
+    /* Gradients of the model's adapter: the batch's prompts are the examples first_example, ... of a step,
+     * and their gradients are added to training's counters. NULL: the adapter is frozen. Needs loss_weights;
+     * gate gradients are then left out unless a hook asks for them. */
+    const LoraTraining *training;
+    int64_t first_example;
     Recompute recompute;
     size_t memory_limit_bytes; /* for RECOMPUTE_AUTO; 0: what the machine has free */
     bool want_nll;             /* implied by loss_weights */

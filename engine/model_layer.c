@@ -111,18 +111,21 @@ static void experts_block(Context *c, void *arguments) {
     const Tensor absent = {0};
     run->input = nn_rmsnorm(c, run->middle, w->experts_norm, config->norm_eps);
     run->logits = nn_linear_real(c, run->input, w->router, absent);
-    run->logits->wanted = d->wants_grad;
+    if (d->wants_grad) run->logits->wanted = true;
     if (!c->replay) decoder_check(d, c, CHECK_ROUTER, run->layer, run->logits->x);
     tape_tap(c, run->logits, route_grad_hook, run);
     Routed routed = route(c, run);
     run->chosen = routed.weights;
     run->ids = routed.ids;
     MoePlan plan = nn_moe_plan(c, routed.ids, config->n_experts);
+    const bool updated = lora_layer(d->model->adapter, d->training, run->layer, d->spans.offsets,
+                                    d->first_example, &run->updates);
     const Experts experts = {.x = run->input,
                              .gate_up = w->gate_up,
                              .down = w->down,
                              .plan = plan,
-                             .activation = config->activation};
+                             .activation = config->activation,
+                             .updates = updated ? &run->updates : NULL};
     Var *z = nn_moe_gate_up(c, run->out, experts);
     Scope scope = scope_open(c);
     Tensor outputs;

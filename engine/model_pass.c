@@ -104,7 +104,9 @@ static void run_program(Pass *p, Context *c, bool recompute) {
     Decoder d = {.model = p->model,
                  .hooks = p->hooks,
                  .site = {c->device, c->queue, p->error},
-                 .wants_grad = c->tape != NULL,
+                 .wants_grad = c->tape && (!p->options->training || p->hooks->route_grad),
+                 .training = c->tape ? p->options->training : NULL,
+                 .first_example = p->options->first_example,
                  .recompute = recompute,
                  .runs = p->runs};
     decoder_checks_clear(p->findings, n_checks);
@@ -265,6 +267,8 @@ static bool check_options(const Model *model, const PromptBatch *batch, const Pa
     if (o->edits && !edit_table_check(o->edits, &model->config, error)) return false;
     for (int64_t t = 0; o->token_edits && t < n; t++)
         check(o->edits && o->token_edits[t] < o->edits->n_sets, "set %d of edits", (int)o->token_edits[t]);
+    check(!o->training || (model->adapter && o->training->weights == model->adapter && o->loss_weights),
+          "training of another adapter, from example %lld", (long long)o->first_example);
     if (!o->replay) return true;
     if (o->loss_weights)
         return error_set(error, ERROR_BAD_INPUT,

@@ -70,6 +70,34 @@ typedef struct {
     int alignment;  /* every expert's first row is a multiple of it (1 on the CPU) */
 } MoePlan;
 
+/* Low-rank updates W[e] + scale b a (LoRA, arXiv 2106.09685) of one projection in N experts of a layer. */
+typedef struct {
+    Tensor experts; /* [N] i32: distinct, ascending */
+    Tensor a, b;    /* [N,R,in], [N,out,R] real, R at most LORA_MOST_RANK; a cell of lower rank has zeros */
+    Tensor scales;  /* [N] real */
+    int64_t column; /* of the projection's result in its row: F for up, which stands behind gate, else 0 */
+    bool down;      /* false: gate or up, from tokens x to z. true: down, from expert rows h to y */
+} Lora;
+enum { LORA_MOST_RANK = 128 };
+
+/* Where gradients of a Lora go. An example is a prompt; examples number `first`, first + 1, ... of a step are
+ * those of the call. Each adds its whole gradient to a counter in binary: slot i holds the sum of 2^i
+ * examples or is free, and a full slot is added to the next. So the sum is a tree by example number,
+ * whatever calls the examples came in, packed or alone. */
+typedef struct {
+    Tensor a, b;    /* [S,N,R,in], [S,N,out,R] real, 2^S above the number of examples; absent: not wanted */
+    Tensor offsets; /* [P+1] i32: the tokens of the call's examples */
+    int64_t first;
+} LoraSums;
+
+/* One step of AdamW (arXiv 1711.05101): g = grad_scale * grad; m = beta1 m + (1 - beta1) g; v = beta2 v +
+ * (1 - beta2) g^2; x = x (1 - rate decay) - rate / correction1 * m / (sqrt(v / correction2) + eps) */
+typedef struct {
+    double rate, beta1, beta2, eps, decay;
+    double correction1, correction2; /* 1 - beta^step, steps counted from 1 */
+    double grad_scale;               /* of clipping */
+} AdamwRule;
+
 typedef enum { ROPE_HALVES, ROPE_INTERLEAVED } RopeKind; /* pairs (i, i + n/2), or (2i, 2i+1) */
 
 /* gate, up -> hidden of a gated MLP. limit > 0: gate <= limit, |up| <= limit, and (up + 1) gate sigmoid(alpha
@@ -180,6 +208,24 @@ typedef void moe_hidden_bwd_fn(Queue *q, Tensor dz, Tensor dweights, Tensor scra
  * out */
 typedef void moe_combine_fn(Queue *q, Tensor out, Tensor y, Tensor weights, Tensor residual, MoePlan plan);
 
+/* ---- low-rank updates of chosen experts; rows of other experts are neither read nor written ---- */
+/* y[m,column+j] += scale sum over r in order of u[r] b[n,j,r], u = a[n] x in real, for the rows m of expert
+ * experts[n]. gate, up: y is z [M,2F], x [T,D] at the row's token; down: y [M,D], x is h [M,F]. act */
+typedef void lora_fn(Queue *q, Tensor y, Tensor x, Lora lora, MoePlan plan);
+/* Back from dy, the gradient of y: with g[r] = sum over j of dy[column+j] b[n,j,r],
+ *   gate, up: dy is dz [M,2F] act: dx[t,:] += sum over k in order of scale g a[n] of row(t,k)    [T,D] act
+ *   down:     dy is dout [T,D] act: dx[m,:] += scale g a[n]         [M,F] real, before the combine weight
+ * and, added up as LoraSums says (down: times the row's combine weight, weights [T,K]; else not read),
+ *   da[n,r,:] += scale g[r] x[m,:], db[n,j,r] += scale dy[column+j] u[r]       rows of an example in order
+ * dx absent: not wanted. scratch [M,2R] real */
+typedef void lora_bwd_fn(Queue *q, Tensor dx, LoraSums sums, Tensor scratch, Tensor dy, Tensor x, Lora lora,
+                         Tensor weights, MoePlan plan);
+/* y[i] = the slots slots[s,i] of the set bits of n_examples, the least first, each added to what comes before
+ * y [N], slots [S,N] real */
+typedef void sum_slots_fn(Queue *q, Tensor y, Tensor slots, int64_t n_examples);
+/* x, m, v in place                                x, m, v, grad [N] real */
+typedef void adamw_fn(Queue *q, Tensor x, Tensor m, Tensor v, Tensor grad, AdamwRule rule);
+
 /* ---- what the analysis measures; group [T] i32 says which of G sums a token adds to, < 0: none ---- */
 /* selected[g,e] += times chosen (i64); mass[g,e] += probs[t,e]; weight[g,e] += combine weight (real); tokens
  * in order */
@@ -226,6 +272,7 @@ typedef void sample_fn(Queue *q, Tensor ids, Tensor scratch, Tensor logits, Tens
     X(dense) X(dense_bwd) X(swiglu) X(swiglu_bwd) X(sigmoid_scale) X(sigmoid_scale_bwd)                  \
     X(route) X(route_bwd) X(moe_plan) X(moe_gate_up) X(moe_hidden) X(moe_gate_up_bwd)                    \
     X(moe_down) X(moe_down_bwd) X(moe_swiglu_bwd) X(moe_hidden_bwd) X(moe_combine)                       \
+    X(lora) X(lora_bwd) X(sum_slots) X(adamw)                                                            \
     X(count_experts) X(expert_peaks) X(route_margin) X(gate_grad) X(row_norms) X(segment_sums)           \
     X(find_nonfinite)                                                                                    \
     X(cross_entropy) X(cross_entropy_bwd) X(argmax) X(sample)

@@ -203,6 +203,54 @@ static void cost_moe_combine(Queue *q, Tensor out, Tensor y, Tensor weights, Ten
     spend(q, 2 * count(y) + count(residual), 0, TOUCHES(out, y, weights, residual, plan.rows));
 }
 
+/* ---- low-rank updates ---- */
+/* Rows of the experts with a cell. */
+static double adapted_rows(Lora lora, MoePlan plan) {
+    return count(plan.pairs) * count(lora.experts) / (count(plan.offsets) - 1);
+}
+/* Work and bytes on adapted rows of so many elements, beside tensors touched once each. */
+static void spend_rows(Queue *q, double product, double rows, double row_bytes, const Tensor *touched,
+                       size_t n) {
+    spend(q, product, product, touched, n);
+    q->cost.bytes += rows * row_bytes;
+}
+static double row_bytes(Tensor t, int64_t columns) {
+    return tensor_present(t) ? (double)columns * (double)dtype_bytes(t.dtype) : 0;
+}
+static void cost_lora(Queue *q, Tensor y, Tensor x, Lora lora, MoePlan plan) {
+    int64_t in = lora.a.shape[2], out = lora.b.shape[1];
+    double rows = adapted_rows(lora, plan), product = 2 * rows * (double)(lora.a.shape[1] * (in + out));
+    spend_rows(q, product, rows, row_bytes(x, in) + 2 * row_bytes(y, out),
+               TOUCHES(lora.a, lora.b, lora.experts, lora.scales));
+}
+static void cost_lora_bwd(Queue *q, Tensor dx, LoraSums sums, Tensor scratch, Tensor dy, Tensor x, Lora lora,
+                          Tensor weights, MoePlan plan) {
+    int64_t in = lora.a.shape[2], out = lora.b.shape[1], rank = lora.a.shape[1];
+    double rows = adapted_rows(lora, plan), one = 2 * rows * (double)rank;
+    double examples = tensor_present(sums.offsets) ? count(sums.offsets) - 1 : 0;
+    double product = one * (double)(in + out), bytes = row_bytes(x, in) + row_bytes(dy, out);
+    if (tensor_present(dx)) product += one * (double)in;
+    if (tensor_present(sums.a)) product += one * (double)in;
+    if (tensor_present(sums.b)) product += one * (double)out;
+    bytes += 2 * row_bytes(dx, in) + 2 * row_bytes(scratch, 2 * rank);
+    if (lora.down) bytes += row_bytes(weights, 1);
+    spend_rows(q, product, rows, bytes, TOUCHES(lora.a, lora.b, lora.experts, lora.scales, sums.offsets));
+    /* each example is added to two slots on average */
+    if (tensor_present(sums.a)) q->cost.bytes += 4 * examples * (double)tensor_bytes(lora.a);
+    if (tensor_present(sums.b)) q->cost.bytes += 4 * examples * (double)tensor_bytes(lora.b);
+}
+static void cost_sum_slots(Queue *q, Tensor y, Tensor slots, int64_t n_examples) {
+    (void)slots;
+    double full = 0;
+    for (; n_examples; n_examples >>= 1) full += (double)(n_examples & 1);
+    spend(q, full * count(y), 0, TOUCHES(y));
+    q->cost.bytes += full * (double)tensor_bytes(y);
+}
+static void cost_adamw(Queue *q, Tensor x, Tensor m, Tensor v, Tensor grad, AdamwRule rule) {
+    (void)rule;
+    spend(q, 14 * count(x), 0, TOUCHES(x, x, m, m, v, v, grad));
+}
+
 /* ---- measurements ---- */
 static void cost_count_experts(Queue *q, Tensor selected, Tensor mass, Tensor weight, Tensor ids,
                                Tensor weights, Tensor probs, Tensor group) {

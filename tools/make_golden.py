@@ -269,6 +269,71 @@ def intervention_expectation(model, published, prompts, edits):
     return out, margin
 
 
+def adapted_logits(model, weights, ids):
+    """Logits of one prompt with other weights in the place of some."""
+    inputs = {"input_ids": ids[None], "use_cache": False}
+    return torch.func.functional_call(model, weights, (), inputs).logits[0]
+
+
+def lora_expectation(model, prompts, target_starts, plan, seed):
+    """AdamW on low-rank updates of chosen expert matrices: W + alpha/rank * B A, all else frozen."""
+    rng = np.random.default_rng(seed + 1)
+    frozen, parts, init = dict(model.named_parameters()), {}, {}
+    for p in frozen.values():
+        p.requires_grad_(False)
+    for layer, expert, proj in plan["cells"]:
+        name = f"model.layers.{layer}.mlp.experts." + ("down_proj" if proj == "down" else "gate_up_proj")
+        _, n, cols = frozen[name].shape
+        rows = {"down": range(n), "gate": range(n // 2), "up": range(n // 2, n)}[proj]
+        a = rng.standard_normal((plan["rank"], cols)).astype(np.float32) / math.sqrt(cols)
+        b = 0.1 * rng.standard_normal((len(rows), plan["rank"])).astype(np.float32)
+        key = f"layers.{layer}.experts.{expert}.{proj}"
+        init[key + ".lora_A"], init[key + ".lora_B"] = a.astype(np.float32), b.astype(np.float32)
+        where = (torch.full((len(rows),), expert), torch.tensor(rows))
+        parts[key] = (name, where, torch.tensor(init[key + ".lora_A"], requires_grad=True),
+                      torch.tensor(init[key + ".lora_B"], requires_grad=True))
+
+    def adapted():
+        new, scale = {}, plan["alpha"] / plan["rank"]
+        for name, where, a, b in parts.values():
+            update = torch.zeros_like(frozen[name]).index_put(where, scale * (b @ a))
+            new[name] = new.get(name, frozen[name]) + update
+        return new
+
+    params = [t for part in parts.values() for t in part[2:]]
+    opt = torch.optim.AdamW(params, lr=plan["lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=plan["weight_decay"])
+    losses, norms, first = [], [], None
+    per_step = plan["prompts_per_step"]
+    for step in range(plan["steps"]):
+        chosen = [(step * per_step + i) % len(prompts) for i in range(per_step)]
+        opt.zero_grad(set_to_none=True)
+        weights, total, count = adapted(), 0.0, 0
+        for i in chosen:
+            ids = torch.tensor(prompts[i])
+            logits = adapted_logits(model, weights, ids)
+            nll = token_nll(logits, ids)[target_starts[i] - 1:]
+            total, count = total + nll.sum(), count + nll.numel()
+        loss = total / count
+        loss.backward()
+        if first is None:
+            first = {k + s: g.grad.numpy().copy() for k, part in parts.items()
+                     for s, g in zip((".lora_A", ".lora_B"), part[2:])}
+        norms.append(torch.nn.utils.clip_grad_norm_(params, plan["clip_norm"]).item())
+        opt.step()
+        losses.append(loss.item())
+    out = {"losses": np.array(losses, np.float32), "grad_norms": np.array(norms, np.float32)}
+    for key, part in parts.items():
+        for suffix, value in zip((".lora_A", ".lora_B"), part[2:]):
+            out["init." + key + suffix] = init[key + suffix]
+            out["grad0." + key + suffix] = first[key + suffix]
+            out["final." + key + suffix] = value.detach().numpy()
+    with torch.no_grad():
+        weights = adapted()
+        logits = [adapted_logits(model, weights, torch.tensor(p)).numpy() for p in prompts]
+    out["final_logits"] = np.concatenate(logits).astype(np.float32)
+    return out
+
+
 def save_checkpoint(model, case, dtype, folder):
     """Weights by their published names (or transformers 5's fused ones), config.json as the case gives it."""
     published_names = case.get("names", "published") == "published"
@@ -323,6 +388,11 @@ def make_case(name, case, out):
     if edited:
         save_file(edited, folder / "expected_interventions.safetensors")
         (folder / "interventions.json").write_text(json.dumps(case["interventions"], indent=1) + "\n")
+    if "lora" in case:
+        starts = [max(1, (2 * n) // 3) for n in case["lengths"]]
+        save_file(lora_expectation(model, prompts, starts, case["lora"], seed),
+                  folder / "expected_lora.safetensors")
+        (folder / "lora.json").write_text(json.dumps(case["lora"], indent=1) + "\n")
     save_checkpoint(model, case, getattr(torch, case["dtype"]), folder)
     write_about(folder, expected, seed=seed, dtype=case["dtype"], lengths=case["lengths"],
                 greedy_margin=greedy_margin, intervention_margin=edited_margin if edited else None)

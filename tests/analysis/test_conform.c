@@ -252,7 +252,7 @@ static void test_names_what_it_does_not_check(void **state) {
     assert_true(agrees);
     assert_contains(printed, "not checked: tensor nll (the case does not have it)");
     assert_contains(printed, "not checked: tensor other\\x1b[2J (not a tensor of the golden cases)");
-    assert_contains(printed, "not checked: expected_lora.safetensors (training is not part of this check)");
+    assert_contains(printed, "not checked: expected_lora.safetensors (the case has no lora.json)");
     assert_int_equal(remove(scratch_path("case/expected_lora.safetensors")), 0);
     free_expected(&e);
 }

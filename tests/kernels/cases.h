@@ -217,6 +217,7 @@ BUILD(sigmoid_scale_bwd) {
 CALL(sigmoid_scale_bwd) { (void)p, o->sigmoid_scale_bwd(q, t[0], t[1], t[2], t[3], t[4]); }
 
 #include "cases_moe.h"
+#include "cases_lora.h"
 
 static const Case CASES[] = {
     {"embed", build_embed, call_embed, 1, true},
@@ -250,6 +251,10 @@ static const Case CASES[] = {
     {"moe_swiglu_bwd", build_moe_swiglu_bwd, call_moe_swiglu_bwd, 2, false},
     {"moe_hidden_bwd", build_moe_hidden_bwd, call_moe_hidden_bwd, 2, false},
     {"moe_combine", build_moe_combine, call_moe_combine, 2, false},
+    {"lora", build_lora, call_lora, 4, false},
+    {"lora_bwd", build_lora_bwd, call_lora_bwd, 5, false},
+    {"sum_slots", build_sum_slots, call_sum_slots, 2, false},
+    {"adamw", build_adamw, call_adamw, 2, true},
     {"count_experts", build_count_experts, call_count_experts, 2, false},
     {"expert_peaks", build_expert_peaks, call_expert_peaks, 1, false},
     {"route_margin", build_route_margin, call_route_margin, 1, true},

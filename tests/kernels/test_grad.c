@@ -10,7 +10,7 @@
 #include <cmocka.h>
 #include "cases.h"
 
-enum { MOST_INPUTS = 3, N_DIRECTIONS = 24 };
+enum { MOST_INPUTS = 4, N_DIRECTIONS = 24 };
 
 /* input[i] of the forward problem gets gradient[i] from the backward; output is what the cotangent weighs. */
 typedef struct {
@@ -85,6 +85,88 @@ BACKWARD(expert) {
 }
 static const Case EXPERT = {"expert", build_expert, call_expert, 2, false};
 
+/* The sums of lora_bwd, added to the gradients of a and b. */
+static void add_lora_grads(const Ops *o, Queue *q, const Tensor *sums, const Tensor *g) {
+    for (int i = 0; i < 2; i++) {
+        Tensor total = g[i];
+        total.data = calloc((size_t)tensor_count(total) + 1, sizeof(double));
+        check(total.data, "out of memory");
+        o->sum_slots(q, total, sums[i], FIRST_EXAMPLE + N_GROUPS);
+        o->accumulate(q, g[i], total);
+        free(total.data);
+    }
+}
+
+static void zero_arg(Arg *x) { x->low = x->high = 0; }
+
+/* What is added to projections of tokens: 0 to 2 plan, 3 z, 4 x, 5 to 8 lora, 9 w, 10 and 11 slots, 12
+ * offsets, 13 and 14 scratch. */
+static void build_lora_tokens(Problem *p) {
+    int64_t n = p->rows * N_CHOICES, rank = lora_rank(p);
+    build_lora(p);
+    p->arg[3].role = OUT;
+    whole_arg(p, IN, WEIGHT, N_EXPERTS, 2 * LORA_OUT, p->width);
+    zero_arg(whole_arg(p, IN, REAL, N_SLOTS, N_CELLS * rank, p->width));
+    zero_arg(whole_arg(p, IN, REAL, N_SLOTS, N_CELLS * LORA_OUT, rank));
+    add_offsets(p);
+    whole_arg(p, SCRATCH, REAL, n, 2 * rank, NONE);
+    whole_arg(p, SCRATCH, REAL, n, p->width, NONE);
+}
+static void call_lora_tokens(const Ops *o, Queue *q, const Tensor *t, const Problem *p) {
+    o->moe_gate_up(q, t[3], t[4], t[9], (Tensor){0}, plan_at(t));
+    o->lora(q, t[3], t[4], lora_at(t + 5, p), plan_at(t));
+}
+BACKWARD(lora_tokens) {
+    LoraSums sums = {t[10], t[11], t[12], FIRST_EXAMPLE};
+    o->moe_gate_up_bwd(q, g[0], t[14], c, t[9], plan_at(t));
+    o->lora_bwd(q, g[0], sums, t[13], c, t[4], lora_at(t + 5, p), (Tensor){0}, plan_at(t));
+    add_lora_grads(o, q, t + 10, g + 1);
+}
+static const Case LORA_TOKENS = {"lora tokens", build_lora_tokens, call_lora_tokens, 2, false};
+
+/* What is added to outputs of experts: 0 to 2 plan, 3 out, 4 h, 5 weights, 6 to 9 lora, 10 w, 11 and 12
+ * slots, 13 offsets, 14 y. Scratch is made here: a problem has sixteen arguments. */
+static void build_lora_rows(Problem *p) {
+    int64_t n = p->rows * N_CHOICES;
+    p->variant += 2;
+    add_plan(p, IN);
+    row_arg(p, OUT, ACT, LORA_OUT, NONE);
+    whole_arg(p, IN, ACT, n, p->width, NONE);
+    row_arg(p, IN, REAL, N_CHOICES, NONE);
+    add_lora(p);
+    whole_arg(p, IN, WEIGHT, N_EXPERTS, LORA_OUT, p->width);
+    zero_arg(whole_arg(p, IN, REAL, N_SLOTS, N_CELLS * lora_rank(p), p->width));
+    zero_arg(whole_arg(p, IN, REAL, N_SLOTS, N_CELLS * LORA_OUT, lora_rank(p)));
+    add_offsets(p);
+    whole_arg(p, SCRATCH, ACT, n, LORA_OUT, NONE);
+}
+static void call_lora_rows(const Ops *o, Queue *q, const Tensor *t, const Problem *p) {
+    o->moe_down(q, t[14], t[4], t[10], (Tensor){0}, plan_at(t));
+    o->lora(q, t[14], t[4], lora_at(t + 6, p), plan_at(t));
+    o->moe_combine(q, t[3], t[14], t[5], (Tensor){0}, plan_at(t));
+}
+BACKWARD(lora_rows) {
+    int64_t n = p->rows * N_CHOICES;
+    double *da = calloc((size_t)(n * p->width) + 1, sizeof *da),
+           *scratch = calloc((size_t)(n * 2 * lora_rank(p)) + 1, sizeof *scratch);
+    check(da && scratch, "out of memory");
+    const double *h = t[4].data, *weights = t[5].data;
+    const int32_t *pairs = t[1].data;
+    LoraSums sums = {t[11], t[12], t[13], FIRST_EXAMPLE};
+    o->moe_down_bwd(q, tensor_matrix(da, DTYPE_F64, n, p->width), (Tensor){0}, c, t[10], (Tensor){0},
+                    plan_at(t));
+    o->lora_bwd(q, tensor_matrix(da, DTYPE_F64, n, p->width), sums,
+                tensor_matrix(scratch, DTYPE_F64, n, 2 * lora_rank(p)), c, t[4], lora_at(t + 6, p), t[5],
+                plan_at(t));
+    for (int64_t i = 0; i < n * p->width; i++) {
+        ((double *)g[0].data)[i] += weights[pairs[i / p->width]] * da[i];
+        ((double *)g[1].data)[pairs[i / p->width]] += da[i] * h[i];
+    }
+    add_lora_grads(o, q, t + 11, g + 2);
+    free(da), free(scratch);
+}
+static const Case LORA_ROWS = {"lora rows", build_lora_rows, call_lora_rows, 2, false};
+
 static const Gradient GRADIENTS[] = {
     {"gather_rows", {1}, 1, 0, backward_gather_rows, NULL, NULL},
     {"rmsnorm", {1}, 1, 0, backward_rmsnorm, NULL, NULL},
@@ -98,6 +180,8 @@ static const Gradient GRADIENTS[] = {
     {"cross_entropy", {3}, 1, 0, backward_cross_entropy, NULL, NULL},
     {"moe_gate_up", {4}, 1, 3, backward_moe_gate_up, &GATE_UP, NULL},
     {"expert", {4, 5}, 2, 3, backward_expert, &EXPERT, "moe_down_bwd moe_swiglu_bwd moe_hidden_bwd"},
+    {"lora tokens", {4, 6, 7}, 3, 3, backward_lora_tokens, &LORA_TOKENS, "lora_bwd"},
+    {"lora rows", {4, 5, 7, 8}, 4, 3, backward_lora_rows, &LORA_ROWS, "lora_bwd"},
 };
 
 static double *doubles(Tensor t) { return t.data; }

@@ -93,6 +93,26 @@ expect 2 'prompts.jsonl:1: prompt "long": expected a target, since the step is a
 prompts ''
 expect 2 'prompts.jsonl: expected at least one prompt: got none'
 
+# ---- judges: refused before the first step ----
+judge() { # ANSWERS as JSON
+    model
+    printf '{"schema_version": 1, "question": "{response}", "answers": {%s}}\n' "$1" >guard.json
+    sed -i 's/"kind": "activation"}/"kind": "activation"},\n {"name": "edit", "kind": "intervention", "cells": ["0:1"], "exclude_super": false,\n  "random_sets": 0, "traffic_matched_sets": 0}, {"name": "judged", "kind": "judge", "from": ["edit"]}/' job.json
+}
+judge '"restricted": "A", "compliant": "A"'
+expect 2 'guard.json: answers.compliant: expected tokens that neither are nor begin with those of answers.restricted' \
+    --set steps.judged.model=m --set steps.judged.guard=guard.json
+[ ! -e out ] || fail "guard: expected nothing to be run"
+judge '"restricted": "A", "complaint": "B"'
+expect 2 'guard.json: answers.complaint: expected no such key: did you mean compliant' \
+    --set steps.judged.model=m --set steps.judged.guard=guard.json
+expect 2 'models.m.chat_template: expected a chat template, since the model is asked as a guard: got none' \
+    --set steps.judged.model=m --set models.m.chat_template=none
+printf 'condition,group,label\n' >people.csv
+expect 2 'people.csv' --set steps.judged.labels=people.csv
+expect 2 'steps[2].from: expected a step of kind intervention: got "activation" of kind activation' \
+    --set steps.judged.from=activation
+
 # ---- models ----
 model
 expect 2 'models.m.chat_template: expected auto, none or one of ' --set models.m.chat_template=phi

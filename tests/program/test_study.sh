@@ -49,6 +49,15 @@ for file in "$folder"/figures/*.svg; do
     cmp "$file" "$folder/run/figures/$(basename "$file")" || fail "a figure differs when made again"
 done
 
+# ---- the judge step of the job: a folder of its own ----
+judged=$folder/run/judged
+cut -d, -f1-4 "$step/labels.csv" | cmp - <(cut -d, -f1-4 "$judged/labels.csv") || fail "the judge step: labels.csv"
+grep -q '"limit": 3, "reference": "largest"' "$judged/judge.json" || fail "the judge step: judge.json"
+grep -q '"limit": 0' "$step/judge.json" || fail "the judge step changed the intervention's judge.json"
+for table in side_effects side_effects_targets; do
+    [ "$(wc -l <"$step/$table.csv")" = "$(wc -l <"$step/outcomes.csv")" ] || fail "$table.csv: expected as many rows as outcomes.csv"
+done
+
 # ---- again: the same bytes; with labels of people: theirs count ----
 cp "$step/labels.csv" "$folder/labels.csv"
 cp "$step/outcomes.csv" "$folder/outcomes.csv"
@@ -59,7 +68,7 @@ awk -F, 'NR == 1 || ($1 == "baseline" && $2 == "test_ordinary")' "$step/labels.c
     awk -F, 'BEGIN { OFS = "," } NR == 1 { print; next } { $7 = NR == 2 ? "degraded" : "compliant"; print }' >"$folder/people.csv"
 "$program" judge "$step" --seed 1 --labels "$folder/people.csv" >/dev/null || fail "judge with labels"
 [ "$(grep -c '^baseline,test_ordinary,.*,degraded,' "$step/labels.csv")" = 1 ] || fail "a label of people counts"
-grep -q '^degraded,compliant,1$' "$step/agreement.csv" || fail "agreement.csv"
+grep -q '^people,rules,degraded,compliant,1,' "$step/agreement.csv" || fail "agreement.csv"
 grep -q '"kappa"' "$step/judge.json" || fail "judge.json names the agreement"
 
 "$program" run "$source/configs/jobs/follow-up.json" --dry-run >"$folder/out" 2>&1 || fail "follow-up: $(cat "$folder/out")"
@@ -91,12 +100,15 @@ refuse() { # WHAT, expected text, arguments...
     [ $? = 2 ] || fail "$what: expected exit code 2"
     grep -q "$text" "$folder/err" || fail "$what: got $(cat "$folder/err")"
 }
-sed 's/compliant$/fine/' "$folder/people.csv" >"$folder/wrong.csv"
+awk 'BEGIN { FS = OFS = "," } NR > 1 && $7 == "compliant" { $7 = "fine" } { print }' "$folder/people.csv" >"$folder/wrong.csv"
 refuse "an unknown label" 'expected restricted, compliant or degraded: got "fine"' "$step" --labels "$folder/wrong.csv"
 sed 's/^baseline/nothing/' "$folder/people.csv" >"$folder/wrong.csv"
 refuse "a reply that is not there" 'expected a reply of this folder' "$step" --labels "$folder/wrong.csv"
 sed '2p' "$folder/people.csv" >"$folder/wrong.csv"
 refuse "two labels" 'expected one label a reply' "$step" --labels "$folder/wrong.csv"
+refuse "an unknown reference" 'expected largest, median or absolute: got "mean"' "$step" --perplexity-reference mean
+sed 's/, "nll": [^}]*}/}/' "$step/responses/baseline.jsonl" >"$folder/plain" && cp "$folder/plain" "$step/responses/baseline.jsonl"
+refuse "a limit without likelihoods" 'expected nll of every reply, which perplexity_limit compares' "$step" --perplexity-limit 3
 head -n 3 "$step/responses/baseline.jsonl" >"$folder/short" && cp "$folder/short" "$step/responses/baseline.jsonl"
 refuse "replies to other prompts" 'expected replies to the prompts of baseline.jsonl' "$step"
 

@@ -1,0 +1,273 @@
+/* Groups of cells on a device, and the gradient of a step from its counters. */
+#include "lora.h"
+#include "../kernels/check.h"
+#include "alloc.h"
+#include <math.h>
+#include <string.h>
+
+/* ---- groups ---- */
+static int64_t count_groups(const Adapter *adapter) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < adapter->n; i++) {
+        const AdapterCell *cell = &adapter->cells[i], *last = cell - 1;
+        n += i == 0 || last->layer != cell->layer || last->projection != cell->projection;
+    }
+    return n;
+}
+
+/* Sizes of the groups, and where they begin. */
+static void lay_out(const Adapter *adapter, const ModelConfig *config, LoraWeights *w) {
+    LoraGroup *group = NULL;
+    for (int64_t i = 0; i < adapter->n; i++) {
+        const AdapterCell *cell = &adapter->cells[i];
+        if (!group || group->layer != cell->layer || group->projection != cell->projection) {
+            group = &w->groups[w->n_groups++];
+            *group = (LoraGroup){.layer = cell->layer, .projection = cell->projection, .first_cell = i};
+        }
+        group->n_cells++;
+        if (cell->rank > group->rank) group->rank = cell->rank;
+    }
+    for (int64_t i = 0; i < w->n_groups; i++) {
+        group = &w->groups[i];
+        group->first = w->n_values;
+        group->n_a = group->n_cells * group->rank * projection_in(config, group->projection);
+        group->n_b = group->n_cells * group->rank * projection_out(config, group->projection);
+        w->n_values += group->n_a + group->n_b;
+    }
+}
+
+static size_t fixed_bytes(const LoraGroup *group, DType real) {
+    size_t n = (size_t)group->n_cells * (sizeof(int32_t) + dtype_bytes(real));
+    return (n + 15) / 16 * 16; /* reals first, each group's at a multiple of 16 */
+}
+
+/* The device's tensors of the groups, in memory that is there. */
+static void place_groups(const ModelConfig *config, LoraWeights *w) {
+    char *fixed = w->fixed;
+    DType real = w->values.dtype;
+    for (int64_t i = 0; i < w->n_groups; i++) {
+        LoraGroup *g = &w->groups[i];
+        int64_t in = projection_in(config, g->projection), out = projection_out(config, g->projection);
+        char *values = (char *)w->values.data + (size_t)g->first * dtype_bytes(real);
+        char *b = values + (size_t)g->n_a * dtype_bytes(real);
+        g->lora = (Lora){
+            .experts = tensor_vector(fixed + (size_t)g->n_cells * dtype_bytes(real), DTYPE_I32, g->n_cells),
+            .a = tensor_cube(values, real, g->n_cells, g->rank, in),
+            .b = tensor_cube(b, real, g->n_cells, out, g->rank),
+            .scales = tensor_vector(fixed, real, g->n_cells),
+            .column = g->projection == PROJECTION_UP ? config->expert_size : 0,
+            .down = g->projection == PROJECTION_DOWN};
+        fixed += fixed_bytes(g, real);
+    }
+}
+
+/* ---- numbers to the device and back ---- */
+static void put_real(void *to, DType real, int64_t i, float x) {
+    if (real == DTYPE_F64)
+        ((double *)to)[i] = (double)x;
+    else
+        ((float *)to)[i] = x;
+}
+static float get_real(const void *from, DType real, int64_t i) {
+    return real == DTYPE_F64 ? (float)((const double *)from)[i] : ((const float *)from)[i];
+}
+
+/* Where element (r, i) of a cell's a and (j, r) of its b stand in the flat vector. */
+static int64_t place_a(const LoraGroup *g, int64_t cell, int64_t r, int64_t i) {
+    return g->first + (cell * g->rank + r) * g->lora.a.shape[2] + i;
+}
+static int64_t place_b(const LoraGroup *g, int64_t cell, int64_t j, int64_t r) {
+    return g->first + g->n_a + (cell * g->lora.b.shape[1] + j) * g->rank + r;
+}
+
+static void fill_group(const LoraGroup *g, const AdapterCell *cells, DType real, void *values, void *fixed) {
+    int64_t in = g->lora.a.shape[2], out = g->lora.b.shape[1];
+    int32_t *experts = (int32_t *)(void *)((char *)fixed + (size_t)g->n_cells * dtype_bytes(real));
+    for (int64_t n = 0; n < g->n_cells; n++) {
+        const AdapterCell *cell = &cells[g->first_cell + n];
+        experts[n] = (int32_t)cell->expert;
+        put_real(fixed, real, n, cell->scale);
+        for (int64_t r = 0; r < cell->rank; r++) {
+            for (int64_t i = 0; i < in; i++) put_real(values, real, place_a(g, n, r, i), cell->a[r * in + i]);
+            for (int64_t j = 0; j < out; j++)
+                put_real(values, real, place_b(g, n, j, r), cell->b[j * cell->rank + r]);
+        }
+    }
+}
+
+static bool device_sync(const Device *device, Queue *queue, Error *error) {
+    if (device->sync(queue)) return true;
+    return error_set(error, ERROR_UNAVAILABLE, "%s: %s", queue->failed_op ? queue->failed_op : "device",
+                     queue->failure);
+}
+
+static bool send(const Adapter *adapter, LoraWeights *w, size_t n_fixed, Error *error) {
+    void *values = mem_zeroed((size_t)tensor_count(w->values), dtype_bytes(w->values.dtype));
+    char *fixed = mem_zeroed(n_fixed, 1), *at = fixed;
+    Queue *queue = w->device->queue_new();
+    bool ok = (values && fixed && queue) || error_out_of_memory(error, "an adapter", tensor_bytes(w->values));
+    for (int64_t i = 0; ok && i < w->n_groups; i++) {
+        fill_group(&w->groups[i], adapter->cells, w->values.dtype, values, at);
+        at += fixed_bytes(&w->groups[i], w->values.dtype);
+    }
+    if (ok) {
+        w->device->copy_in(queue, w->values, values);
+        w->device->copy_in(queue, tensor_vector(w->fixed, DTYPE_I32, (int64_t)(n_fixed / sizeof(int32_t))),
+                           fixed);
+        ok = device_sync(w->device, queue, error);
+    }
+    if (queue) w->device->queue_free(queue);
+    mem_free(values);
+    mem_free(fixed);
+    return ok;
+}
+
+bool lora_weights_make(const Adapter *adapter, const Model *model, LoraWeights *w, Error *error) {
+    const Device *device = model->device;
+    DType real = model->compute == DTYPE_F64 ? DTYPE_F64 : DTYPE_F32;
+    int64_t n_groups = count_groups(adapter);
+    *w = (LoraWeights){.device = device, .groups = mem_zeroed((size_t)n_groups + 1, sizeof *w->groups)};
+    if (!w->groups) return error_out_of_memory(error, "an adapter", (size_t)n_groups * sizeof *w->groups);
+    lay_out(adapter, &model->config, w);
+    int64_t rows = (w->n_values + OPTIMIZER_COLUMNS - 1) / OPTIMIZER_COLUMNS;
+    w->values = tensor_vector(NULL, real, rows * OPTIMIZER_COLUMNS);
+    size_t n_fixed = 0;
+    for (int64_t i = 0; i < n_groups; i++) n_fixed += fixed_bytes(&w->groups[i], real);
+    w->values.data = device->alloc(tensor_bytes(w->values));
+    w->fixed = device->alloc(n_fixed);
+    bool ok = (w->values.data && w->fixed) ||
+              error_out_of_memory(error, "an adapter", tensor_bytes(w->values) + n_fixed);
+    if (ok) place_groups(&model->config, w);
+    ok = ok && (!device->computes || send(adapter, w, n_fixed, error));
+    if (!ok) lora_weights_free(w);
+    return ok;
+}
+
+void lora_weights_free(LoraWeights *w) {
+    if (w->values.data) w->device->free(w->values.data);
+    if (w->fixed) w->device->free(w->fixed);
+    mem_free(w->groups);
+    *w = (LoraWeights){0};
+}
+
+static void read_group(const LoraGroup *g, const void *from, DType real, AdapterCell *cells) {
+    int64_t in = g->lora.a.shape[2], out = g->lora.b.shape[1];
+    for (int64_t n = 0; n < g->n_cells; n++) {
+        AdapterCell *cell = &cells[g->first_cell + n];
+        for (int64_t r = 0; r < cell->rank; r++) {
+            for (int64_t i = 0; i < in; i++) cell->a[r * in + i] = get_real(from, real, place_a(g, n, r, i));
+            for (int64_t j = 0; j < out; j++)
+                cell->b[j * cell->rank + r] = get_real(from, real, place_b(g, n, j, r));
+        }
+    }
+}
+
+bool lora_weights_read(const LoraWeights *w, Tensor vector, Adapter *to, Error *error) {
+    check(tensor_count(vector) == tensor_count(w->values) && count_groups(to) == w->n_groups,
+          "%lld values, %lld groups", (long long)tensor_count(vector), (long long)w->n_groups);
+    void *values = mem_alloc(tensor_bytes(vector));
+    Queue *queue = w->device->queue_new();
+    bool ok = (values && queue) || error_out_of_memory(error, "an adapter", tensor_bytes(vector));
+    if (ok) {
+        w->device->copy_out(queue, values, vector);
+        ok = device_sync(w->device, queue, error);
+    }
+    for (int64_t i = 0; ok && i < w->n_groups; i++)
+        read_group(&w->groups[i], values, vector.dtype, to->cells);
+    if (queue) w->device->queue_free(queue);
+    mem_free(values);
+    return ok;
+}
+
+/* ---- for the decoder ---- */
+/* The group's part of the slots: a's, or b's behind them. */
+static Tensor slots_of(const LoraTraining *t, const LoraGroup *g, bool of_b) {
+    int64_t first = t->n_slots * (g->first + (of_b ? g->n_a : 0));
+    return tensor_as_matrix(tensor_slice(t->slots, first, 0), t->n_slots, of_b ? g->n_b : g->n_a);
+}
+
+bool lora_layer(const LoraWeights *w, const LoraTraining *training, int64_t layer, Tensor offsets,
+                int64_t first_example, ExpertUpdates *updates) {
+    *updates = (ExpertUpdates){0};
+    bool found = false;
+    for (int64_t i = 0; w && i < w->n_groups; i++) {
+        const LoraGroup *g = &w->groups[i];
+        if (g->layer != layer) continue;
+        found = true;
+        updates->lora[g->projection] = g->lora;
+        if (training)
+            updates->sums[g->projection] =
+                (LoraSums){slots_of(training, g, false), slots_of(training, g, true), offsets, first_example};
+    }
+    return found;
+}
+
+/* ---- training ---- */
+static Tensor device_vector(const Device *device, DType dtype, int64_t n) {
+    Tensor t = tensor_vector(NULL, dtype, n);
+    t.data = device->alloc(tensor_bytes(t));
+    return t;
+}
+
+bool lora_training_make(const LoraWeights *w, int64_t n_examples, LoraTraining *t, Error *error) {
+    const Device *device = w->device;
+    DType real = w->values.dtype;
+    int64_t n = tensor_count(w->values), rows = n / OPTIMIZER_COLUMNS;
+    *t = (LoraTraining){.weights = w, .queue = device->queue_new()};
+    while (n_examples >> t->n_slots) t->n_slots++;
+    Optimizer *o = &t->optimizer;
+    o->values = w->values;
+    t->slots = device_vector(device, real, t->n_slots * w->n_values);
+    o->grad = device_vector(device, real, n);
+    o->means = device_vector(device, real, n);
+    o->squares = device_vector(device, real, n);
+    o->norms = device_vector(device, real, rows);
+    o->host_norms = mem_zeroed((size_t)rows + 1, dtype_bytes(real));
+    bool ok = t->queue && t->slots.data && o->grad.data && o->means.data && o->squares.data &&
+              o->norms.data && o->host_norms;
+    if (ok) {
+        device->zero(t->queue, o->grad);
+        device->zero(t->queue, o->means);
+        device->zero(t->queue, o->squares);
+        ok = device_sync(device, t->queue, error);
+    } else {
+        error_out_of_memory(error, "training", (size_t)(t->n_slots + 3) * tensor_bytes(w->values));
+    }
+    if (!ok) lora_training_free(t);
+    return ok;
+}
+
+void lora_training_free(LoraTraining *t) {
+    if (!t->weights) return;
+    const Device *device = t->weights->device;
+    void *blocks[] = {t->slots.data, t->optimizer.grad.data, t->optimizer.means.data,
+                      t->optimizer.squares.data, t->optimizer.norms.data};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+        if (blocks[i]) device->free(blocks[i]);
+    mem_free(t->optimizer.host_norms);
+    if (t->queue) device->queue_free(t->queue);
+    *t = (LoraTraining){0};
+}
+
+bool lora_training_gather(LoraTraining *t, int64_t n_examples, double *norm, Error *error) {
+    const Device *device = t->weights->device;
+    check(n_examples > 0 && n_examples >> t->n_slots == 0, "%lld examples, %lld slots", (long long)n_examples,
+          (long long)t->n_slots);
+    for (int64_t i = 0; i < t->weights->n_groups; i++) {
+        const LoraGroup *g = &t->weights->groups[i];
+        Tensor a = tensor_slice(t->optimizer.grad, g->first, g->n_a);
+        Tensor b = tensor_slice(t->optimizer.grad, g->first + g->n_a, g->n_b);
+        device->ops->sum_slots(t->queue, a, slots_of(t, g, false), n_examples);
+        device->ops->sum_slots(t->queue, b, slots_of(t, g, true), n_examples);
+    }
+    if (!optimizer_norm(device, t->queue, &t->optimizer, norm)) return device_sync(device, t->queue, error);
+    if (isfinite(*norm)) return true;
+    return error_set(error, ERROR_FAILED,
+                     "gradient of the low-rank updates: expected a finite norm: got nan or infinity");
+}
+
+bool lora_training_step(LoraTraining *t, const AdamwOptions *options, double rate, double norm,
+                        Error *error) {
+    optimizer_step(t->weights->device, t->queue, &t->optimizer, options, rate, norm);
+    return device_sync(t->weights->device, t->queue, error);
+}
