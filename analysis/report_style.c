@@ -19,7 +19,7 @@ const char *const report_style[] = {
     "h2{font-size:1.35rem;margin:3rem 0 .5rem;padding-top:1.2rem;border-top:1px solid "
     "var(--line);font-weight:650}\n"
     "h3{font-size:1.02rem;margin:2rem 0 .6rem;font-weight:650}\n"
-    "p{max-width:48rem;margin:.5rem 0}\n"
+    "p{max-width:48rem;margin:.5rem 0}p,h2,h3,h4,li{overflow-wrap:anywhere}\n"
     "a{color:var(--mark);text-decoration:none}a:hover{text-decoration:underline}\n"
     ".soft{color:var(--soft)}.small{font-size:.87rem}\n"
     "code,pre,.hash{font-family:ui-monospace,'DejaVu Sans Mono',Menlo,monospace;font-size:.84em}\n"
