@@ -3,6 +3,7 @@
 #include "../engine/alloc.h"
 #include "../engine/clock.h"
 #include "../engine/io.h"
+#include "contrast.h"
 #include "devices.h"
 #include "intervene.h"
 #include "judge_step.h"
@@ -168,6 +169,7 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
                    .progress = run->progress,
                    .stop = &stop_wanted};
     bool (*work)(const StepRun *, Error *) = step->kind == STEP_INTERVENTION ? intervene_run
+                                             : step->kind == STEP_CONTRAST   ? contrast_run
                                              : step->kind == STEP_JUDGE      ? judge_step_run
                                                                              : step_run;
     return (!step->model[0] || open_model(run, job_model(run->job, step->model), error)) && work(&one, error);
