@@ -42,6 +42,7 @@ static void keep(char *to, size_t capacity, const char *text) {
 
 static void note_numbers(Difference *d, const char *place, double a, double b) {
     double size = fmax(fabs(a), fabs(b)), apart = fabs(a - b);
+    if (isnan(apart)) apart = INFINITY; /* a number and none: further apart than any two */
     d->n_differ++;
     if (apart > d->largest) {
         d->largest = apart;
@@ -49,7 +50,7 @@ static void note_numbers(Difference *d, const char *place, double a, double b) {
         snprintf(d->a, sizeof d->a, "%.9g", a);
         snprintf(d->b, sizeof d->b, "%.9g", b);
     }
-    if (isfinite(size) && apart / size > d->relative) {
+    if (isfinite(apart) && isfinite(size) && apart / size > d->relative) {
         d->relative = apart / size;
         keep(d->relative_place, sizeof d->relative_place, place);
     }

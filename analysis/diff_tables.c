@@ -7,8 +7,10 @@
 
 enum { MOST_COLUMNS = 256 };
 
-/* What names a row, in the order in which a place is said. */
-static const char *const key_names[] = {"condition", "group", "index", "layer", "expert", "human", "rules"};
+/* What names a row, in the order in which a place is said. Rows that have all of these alike, as those of a
+ * pair of labellers, are taken in their order. */
+static const char *const key_names[] = {"condition", "group",    "index", "layer",
+                                        "expert",    "labeller", "other"};
 enum { N_KEY_NAMES = sizeof key_names / sizeof *key_names };
 
 /* One row of either kind. */

@@ -84,7 +84,18 @@ static void tables_are_compared_by_key(void **state) {
     /* quotes, line feeds in them, fields that are no numbers, columns */
     assert_said(csv, "group,x\n\"a\nb\",\"1,\"\"2\"\n", "group,x\r\n\"a\nb\",\"1,\"\"2\"\r\n", NULL);
     assert_said(csv, "group,x\na,\n", "group,x\na,4\n", "  x: 1 of 1 differ; first group a:  against 4\n");
-    assert_said(csv, "group,x\na,nan\n", "group,x\na,1\n", "  x: 1 of 1 differ");
+    assert_said(csv, "group,x\na,nan\n", "group,x\na,1\n",
+                "  x: 1 of 1 differ; largest difference inf (group a: nan against 1)\n");
+    /* a label is what a row says, not what names it */
+    assert_said(csv, "condition,group,index,label,human,rules\nc,g,0,compliant,,compliant\n",
+                "condition,group,index,label,human,rules\nc,g,0,compliant,compliant,degraded\n",
+                "more.csv: 1 rows, ids equal\n  human: 1 of 1 differ; first condition c, group g, index 0:  "
+                "against compliant\n  rules: 1 of 1 differ; first condition c, group g, index 0: compliant "
+                "against degraded\n");
+    assert_said(csv, "labeller,other,label,replies\npeople,rules,a,1\npeople,rules,b,2\n",
+                "labeller,other,label,replies\nguard,rules,a,9\npeople,rules,a,1\npeople,rules,b,3\n",
+                "2 rows in both, ids differ: 1 only in B (first labeller guard, other rules)\n  replies: 1 "
+                "of 2 differ; largest difference 1 (labeller people, other rules: 2 against 3)");
     assert_said(csv, "group,x\na,1\n", "group,y\na,1\n",
                 "  x: 0 of 0 differ, 1 only in A; first a column against");
 }
