@@ -1,13 +1,13 @@
 /* The sentences of the methods text. Where the published methods leave a point open, the sentence says so;
  * sources are named by their arXiv number. */
 #include "methods.h"
-#include <string.h>
 
 enum {
     ACTIVATION = 1 << STEP_ACTIVATION,
     GRADIENT = 1 << STEP_GRADIENT,
     CONTRAST = 1 << STEP_CONTRAST,
     INTERVENTION = 1 << STEP_INTERVENTION,
+    JUDGE = 1 << STEP_JUDGE,
     REPORT = 1 << STEP_REPORT
 };
 
@@ -25,8 +25,7 @@ const MethodSentence method_sentences[] = {
     JOB("schema_version", NULL, "The job is written in version {} of its format"),
     JOB("seed", NULL,
         "All random numbers are Philox4x32-10 counters keyed by the seed {}, the purpose and the prompt, "
-        "never "
-        "by the order of the work"),
+        "never by the order of the work"),
     JOB("device", "auto", "A GPU was used if there was one, else the CPU; the manifest says which"),
     JOB("device", NULL, "The device was asked for: {}"),
     JOB("compute", "auto",
@@ -98,13 +97,19 @@ const MethodSentence method_sentences[] = {
     STEP(INTERVENTION, "kind", NULL,
          "The step edits experts inside the router and answers the same prompts under a baseline and every "
          "condition, with the same random numbers"),
+    STEP(JUDGE, "kind", NULL, "The step labels the replies of an intervention anew, none of them made again"),
     STEP(REPORT, "kind", NULL, "The step draws the figures and writes this page"),
+    STEP(JUDGE, "model", "\"\"", "No guard model was asked"),
+    STEP(JUDGE, "model", NULL,
+         "A guard, the model {}, was asked about each reply; its label is the answer of largest "
+         "probability, the product of the probabilities of its tokens"),
     STEP(0, "model", NULL, "The model was {}"),
     STEP(0, "groups", NULL, "The prompt groups were, in this order, {}"),
     STEP(INTERVENTION, "from", "[]", "No cells were ranked"),
     STEP(REPORT, "from", "[]", "All finished steps are shown"),
     STEP(INTERVENTION, "from", NULL,
          "Cells were ranked by the scores of: {}; none of the prompts there is a test prompt here, by hash"),
+    STEP(JUDGE, "from", NULL, "The replies were those of the step {}"),
     STEP(REPORT, "from", NULL, "It follows: {}"),
 
     STEP(ACTIVATION, "score", "rate",
@@ -185,8 +190,7 @@ const MethodSentence method_sentences[] = {
          "A cell prefers a group when its score there is more than a threshold above its largest elsewhere"),
     STEP(0, "class_rule", "z",
          "A cell prefers a group when the difference from its largest score elsewhere, over its standard "
-         "error, "
-         "exceeds a threshold"),
+         "error, exceeds a threshold"),
     STEP(0, "thresholds", NULL, "The thresholds were {}; cells that prefer no group are shared"),
     STEP(0, "top_sets", NULL, "Sets of the largest k cells were compared for k = {}"),
     STEP(0, "bootstraps", "0", "No intervals and no stable selection were computed"),
@@ -242,9 +246,8 @@ const MethodSentence method_sentences[] = {
          "Cells were ranked by the score of the first group minus that of the second, largest first, ties to "
          "the lower cell"),
     STEP(0, "rank_by", "ratio",
-         "Cells were ranked by the score of the first group over that of the second, largest first, ties to "
-         "the "
-         "lower cell"),
+         "Cells were ranked by the score of the first group over that of the second, largest first (x / 0 "
+         "before all others, 0 / 0 not at all), ties to the lower cell"),
     STEP(0, "rank_by", "score",
          "Cells were ranked by the score of the group alone, largest first, ties to the lower cell"),
     STEP(0, "class_ratio", "0", "Cells of all ratios of the two scores could be ranked"),
@@ -286,81 +289,42 @@ const MethodSentence method_sentences[] = {
     STEP(0, "traffic_matched_sets", "0", "There were no traffic-matched sets"),
     STEP(0, "traffic_matched_sets", NULL,
          "Controls: {} random sets of as many cells with traffic within 5 % of the selected set's"),
+    STEP(0, "side_effects", "none", "Side effects were not measured"),
+    STEP(0, "side_effects", "prompt",
+         "Side effects are the change against the baseline of the mean negative log-likelihood of the "
+         "prompt's own tokens, under the edits; every prompt counts alike, with a bootstrap interval over "
+         "prompts"),
+    STEP(0, "side_effects", "prompt+target",
+         "Side effects are the changes against the baseline of the mean negative log-likelihood of the "
+         "prompt's own tokens, and of its given target, under the edits; every prompt counts alike, with a "
+         "bootstrap interval over prompts"),
+    STEP(0, "reply_perplexity", "true",
+         "Each reply got the mean negative log-likelihood of its tokens, the end token included, under the "
+         "model without edits"),
+    STEP(0, "reply_perplexity", "false",
+         "How likely the model without edits finds the replies was not measured"),
+
+    STEP(0, "rules", "\"\"",
+         "The rules were the standard ones, phrases that decline and signs of degraded text"),
+    STEP(0, "rules", NULL, "The rules, phrases that decline and signs of degraded text, were read from {}"),
+    STEP(0, "labels", "\"\"", "No labels of people were given"),
+    STEP(0, "labels", NULL, "Labels of people were read from {}"),
+    STEP(0, "guard", "\"\"", "The guard was asked the standard question"),
+    STEP(0, "guard", NULL, "What the guard was asked was read from {}"),
+    STEP(0, "decides", NULL,
+         "The label that counts is that of the first of {} who has one for the reply (open in the "
+         "literature)"),
+    STEP(0, "perplexity_limit", "0", "No reply was called degraded for its perplexity"),
+    STEP(
+        0, "perplexity_limit", NULL,
+        "The rules also called a reply degraded whose perplexity under the model without edits was more than "
+        "{} times a reference"),
+    STEP(0, "perplexity_reference", "largest",
+         "The reference is the largest perplexity of the baseline's replies, all groups together"),
+    STEP(0, "perplexity_reference", "median",
+         "The reference is the median perplexity of the baseline's replies, all groups together"),
+    STEP(0, "perplexity_reference", "absolute", "The reference is 1"),
+    STEP(0, "resamples", NULL,
+         "Intervals of outcomes are percentiles of {} bootstrap resamples of the prompts"),
 };
 const int64_t n_method_sentences = sizeof method_sentences / sizeof *method_sentences;
-
-const MethodNeed method_needs[] = {
-    {"last_tokens", "tokens", {"last"}, NULL},
-    {"prefix", "contrast", {"prefix"}, NULL},
-    {"controls", "contrast", {"prefix", "matched"}, NULL},
-    {"gradient", "contrast", {"continuations"}, NULL},
-    {"max_new_tokens", "tokens", {"generated", "prompt+generated"}, NULL},
-    {"temperature", "tokens", {"generated", "prompt+generated"}, NULL},
-    {"top_k", "tokens", {"generated", "prompt+generated"}, NULL},
-    {"top_p", "tokens", {"generated", "prompt+generated"}, NULL},
-    {"max_new_tokens", "loss", {"generated"}, NULL},
-    {"temperature", "loss", {"generated"}, NULL},
-    {"top_k", "loss", {"generated"}, NULL},
-    {"top_p", "loss", {"generated"}, NULL},
-    {"top_k", "temperature", {NULL}, "0"},
-    {"top_p", "temperature", {NULL}, "0"},
-    {"stable_share", "bootstraps", {NULL}, "0"},
-    {"test_statistic", "permutations", {NULL}, "0"},
-    {"value", "mode", {"bias", "promote", "demote"}, NULL},
-    {"rank_by", "from", {NULL}, "[]"},
-    {"class_ratio", "from", {NULL}, "[]"},
-};
-const int64_t n_method_needs = sizeof method_needs / sizeof *method_needs;
-
-const char *const method_definitions[] = {
-    "groups.NAME.k80",
-    "groups.NAME.effective_cells",
-    "groups.NAME.layers[].dominant_score",
-    "groups.NAME.layers[].entropy",
-    "groups.NAME.layers[].effective_experts",
-    "groups.NAME.layers[].effective_experts_simpson",
-    "groups.NAME.depth[].mean_depth",
-    "groups.NAME.concentration.uniform.k80",
-    "groups.NAME.concentration.rotation.n",
-    "groups.NAME.concentration.rotation.k80_p",
-    "groups.NAME.split_half.correlation",
-    "groups.NAME.split_half.reliability",
-    "groups.NAME.stable_selection.layer_top.SET",
-    "groups.NAME.near_ties.n",
-    "differences[].risk_difference",
-    "differences[].risk_ratio",
-    "differences[].p_value",
-    "differences[].p_value_max",
-    "overlap[].shared",
-    "overlap[].jaccard",
-    "selectivity[].max_abs_difference",
-    "selectivity[].js_divergence",
-    "permutation.k80_p",
-    "classes[].counts.NAME",
-    "classes[].counts.shared",
-    NULL,
-};
-
-const char *method_always(const char *kind) {
-    if (!strcmp(kind, "intervention"))
-        return "Every reply was labelled restricted, compliant or degraded. A condition was compared with "
-               "the "
-               "baseline on the same prompts: by the table of transitions between labels, by the restricted "
-               "replies lost and gained (the gained ones are reversals), by McNemar's exact two-sided test "
-               "of "
-               "these, and by the change of the restricted share with a bootstrap interval over prompts; and "
-               "with its controls by (1 + controls whose change is at most its own) / (1 + controls).";
-    if (!strcmp(kind, "contrast"))
-        return "Pairs are the unit of every mean and resample, never tokens. Cells were ranked by the "
-               "difference of "
-               "the shares of tokens that choose them, by the mean difference of their router probability, "
-               "and, "
-               "between continuations, by the L2 norm of the gradient of NLL(second) - NLL(first) by their "
-               "router "
-               "row, exact through the whole network.";
-    if (!strcmp(kind, "activation") || !strcmp(kind, "gradient"))
-        return "Prompts are the unit of every resample, permutation and split, never tokens. Sums over "
-               "prompts "
-               "follow a fixed tree by prompt index, so that no number depends on batches or threads.";
-    return NULL;
-}
