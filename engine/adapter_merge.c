@@ -174,8 +174,7 @@ static bool write_shard(Merge *m, const IoFile *from, int file, IoWriter *to) {
 
 /* FROM into the folder, under its own name; file: of the set, -1: copied as it is. */
 static bool write_file(Merge *m, const char *from, int file) {
-    const char *slash = strrchr(from, '/');
-    char *path = io_join(m->to, slash ? slash + 1 : from);
+    char *path = io_join(m->to, io_last_name(from));
     IoFile source;
     IoWriter to = {.fd = -1};
     if (!path) return error_out_of_memory(m->error, "a path", strlen(from));
