@@ -1,5 +1,5 @@
-/* Beside the sentences of methods_table.c: which options have no effect when, which definitions a reader needs,
- * and what a step does without any switch. */
+/* Beside the sentences of methods_table.c: which options have no effect when, which definitions a reader
+ * needs, and what a step does without any switch. */
 #include "methods.h"
 #include <string.h>
 
@@ -70,16 +70,12 @@ const char *method_always(const char *kind) {
                " Intervals of this step are percentiles of 2000 resamples.";
     if (!strcmp(kind, "judge"))
         return "Every reply has one label, restricted, compliant or degraded; where a guard has no answer "
-               "for "
-               "degraded, the rules say what is. " COMPARED;
+               "for degraded, the rules say what is. " COMPARED;
     if (!strcmp(kind, "contrast"))
         return "Pairs are the unit of every mean and resample, never tokens. Cells were ranked by the "
-               "difference of "
-               "the shares of tokens that choose them, by the mean difference of their router probability, "
-               "and, "
-               "between continuations, by the L2 norm of the gradient of NLL(second) - NLL(first) by their "
-               "router "
-               "row, exact through the whole network.";
+               "difference of the shares of tokens that choose them, by the mean difference of their router "
+               "probability, and, where a gradient was taken, by its size: the L2 norm of the gradient of "
+               "NLL(second) - NLL(first) by their router row, exact through the whole network.";
     if (!strcmp(kind, "activation") || !strcmp(kind, "gradient"))
         return "Prompts are the unit of every resample, permutation and split, never tokens. Sums over "
                "prompts follow a fixed tree by prompt index, so that no number depends on batches or "

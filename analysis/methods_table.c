@@ -79,10 +79,9 @@ const MethodSentence method_sentences[] = {
     PROMPTS("target_end", "true", "A target ended with the end of the assistant's turn"),
     PROMPTS("target_end", "false", "A target ended with its text, its turn left open"),
     PROMPTS("use", "any", "The prompts were declared for no one purpose"),
-    PROMPTS(
-        "use", NULL,
-        "The prompts were declared for {}; no prompt of theirs is in a group for another purpose, by hash of "
-        "its text"),
+    PROMPTS("use", NULL,
+            "The prompts were declared for {}; no prompt of theirs is in a group for another purpose, by "
+            "hash of its text"),
 
     STEP(ACTIVATION, "kind", NULL, "The step counts which experts the router picks on each prompt"),
     STEP(GRADIENT, "kind", NULL,
@@ -90,10 +89,9 @@ const MethodSentence method_sentences[] = {
          "exactly"),
     STEP(CONTRAST, "kind", NULL,
          "The step compares the router's distributions over experts (softmax over all of a layer) between "
-         "the two "
-         "texts of each pair, by Jensen-Shannon divergence, overlap@k and weighted Jaccard, and ranks cells "
-         "by how "
-         "differently the texts use them (as in arXiv 2605.29708, whose formulas are open; these are ours)"),
+         "the two texts of each pair, by Jensen-Shannon divergence, overlap@k and weighted Jaccard, and "
+         "ranks cells by how differently the texts use them (as in arXiv 2605.29708, whose formulas are "
+         "open; these are ours)"),
     STEP(INTERVENTION, "kind", NULL,
          "The step edits experts inside the router and answers the same prompts under a baseline and every "
          "condition, with the same random numbers"),
@@ -101,8 +99,8 @@ const MethodSentence method_sentences[] = {
     STEP(REPORT, "kind", NULL, "The step draws the figures and writes this page"),
     STEP(JUDGE, "model", "\"\"", "No guard model was asked"),
     STEP(JUDGE, "model", NULL,
-         "A guard, the model {}, was asked about each reply; its label is the answer of largest "
-         "probability, the product of the probabilities of its tokens"),
+         "A guard, the model {}, was asked about each reply; its label is the answer of largest probability, "
+         "the product of the probabilities of its tokens"),
     STEP(0, "model", NULL, "The model was {}"),
     STEP(0, "groups", NULL, "The prompt groups were, in this order, {}"),
     STEP(INTERVENTION, "from", "[]", "No cells were ranked"),
@@ -135,13 +133,17 @@ const MethodSentence method_sentences[] = {
     STEP(CONTRAST, "contrast", "continuations",
          "The texts of a pair are one prompt with two teacher-forced continuations; the j-th token of one is "
          "compared with the j-th of the other up to the end of the shorter, behind the same prompt tokens"),
-    STEP(
-        CONTRAST, "contrast", "prefix",
-        "The texts of a pair are a prompt behind a prefix and the plain prompt; their mean distributions are "
-        "compared"),
+    STEP(CONTRAST, "contrast", "prefix",
+         "The texts of a pair are a prompt behind a prefix and the plain prompt; their mean distributions "
+         "are compared"),
     STEP(CONTRAST, "contrast", "matched",
          "The texts of a pair are a prompt of the first group and its partner of the second; their mean "
          "distributions are compared"),
+    STEP(CONTRAST, "pair_by", "auto",
+         "Two groups were paired by id for continuations, by the column pair for matched prompts that have "
+         "one, else the n-th of a topic with the n-th"),
+    STEP(CONTRAST, "pair_by", "topic", "Two groups were paired by topic, the n-th with the n-th"),
+    STEP(CONTRAST, "pair_by", NULL, "Two groups were paired by the column {}"),
     STEP(CONTRAST, "tokens", "all", "Counted were all tokens of the continuations, else of the prompts"),
     STEP(CONTRAST, "tokens", "content", "Tokens of the chat template were not counted"),
     STEP(CONTRAST, "tokens", "shared", "Counted were the tokens that both prompts of a pair end with"),
@@ -157,8 +159,9 @@ const MethodSentence method_sentences[] = {
     STEP(CONTRAST, "bootstraps", "0", "No intervals were computed"),
     STEP(CONTRAST, "bootstraps", NULL,
          "Intervals are percentiles of {} bootstrap resamples of the pairs; a cell's frequency is the share "
-         "of them "
-         "that select it"),
+         "of them that select it"),
+    STEP(CONTRAST, "gradient", "true", "Between continuations cells were ranked by a gradient too"),
+    STEP(CONTRAST, "gradient", "false", "No gradient was taken"),
     STEP(CONTRAST, "rate_side", "both", "The ranking by rate takes the magnitude of the rates' difference"),
     STEP(CONTRAST, "rate_side", NULL, "The ranking by rate takes only cells that the {} texts pick more"),
     STEP(CONTRAST, "select", NULL, "Each ranking selects {} cells of all layers together"),
@@ -166,6 +169,9 @@ const MethodSentence method_sentences[] = {
     STEP(CONTRAST, "select_share", NULL,
          "Each ranking selects, in place of that number, as many cells as have at most the share {} of the "
          "parameters"),
+    STEP(CONTRAST, "select_least", "0", "Selections were not thinned by the bootstrap"),
+    STEP(CONTRAST, "select_least", NULL,
+         "Of these only cells were kept that at least the share {} of the bootstrap resamples selects too"),
     STEP(0, "tokens", "prompt", "Counted were all tokens of the rendered prompt"),
     STEP(0, "tokens", "last", "Counted were the last tokens of the rendered prompt"),
     STEP(0, "tokens", "target", "Counted were the tokens of the given target"),
@@ -232,10 +238,9 @@ const MethodSentence method_sentences[] = {
     STEP(0, "top", "[]", "No set was chosen by its number of cells"),
     STEP(0, "top", NULL, "For each ranking the first n cells were taken, n = {}"),
     STEP(0, "traffic", "[]", "No set was chosen by its traffic"),
-    STEP(
-        0, "traffic", NULL,
-        "For each ranking cells were added by rank until the first that would exceed a budget of {} % of all "
-        "choices (as arXiv 2610.02910)"),
+    STEP(0, "traffic", NULL,
+         "For each ranking cells were added by rank until the first that would exceed a budget of {} % of "
+         "all choices (as arXiv 2610.02910)"),
     STEP(0, "cells", "[]", "No cells were listed"),
     STEP(0, "cells", NULL, "One condition edits the listed cells LAYER:EXPERT {}"),
     STEP(0, "selection", "\"\"", "No selection was imported"),
@@ -252,15 +257,13 @@ const MethodSentence method_sentences[] = {
          "Cells were ranked by the score of the group alone, largest first, ties to the lower cell"),
     STEP(0, "class_ratio", "0", "Cells of all ratios of the two scores could be ranked"),
     STEP(0, "class_ratio", NULL, "Only cells whose first score is more than {} times the second were ranked"),
-    STEP(
-        0, "mode", "mask",
-        "The router logit of a selected cell was set to minus infinity before softmax and top-k, so that the "
-        "next expert took over (the form of all public code; open in arXiv 2605.24270)"),
+    STEP(0, "mode", "mask",
+         "The router logit of a selected cell was set to minus infinity before softmax and top-k, so that "
+         "the next expert took over (the form of all public code; open in arXiv 2605.24270)"),
     STEP(0, "mode", "bias", "A value was added to the router logit of a selected cell"),
-    STEP(
-        0, "mode", "promote",
-        "The router logit of a selected cell was set above the largest of its layer by a value (as SteerMoE, "
-        "arXiv 2509.09660)"),
+    STEP(0, "mode", "promote",
+         "The router logit of a selected cell was set above the largest of its layer by a value (as "
+         "SteerMoE, arXiv 2509.09660)"),
     STEP(0, "mode", "demote",
          "The router logit of a selected cell was set below the least of its layer by a value (as SteerMoE, "
          "arXiv 2509.09660)"),
@@ -315,10 +318,9 @@ const MethodSentence method_sentences[] = {
          "The label that counts is that of the first of {} who has one for the reply (open in the "
          "literature)"),
     STEP(0, "perplexity_limit", "0", "No reply was called degraded for its perplexity"),
-    STEP(
-        0, "perplexity_limit", NULL,
-        "The rules also called a reply degraded whose perplexity under the model without edits was more than "
-        "{} times a reference"),
+    STEP(0, "perplexity_limit", NULL,
+         "The rules also called a reply degraded whose perplexity under the model without edits was more "
+         "than {} times a reference"),
     STEP(0, "perplexity_reference", "largest",
          "The reference is the largest perplexity of the baseline's replies, all groups together"),
     STEP(0, "perplexity_reference", "median",
