@@ -183,5 +183,6 @@ int64_t adapter_config_version(const AdapterConfig *c) {
     int major = 0, minor = 0, patch = 0;
     if (!json_string(json_member(&c->root, "peft_version"), &text, &ignored)) return -1;
     if (sscanf(text, "%5d.%5d.%5d", &major, &minor, &patch) < 2) return -1;
+    if (major < 0 || minor < 0 || patch < 0) return -1;
     return major * INT64_C(1000000) + minor * INT64_C(1000) + patch;
 }

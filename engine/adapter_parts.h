@@ -33,7 +33,7 @@ bool adapter_config_scale(const AdapterConfig *config, const char *module, int64
                           Error *error);
 /* A parameter is among target_parameters. */
 bool adapter_config_targets(const AdapterConfig *config, const char *parameter);
-/* peft_version as major * 10^6 + minor * 10^3 + patch; -1: absent. */
+/* peft_version as major * 10^6 + minor * 10^3 + patch; -1: absent or none. */
 int64_t adapter_config_version(const AdapterConfig *config);
 
 /* Element i of an array of F32, BF16 or F16 that may lie anywhere. */
