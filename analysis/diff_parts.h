@@ -24,7 +24,10 @@ typedef struct {
 } Differences;
 
 void differences_free(Differences *all);
-/* Two values as texts, one of them NULL where that side has none. Two texts of one number are equal. */
+/* Two texts, one of them NULL where that side has none. */
+void differences_put_texts(Differences *all, const char *path, const char *place, const char *a,
+                           const char *b);
+/* The same of values: two that write one number are equal. */
 void differences_put(Differences *all, const char *path, const char *place, const char *a, const char *b);
 /* The same of numbers known as such, whose bytes differ; two NaN are equal. */
 void differences_put_numbers(Differences *all, const char *path, const char *place, double a, double b);

@@ -138,7 +138,9 @@ static bool read_row(Table *t, Row *row, bool *there, bool *keyed, Error *error)
 static void compare_fields(const Table *a, const Table *b, const Row *x, const Row *y, Differences *to) {
     for (int64_t i = 0; i < a->n_columns; i++) {
         int64_t other = find_column(b, a->names[i]);
-        if (other >= 0) differences_put(to, a->names[i], x->place, x->fields[i], y->fields[other]);
+        if (other >= 0)
+            (strcmp(a->names[i], "id") ? differences_put : differences_put_texts)(
+                to, a->names[i], x->place, x->fields[i], y->fields[other]);
     }
 }
 

@@ -4,6 +4,7 @@
 #include "analysis/diff.h"
 #include "engine/safetensors.h"
 #include <errno.h>
+#include <unistd.h>
 
 static const char *const groups[] = {"plain", "other"};
 static char folders[2][512];
@@ -141,6 +142,16 @@ static void responses_are_compared_by_prompt(void **state) {
         "group g, index 4: no against n\\x1bo\n  tokens: 1 of 2 differ; largest difference 2 ");
 }
 
+/* "10" and "10.0" are one number, but not one reply or id. */
+static void texts_that_look_like_numbers_are_texts(void **state) {
+    (void)state;
+    assert_said("silence/responses/other.jsonl", "{\"group\": \"g\", \"index\": 0, \"response\": \"10\"}\n",
+                "{\"group\": \"g\", \"index\": 0, \"response\": \"10.0\"}\n",
+                "  response: 1 of 1 differ; first group g, index 0: 10 against 10.0\n");
+    assert_said("activation/more.csv", "group,index,id,x\na,0,7,10\n", "group,index,id,x\na,0,07,10.0\n",
+                "more.csv: 1 rows, ids equal\n  id: 1 of 1 differ; first group a, index 0: 7 against 07\n");
+}
+
 static void write_array(int side, double *values, int64_t n) {
     Error error = {0};
     NamedTensor tensor = {"x", tensor_matrix(values, DTYPE_F64, n / 2, 2)};
@@ -269,6 +280,12 @@ static void what_is_no_run_is_refused(void **state) {
     (void)state;
     assert_refused(folders[0], "nowhere", "nowhere: expected a run folder: got no job.json in it");
     assert_refused("nowhere", folders[0], "nowhere: expected a run folder");
+    put_file(0, "a/b/c/d/e/f.csv", "a\n");
+    assert_refused(folders[0], folders[1], "folders at most 4 deep: got a/b/c/d/e");
+    char *deep = io_join(folders[0], "a/b/c/d/e");
+    remove_file(0, "a/b/c/d/e/f.csv");
+    assert_int_equal(rmdir(deep), 0);
+    mem_free(deep);
     put_file(0, "activation/x.csv", "a,b\n1,2\n");
     put_file(1, "activation/x.csv", "a,b\n1,2,3\n");
     assert_refused(folders[0], folders[1], "activation/x.csv: row 1: expected 2 fields as in the header");
@@ -312,6 +329,7 @@ int main(void) {
         cmocka_unit_test(tables_are_compared_by_key),
         cmocka_unit_test(json_is_walked_by_paths),
         cmocka_unit_test(responses_are_compared_by_prompt),
+        cmocka_unit_test(texts_that_look_like_numbers_are_texts),
         cmocka_unit_test(arrays_are_compared_by_element),
         cmocka_unit_test(settings_and_inputs),
         cmocka_unit_test(what_is_made_from_the_rest_is_passed_over),
