@@ -172,6 +172,19 @@ static void arrays_are_compared_by_element(void **state) {
         text, "activation/a.safetensors:\n  x: 1 of 4 differ; largest difference 4 ([1, 1]: 4 against 8); "
               "largest relative 0.5\n");
     free(text);
+    const int64_t large[2][2] = {{1, 9007199254740992}, {1, 9007199254740993}};
+    for (int side = 0; side < 2; side++) {
+        Error error = {0};
+        NamedTensor tensor = {"x", tensor_matrix((void *)large[side], DTYPE_I64, 1, 2)};
+        char *path = io_join(folders[side], "activation/a.safetensors");
+        if (!safetensors_write(path, &tensor, 1, NULL, 0, &error)) fail_msg("%s", error.text);
+        mem_free(path);
+    }
+    text = run_diff(&same);
+    assert_false(same);
+    assert_contains(text, "  x: 1 of 2 differ; first [0, 1]: 9007199254740992 against 9007199254740993\n");
+    free(text);
+    write_array(0, a, 4);
     write_array(1, b, 2);
     text = run_diff(&same);
     assert_contains(text, "  x: 1 of 1 differ; first F64 2 2 against F64 1 2\n");
