@@ -67,7 +67,7 @@ const char *const method_definitions[] = {
 const char *method_always(const char *kind) {
     if (!strcmp(kind, "intervention"))
         return "Every reply was labelled restricted, compliant or degraded by the standard rules. " COMPARED
-               " Intervals of this step are percentiles of 2000 resamples.";
+               " judge.json says how many resamples were drawn.";
     if (!strcmp(kind, "judge"))
         return "Every reply has one label, restricted, compliant or degraded; where a guard has no answer "
                "for degraded, the rules say what is. " COMPARED;
