@@ -6,12 +6,14 @@
 
 bool step_reads_targets(const StepOptions *step) {
     if (step->kind == STEP_INTERVENTION) return false;
+    if (step->kind == STEP_TUNE) return true;
     if (step->kind == STEP_GRADIENT) return step->loss == LOSS_TARGET;
     return step->tokens == COUNT_TARGET || step->tokens == COUNT_PROMPT_TARGET;
 }
 
 bool step_generates(const StepOptions *step) {
     if (step->kind == STEP_INTERVENTION) return true;
+    if (step->kind == STEP_TUNE) return false;
     if (step->kind == STEP_GRADIENT) return step->loss == LOSS_GENERATED;
     return step->tokens == COUNT_GENERATED || step->tokens == COUNT_PROMPT_GENERATED;
 }

@@ -12,6 +12,7 @@ typedef enum {
     STEP_ACTIVATION,
     STEP_GRADIENT,
     STEP_INTERVENTION,
+    STEP_TUNE,
     STEP_JUDGE,
     STEP_REPORT,
     N_STEP_KINDS
@@ -112,6 +113,12 @@ typedef struct {
     double perplexity_limit;
     int perplexity_reference;
     int64_t resamples;
+    /* tune; the adapter of other steps */
+    const char *adapter, *adapter_path;
+    NameList projections;
+    int64_t rank, steps, epochs, examples, warmup, seed, checkpoint_every;
+    double alpha, learning_rate, weight_decay, clip_norm;
+    int schedule, form; /* ScheduleKind, AdapterForm */
 } StepOptions;
 
 /* ---- the table ---- */
