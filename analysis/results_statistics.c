@@ -116,7 +116,7 @@ static bool find_others(const StepResults *r, const Cells *cells, Other *others,
     char *run = io_folder_of(r->folder);
     bool ok = run || error_out_of_memory(error, "a path", strlen(r->folder));
     for (const StepOptions *s = r->job->steps; ok && s != r->step; s++) {
-        if (s->kind == STEP_REPORT) continue;
+        if (s->kind != STEP_ACTIVATION && s->kind != STEP_GRADIENT) continue;
         char *folder = io_join(run, s->name), *path = folder ? io_join(folder, "statistics.json") : NULL;
         Other *other = &others[*n];
         ok = path || error_out_of_memory(error, "a path", strlen(run));
