@@ -7,6 +7,7 @@ enum {
     ACTIVATION = 1 << STEP_ACTIVATION,
     GRADIENT = 1 << STEP_GRADIENT,
     INTERVENTION = 1 << STEP_INTERVENTION,
+    TUNE = 1 << STEP_TUNE,
     REPORT = 1 << STEP_REPORT
 };
 
@@ -91,10 +92,21 @@ const MethodSentence method_sentences[] = {
     STEP(INTERVENTION, "kind", NULL,
          "The step edits experts inside the router and answers the same prompts under a baseline and every "
          "condition, with the same random numbers"),
+    STEP(TUNE, "kind", NULL,
+         "The step trains low-rank updates (LoRA) of the matrices of chosen experts and freezes all else, "
+         "routers included, by the negative log-likelihood of the targets' tokens, the mean over all of them "
+         "in an optimizer step"),
     STEP(REPORT, "kind", NULL, "The step draws the figures and writes this page"),
     STEP(0, "model", NULL, "The model was {}"),
     STEP(0, "groups", NULL, "The prompt groups were, in this order, {}"),
     STEP(INTERVENTION, "from", "[]", "No cells were ranked"),
+    STEP(TUNE, "from", "[]", "No scores ranked the cells"),
+    STEP(TUNE, "from", NULL,
+         "Cells were ranked by the scores of: {}; none of the prompts there is an example here, by hash"),
+    STEP(TUNE, "top", "[]", "No number of ranked cells was asked for"),
+    STEP(TUNE, "top", NULL, "Trained were the first {} cells"),
+    STEP(TUNE, "cells", NULL, "Trained were the cells LAYER:EXPERT {}"),
+    STEP(TUNE, "selection", NULL, "Trained were the cells of {}"),
     STEP(REPORT, "from", "[]", "All finished steps are shown"),
     STEP(INTERVENTION, "from", NULL,
          "Cells were ranked by the scores of: {}; none of the prompts there is a test prompt here, by hash"),
@@ -245,6 +257,32 @@ const MethodSentence method_sentences[] = {
     STEP(0, "traffic_matched_sets", "0", "There were no traffic-matched sets"),
     STEP(0, "traffic_matched_sets", NULL,
          "Controls: {} random sets of as many cells with traffic within 5 % of the selected set's"),
+    STEP(0, "adapter", "\"\"", "The model had no updates of an earlier step"),
+    STEP(0, "adapter", NULL, "The model had the low-rank updates trained in the step {} throughout"),
+    STEP(0, "adapter_path", "\"\"", "It had no adapter of a file"),
+    STEP(0, "adapter_path", NULL, "The model had the low-rank updates of the adapter {} throughout"),
+    STEP(0, "projections", NULL, "Of each cell these matrices were updated: {}"),
+    STEP(0, "rank", NULL, "The updates B A have rank {}"),
+    STEP(0, "alpha", NULL, "They are scaled by {} / rank"),
+    STEP(0, "examples", NULL,
+         "An optimizer step has {} examples; their gradients are summed in a fixed tree, so that no bit "
+         "depends on how they share passes"),
+    STEP(0, "steps", "0", "The number of steps is that of the epochs"),
+    STEP(0, "steps", NULL, "There were {} optimizer steps"),
+    STEP(0, "epochs", NULL, "Each example was taken {} times, every time in another order"),
+    STEP(0, "learning_rate", NULL, "The largest learning rate was {}"),
+    STEP(0, "warmup", "0", "There was no warm-up"),
+    STEP(0, "warmup", NULL, "The rate rose in proportion over the first {} steps"),
+    STEP(0, "schedule", "constant", "Then the rate stayed"),
+    STEP(0, "schedule", "linear", "Then the rate fell to 0 in proportion"),
+    STEP(0, "schedule", "cosine", "Then the rate fell to 0 as half a cosine"),
+    STEP(0, "weight_decay", NULL, "AdamW (0.9, 0.999, 1e-8, bias-corrected) decayed the weights by {}"),
+    STEP(0, "clip_norm", "0", "Gradients were not clipped"),
+    STEP(0, "clip_norm", NULL, "Gradients longer than {} were scaled to that"),
+    STEP(TUNE, "seed", "-1", "A and the order of examples come from the seed of the job; B begins at 0"),
+    STEP(TUNE, "seed", NULL, "A and the order of examples come from the seed {}; B begins at 0"),
+    STEP(0, "form", NULL, "The adapter was written in the form {}"),
+    STEP(0, "checkpoint_every", NULL, "A checkpoint was kept every {} steps; no number depends on it"),
 };
 const int64_t n_method_sentences = sizeof method_sentences / sizeof *method_sentences;
 
@@ -265,6 +303,7 @@ const MethodNeed method_needs[] = {
     {"value", "mode", {"bias", "promote", "demote"}, NULL},
     {"rank_by", "from", {NULL}, "[]"},
     {"class_ratio", "from", {NULL}, "[]"},
+    {"epochs", "steps", {"0"}, NULL},
 };
 const int64_t n_method_needs = sizeof method_needs / sizeof *method_needs;
 

@@ -6,6 +6,7 @@
 #include "../engine/model.h"
 #include "conditions.h"
 #include "step.h"
+#include "tune.h"
 #include <string.h>
 #include <unistd.h>
 
@@ -61,7 +62,7 @@ static bool plan_batch(const Planner *p, const Batch *batch, PlannedWork *work, 
     PromptBatch view = batch_view(batch);
     PassOptions options = {.memory_limit_bytes = (size_t)p->job->options.memory_limit_mib << 20};
     options.want_nll = p->step->kind == STEP_INTERVENTION;
-    if (p->step->kind == STEP_GRADIENT) {
+    if (p->step->kind == STEP_GRADIENT || p->step->kind == STEP_TUNE) {
         options.loss_weights = batch->loss;
         options.recompute = (Recompute)p->step->recompute;
     }
@@ -88,6 +89,15 @@ static bool make_replies(const Planner *p, int64_t n, Measures *replies, Error *
     return true;
 }
 
+/* A pass of a training holds examples of one step alone. */
+static BatchLimits limits_of(const Planner *p) {
+    BatchLimits limits = step_limits(p->job);
+    const int64_t most = p->step->examples;
+    if (p->step->kind == STEP_TUNE && (!limits.most_prompts || limits.most_prompts > most))
+        limits.most_prompts = most;
+    return limits;
+}
+
 static bool plan_group(const Planner *p, const PromptGroup *group, PlannedWork *work, Error *error) {
     int64_t n_total, n_active;
     model_config_count(p->config, &n_total, &n_active);
@@ -98,7 +108,7 @@ static bool plan_group(const Planner *p, const PromptGroup *group, PlannedWork *
         ok = make_replies(p, n, &replies, error);
         Block block = {.step = p->step, .group = group, .first = first, .n = n, .replies = &replies};
         for (int64_t at = 0; ok && at < n;) {
-            int64_t n_batch = batch_size(&block, at, 0, step_limits(p->job));
+            int64_t n_batch = batch_size(&block, at, 0, limits_of(p));
             Batch batch;
             ok = batch_make(&block, at, n_batch, &batch, error) && plan_batch(p, &batch, work, error);
             if (ok && step_generates(p->step))
@@ -185,13 +195,16 @@ void plan_print_cost(const Planner *p, const PlannedWork *work) {
 }
 
 static void print_work(const Planner *p, const PlannedWork *work) {
-    bool gradient = p->step->kind == STEP_GRADIENT;
+    bool gradient = p->step->kind == STEP_GRADIENT || p->step->kind == STEP_TUNE;
     fprintf(p->to, "  passes: %lld, %lld tokens, the longest prompt %lld%s\n", (long long)work->n_batches,
             (long long)work->n_tokens, (long long)work->n_longest,
             !gradient          ? ""
             : work->recomputed ? "; activations are recomputed"
                                : "; activations are kept");
     plan_print_cost(p, work);
+    if (p->step->adapter[0] || p->step->adapter_path[0])
+        fputs("  with the updates of an adapter, whose work is not in these numbers\n", p->to);
+    if (p->step->kind == STEP_TUNE) return;
     fputs("  files: ", p->to);
     plan_print_text(p->to, p->out, strlen(p->out));
     if (p->step->kind == STEP_INTERVENTION) {
@@ -224,12 +237,14 @@ static bool plan_step(const Planner *p, PlannedWork *work, Error *error) {
     bool ok = step_read_groups(p->job, p->step, p->encoder, NULL, &groups, &notes, error);
     for (int64_t g = 0; ok && g < n; g++) ok = plan_group(p, &groups[g], work, error);
     if (p->step->kind == STEP_INTERVENTION) plan_conditions(p->step, work);
+    if (p->step->kind == STEP_TUNE) plan_training(p, groups, work);
     if (ok) {
         fprintf(p->to, "step %s: %s of model %s (%s, chat template %s)\n", p->step->name,
                 step_kind_names[p->step->kind], p->step->model, p->config->family,
                 p->encoder->chat_template ? p->encoder->chat_template : "none");
         for (int64_t g = 0; g < n; g++) print_group(p, &groups[g]);
         print_work(p, work);
+        if (p->step->kind == STEP_TUNE) ok = plan_print_training(p, groups, error);
         print_lines(p->to, &notes);
         for (int64_t g = 0; ok && g < n; g++) ok = print_sample(p, &groups[g], error);
     }

@@ -42,13 +42,15 @@ static bool stop(Tuning *t, Error *error) {
                       (error->code != ERROR_FAILED || tune_write_adapter(t, &own));
     if (error->code != ERROR_FAILED) return false;
     const long long step = (long long)t->n_done + 1;
+    const char *name = t->run->step->name;
     if (!kept)
-        error_add_place(error, "training step %lld, not taken%s%s", step, own.text[0] ? ": " : "", own.text);
+        error_add_place(error, "step %s, training step %lld, not taken%s%s", name, step,
+                        own.text[0] ? ": " : "", own.text);
     else
-        error_add_place(
-            error,
-            "training step %lld, not taken (%s/checkpoint.safetensors and adapter-%s: after step %lld)", step,
-            t->run->step->name, adapter_form_names[t->run->step->form], step - 1);
+        error_add_place(error,
+                        "step %s, training step %lld, not taken (%s/checkpoint.safetensors and adapter-%s: "
+                        "after step %lld)",
+                        name, step, name, adapter_form_names[t->run->step->form], step - 1);
     return false;
 }
 
@@ -84,9 +86,6 @@ static bool open_training(Tuning *t, Error *error) {
     t->rows = mem_zeroed((size_t)t->data.n_steps, sizeof *t->rows);
     if (!t->rows)
         return error_out_of_memory(error, "rows of a training", (size_t)t->data.n_steps * sizeof *t->rows);
-    if (run->step->warmup > t->data.n_steps)
-        return error_set(error, ERROR_BAD_INPUT, "step %s: warmup: expected at most its %lld steps: got %lld",
-                         run->step->name, (long long)t->data.n_steps, (long long)run->step->warmup);
     if (!lora_weights_make(&t->adapter, run->model, &t->weights, error) ||
         !lora_training_make(&t->weights, run->step->examples, &t->training, error))
         return false;
@@ -107,7 +106,6 @@ bool tune_run(const StepRun *run, Error *error) {
         progress_note(run->progress, "%s: goes on after step %lld", run->step->name, (long long)t.n_done);
     ok = ok && train(&t, error) && tune_write_rows(&t, error) && tune_write_adapter(&t, error) &&
          tune_write_facts(&t, error) && tune_checkpoint_remove(&t, error);
-    if (!ok && error->code != ERROR_INTERRUPTED) error_add_place(error, "step %s", run->step->name);
     lora_training_free(&t.training);
     lora_weights_free(&t.weights);
     adapter_free(&t.adapter);

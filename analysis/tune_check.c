@@ -65,6 +65,15 @@ void tune_check_adapter(const Job *job, int64_t s, Problems *problems) {
     }
 }
 
+static bool check_warmup(const StepOptions *step, const PromptGroup *groups, Error *error) {
+    int64_t n = 0, n_total;
+    for (int64_t g = 0; g < step->groups.n; g++) n += groups[g].n;
+    n = tune_count_steps(step, n, &n_total);
+    return step->warmup <= n || error_set(error, ERROR_BAD_INPUT,
+                                          "warmup: expected at most the %lld steps of the training: got %lld",
+                                          (long long)n, (long long)step->warmup);
+}
+
 bool tune_check(const Job *job, const StepOptions *step, Error *error) {
     const ModelOptions *options = job_model(job, step->model);
     ModelConfig config = {0};
@@ -76,7 +85,8 @@ bool tune_check(const Job *job, const StepOptions *step, Error *error) {
               prompt_encoder_open(options, &config, &encoder, error);
     if (!ok) error_add_place(error, "models.%s", options->name);
     ok = ok && tune_adapter_make(job, step, &config, NULL, &adapter, error) &&
-         (step_read_groups(job, step, &encoder, NULL, &groups, &notes, error) ||
+         ((step_read_groups(job, step, &encoder, NULL, &groups, &notes, error) &&
+           check_warmup(step, groups, error)) ||
           error_add_place(error, "step %s", step->name));
     step_free_groups(groups, step->groups.n);
     text_free(&notes);
