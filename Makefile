@@ -10,9 +10,10 @@ all: deps ## build build/gatetape
 deps:
 	@tools/install_deps.sh
 
-demo: all ## run the demo job on the small model that comes along; writes runs/demo/report.html
+demo: all ## run two jobs on the small model that comes along: runs/demo/report.html, runs/study/report.html
 	$(BUILD)/gatetape run configs/jobs/demo.json --out runs/demo
-	@echo "open runs/demo/report.html"
+	$(BUILD)/gatetape run configs/jobs/paper-a-demo.json --out runs/study
+	@echo "open runs/demo/report.html and runs/study/report.html"
 
 test: ## build and run every check: unit, golden, program, sanitizers, fuzz smoke, lint
 	@tools/install_deps.sh test

@@ -6,6 +6,7 @@
 
 bool step_reads_targets(const StepOptions *step) {
     if (step->kind == STEP_INTERVENTION) return false;
+    if (step->kind == STEP_CONTRAST) return step->contrast == CONTRAST_CONTINUATIONS;
     if (step->kind == STEP_TUNE) return true;
     if (step->kind == STEP_GRADIENT) return step->loss == LOSS_TARGET;
     return step->tokens == COUNT_TARGET || step->tokens == COUNT_PROMPT_TARGET;
@@ -13,6 +14,7 @@ bool step_reads_targets(const StepOptions *step) {
 
 bool step_generates(const StepOptions *step) {
     if (step->kind == STEP_INTERVENTION) return true;
+    if (step->kind == STEP_CONTRAST) return false;
     if (step->kind == STEP_TUNE) return false;
     if (step->kind == STEP_GRADIENT) return step->loss == LOSS_GENERATED;
     return step->tokens == COUNT_GENERATED || step->tokens == COUNT_PROMPT_GENERATED;
@@ -73,7 +75,7 @@ static void mark_tokens(const StepOptions *step, Batch *batch, int64_t p, int64_
 }
 
 /* ---- packing ---- */
-static bool make_room(Batch *batch, int64_t n_prompts, int64_t n_tokens, Error *error) {
+bool batch_make_room(Batch *batch, int64_t n_prompts, int64_t n_tokens, Error *error) {
     size_t n = (size_t)n_tokens + 1;
     *batch = (Batch){.n_prompts = n_prompts,
                      .n_tokens = n_tokens,
@@ -88,7 +90,7 @@ static bool make_room(Batch *batch, int64_t n_prompts, int64_t n_tokens, Error *
     return error_out_of_memory(error, "a batch", n * 14);
 }
 
-static void put_prompt(Batch *batch, int64_t p, const EncodedPrompt *prompt, bool with_target) {
+void batch_put_prompt(Batch *batch, int64_t p, const EncodedPrompt *prompt, bool with_target) {
     int64_t at = batch->offsets[p], n_target = with_target ? prompt->n_target : 0;
     size_t n = (size_t)(prompt->n_prompt + n_target);
     memcpy(batch->tokens + at, prompt->tokens, n * sizeof *batch->tokens);
@@ -112,10 +114,10 @@ bool batch_make(const Block *block, int64_t at, int64_t n, Batch *batch, Error *
     const StepOptions *step = block->step;
     int64_t n_tokens = 0;
     for (int64_t p = 0; p < n; p++) n_tokens += block_prompt_tokens(block, at + p);
-    if (!make_room(batch, n, n_tokens, error)) return false;
+    if (!batch_make_room(batch, n, n_tokens, error)) return false;
     for (int64_t p = 0; p < n; p++) {
         const EncodedPrompt *prompt = &block->group->prompts[block->first + at + p];
-        put_prompt(batch, p, prompt, step && step_reads_targets(step));
+        batch_put_prompt(batch, p, prompt, step && step_reads_targets(step));
         if (step && step_generates(step)) put_reply(batch, p, block->replies, at + p);
         if (step) mark_tokens(step, batch, p, prompt->n_prompt);
     }

@@ -46,6 +46,10 @@ typedef struct {
 bool batch_make(const Block *block, int64_t at, int64_t n, Batch *batch, Error *error);
 void batch_free(Batch *batch);
 
+/* Its parts, for batches of other make-up: zeroed room; prompt p at offsets[p], its target behind it. */
+bool batch_make_room(Batch *batch, int64_t n_prompts, int64_t n_tokens, Error *error);
+void batch_put_prompt(Batch *batch, int64_t p, const EncodedPrompt *prompt, bool with_target);
+
 /* As model_pass and generate want it; borrows. */
 PromptBatch batch_view(const Batch *batch);
 

@@ -159,6 +159,83 @@ const Definition definition_table[] = {
 
 const int64_t n_definitions = sizeof definition_table / sizeof *definition_table;
 
+#define PAIRS "interval over resamples of the pairs (percentiles)"
+
+const Definition contrast_definitions[] = {
+    {"schema_version", NULL, "version of this format: 1"},
+    {"signal", NULL, "contrast"},
+    {"contrast", NULL,
+     "continuations: one prompt with two teacher-forced replies; prefix: a prompt behind a prefix (first) "
+     "and "
+     "plain (second); matched: prompts of one group (first) and their partners of another (second)"},
+    {"alignment", NULL, "which router distributions are compared"},
+    {"switches", NULL, "the step's options (gatetape options)"},
+    {"seed", NULL, "of all random draws"},
+    {"n_pairs", "pairs", "of texts: the unit of every mean and resample"},
+    {"n_layers", "layers", "those with experts"},
+    {"n_decoder_layers", "layers", "all of them"},
+    {"n_experts", "experts", "of a layer"},
+    {"overlap_k", "experts", "k of overlap@k (switch overlap_k; 0: as many as the router chooses)"},
+    {"js_unit", NULL, "nats or bits (switch js_log)"},
+    {"bootstrap.n", "resamples", "of the pairs, with replacement, as many as there are"},
+    {"bootstrap.confidence", "share", "of the resamples in an interval"},
+    {"overall.PART.js", "js_unit", "mean over layers, then over pairs, of the layers' js"},
+    {"overall.PART.js_low|high", "js_unit", PAIRS},
+    {"overall.PART.overlap", "experts", "the same of overlap"},
+    {"overall.PART.overlap_low|high", "experts", PAIRS},
+    {"overall.PART.jaccard", "share", "the same of jaccard"},
+    {"overall.PART.jaccard_low|high", "share", PAIRS},
+    {"layers[].layer", NULL, "decoder layer, from 0"},
+    {"layers[].PART.js", "js_unit",
+     "Jensen-Shannon divergence 0.5 KL(p||m) + 0.5 KL(q||m), m = (p + q) / 2, of two router distributions: "
+     "softmax "
+     "over all experts in f32, each divided by its sum. Of continuations the mean over aligned tokens, of "
+     "prompts that "
+     "of their mean distributions; then the mean over pairs (ours; arXiv 2605.29708 states no formula)"},
+    {"layers[].PART.js_low|high", "js_unit", PAIRS},
+    {"layers[].PART.overlap", "experts",
+     "that are among the k most probable of both, ties to the lower expert: 0 to k"},
+    {"layers[].PART.overlap_low|high", "experts", PAIRS},
+    {"layers[].PART.jaccard", "share", "weighted Jaccard: sum min(p, q) / sum max(p, q) over experts"},
+    {"layers[].PART.jaccard_low|high", "share", PAIRS},
+    {"controls.n", "draws",
+     "of partners from other topics, without replacement, of all pairs. matched: the pair's first text "
+     "against the "
+     "partner's second; prefix: the plain prompt against the partner's. A pair's control is the mean of its "
+     "draws"},
+    {"controls.least_of_a_pair", "draws", "of the pair that has the fewest"},
+    {"rankings.RANKING.definition", NULL,
+     "what a cell's value is; its score is the value, of rate by rate_side"},
+    {"rankings.RANKING.n_wanted", "cells", "by select or select_share, of all layers together"},
+    {"rankings.RANKING.n_selected", "cells", "of them with a score above 0 and by select_least"},
+    {"rankings.RANKING.parameter_share", "share", "of the model's parameters that the selected experts hold"},
+    {"rankings.RANKING.stable.SET", NULL, "cells among the first n_wanted of every bootstrap"},
+    {"rankings.RANKING.selection[].layer", NULL, "decoder layer"},
+    {"rankings.RANKING.selection[].expert", NULL, "of the cell"},
+    {"rankings.RANKING.selection[].rank", NULL, "from 1, ties to the lower cell"},
+    {"rankings.RANKING.selection[].score", NULL, "what is ranked"},
+    {"rankings.RANKING.selection[].value", NULL, "by the ranking's definition"},
+    {"rankings.RANKING.selection[].value_low|high", NULL, PAIRS},
+    {"rankings.RANKING.selection[].frequency", "share",
+     "of the bootstraps with the cell among their first n_wanted"},
+    {"between_rankings[].first", NULL, "a ranking"},
+    {"between_rankings[].second", NULL, "another"},
+    {"between_rankings[].shared", "cells", "that both select"},
+    {"between_rankings[].jaccard", "share", "shared / size of the union"},
+    {"warnings", NULL, "what a reader should know of the data"},
+    {"SET.n", "cells", "of a set"},
+    {"SET.mean_depth", "share", "mean over the set of layer / (n_decoder_layers - 1)"},
+    {"SET.cells", NULL, "[layer, expert] of each"},
+};
+
+const int64_t n_contrast_definitions = sizeof contrast_definitions / sizeof *contrast_definitions;
+
+static void document(const Definition *table, int64_t n, Text *to) {
+    for (const Definition *d = table; d < table + n; d++)
+        text_format(to, "%s%s%s%s\n    %s\n", d->path, d->unit ? " (" : "", d->unit ? d->unit : "",
+                    d->unit ? ")" : "", d->meaning);
+}
+
 void definitions_document(Text *to) {
     text_put_string(
         to,
@@ -166,7 +243,9 @@ void definitions_document(Text *to) {
         "SET for an object {n, mean_depth, cells}, low|high for two keys. A number that is not defined is\n"
         "null; why stands under the same key with _reason, or at bootstrap_reason and permutation_reason\n"
         "for the columns of long lists. Logarithms are natural.\n\n");
-    for (const Definition *d = definition_table; d < definition_table + n_definitions; d++)
-        text_format(to, "%s%s%s%s\n    %s\n", d->path, d->unit ? " (" : "", d->unit ? d->unit : "",
-                    d->unit ? ")" : "", d->meaning);
+    document(definition_table, n_definitions, to);
+    text_put_string(to,
+                    "\ncontrast.json: one object, of a step of kind contrast. PART is contrast, control, or "
+                    "difference\n(contrast - control); RANKING is rate, probability or gradient.\n\n");
+    document(contrast_definitions, n_contrast_definitions, to);
 }

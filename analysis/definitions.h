@@ -1,5 +1,5 @@
-/* definitions: what every number of statistics.json means, in one table, from which its documentation is
- * made. A test walks a file and this table: neither has what the other lacks. */
+/* definitions: what every number of statistics.json and of contrast.json means, a table each, from which
+ * their documentation is made. Tests walk a file and its table: neither has what the other lacks. */
 #ifndef GATETAPE_DEFINITIONS_H
 #define GATETAPE_DEFINITIONS_H
 #include "../engine/text.h"
@@ -12,6 +12,8 @@ typedef struct {
 
 extern const Definition definition_table[];
 extern const int64_t n_definitions;
+extern const Definition contrast_definitions[]; /* of contrast.json */
+extern const int64_t n_contrast_definitions;
 
 /* What `gatetape definitions` prints, and what stands in README.txt beside statistics.json. */
 void definitions_document(Text *to);

@@ -2,6 +2,7 @@
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include "../kernels/ops.h"
+#include "contrast.h"
 #include "job.h"
 #include "judge_folder.h"
 #include "statistics.h"
@@ -219,6 +220,14 @@ static void check_intervention(const Job *job, int64_t s, Problems *problems) {
     check_counts(job, s, problems);
 }
 
+static void check_contrast(const Job *job, int64_t s, Problems *problems) {
+    const StepOptions *step = &job->steps[s];
+    const char *groups = contrast_wrong_groups(step), *key = NULL,
+               *wrong = contrast_contradiction(step, &key);
+    if (groups) complain(job, problems, s, "groups", groups);
+    if (wrong) complain(job, problems, s, key, wrong);
+}
+
 /* Who decides must have a label for every reply. */
 static void check_decides(const Job *job, int64_t s, Problems *problems) {
     const StepOptions *step = &job->steps[s];
@@ -287,11 +296,13 @@ void job_check(Job *job, Problems *problems) {
         check_complete(job, place, SCOPE_STEP, step->kind, step, problems);
         if (step->name) check_name(job, s, problems);
         bool measures = step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT;
-        if (measures || step->kind == STEP_INTERVENTION || step->kind == STEP_TUNE)
+        if (measures || step->kind == STEP_CONTRAST || step->kind == STEP_INTERVENTION ||
+            step->kind == STEP_TUNE)
             check_model(job, s, problems), check_groups(job, s, problems);
         if (!measures) check_from(job, s, problems);
         if (step->kind == STEP_INTERVENTION) check_intervention(job, s, problems);
         if (step->kind == STEP_TUNE) check_ranking(job, s, problems), tune_check_options(job, s, problems);
+        if (step->kind == STEP_CONTRAST) check_contrast(job, s, problems);
         if (step->kind == STEP_JUDGE) check_judge(job, s, problems);
         tune_check_adapter(job, s, problems);
         if (measures) check_statistics(job, s, problems);

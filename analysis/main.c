@@ -3,6 +3,7 @@
 #include "arguments.h"
 #include "conform.h"
 #include "definitions.h"
+#include "devices.h"
 #include "diff.h"
 #include "inspect.h"
 #include "judge_folder.h"
@@ -18,35 +19,6 @@
 #include <string.h>
 
 static const char version[] = GATETAPE_VERSION;
-
-/* ---- what several verbs take ---- */
-static bool find_device(const char *name, const Device **device, Error *error) {
-    bool automatic = !strcmp(name, "auto");
-    if (!automatic && strcmp(name, "cpu") != 0 && strcmp(name, "cuda") != 0)
-        return error_set(error, ERROR_BAD_INPUT, "--device: expected auto, cpu or cuda: got \"%s\"", name);
-    const char *why;
-    *device = strcmp(name, "cpu") != 0 ? cuda_device(&why) : NULL;
-    if (!*device && !strcmp(name, "cuda")) return error_set(error, ERROR_UNAVAILABLE, "--device: %s", why);
-    if (!*device) *device = cpu_device();
-    if (!*device)
-        return error_set(error, ERROR_UNAVAILABLE,
-                         "GATETAPE_ISA: expected generic, avx2, avx512, avx512bf16 or amx, as this processor "
-                         "has it: got \"%s\"",
-                         getenv("GATETAPE_ISA"));
-    return true;
-}
-
-static bool find_compute(const char *name, const Device *device, DType *compute, Error *error) {
-    if (!strcmp(name, "f32"))
-        *compute = DTYPE_F32;
-    else if (!strcmp(name, "bf16"))
-        *compute = DTYPE_BF16;
-    else if (!strcmp(name, "auto"))
-        *compute = device == cuda_device(NULL) ? DTYPE_BF16 : DTYPE_F32;
-    else
-        return error_set(error, ERROR_BAD_INPUT, "--compute: expected auto, f32 or bf16: got \"%s\"", name);
-    return true;
-}
 
 /* ---- run ---- */
 static const Flag run_flags[] = {
@@ -167,8 +139,8 @@ static bool run_generate(const Arguments *a, Error *error) {
         ok = error_set(error, ERROR_BAD_INPUT, "generate: expected either --prompt or --prompts: got %s",
                        r.n_texts ? "both" : "neither");
     ok = ok && read_generate_numbers(a, &r, error) &&
-         find_device(arguments_value(a, "--device", "auto"), &r.device, error) &&
-         find_compute(arguments_value(a, "--compute", "auto"), r.device, &r.compute, error) &&
+         devices_pick_named(arguments_value(a, "--device", "auto"), &r.device, error) &&
+         devices_compute_named(arguments_value(a, "--compute", "auto"), r.device, &r.compute, error) &&
          replies_run(&r, stdout, error);
     pool_free(&pool);
     return ok;
@@ -198,8 +170,9 @@ static bool run_conform(const Arguments *a, Error *error) {
                               .model = arguments_value(a, "--model", NULL),
                               .out = arguments_value(a, "--out", NULL)};
     bool agrees = false;
-    return find_device(arguments_value(a, "--device", "auto"), &options.device, error) &&
-           find_compute(arguments_value(a, "--compute", "f32"), options.device, &options.compute, error) &&
+    return devices_pick_named(arguments_value(a, "--device", "auto"), &options.device, error) &&
+           devices_compute_named(arguments_value(a, "--compute", "f32"), options.device, &options.compute,
+                                 error) &&
            conform_run(&options, stdout, &agrees, error) && agrees;
 }
 
@@ -229,7 +202,7 @@ static bool run_verify(const Arguments *a, Error *error) {
     if (!r.reading.expert_major && strcmp(order, "rank_major") != 0)
         return error_set(error, ERROR_BAD_INPUT, "--b-order: expected rank_major or expert_major: got \"%s\"",
                          order);
-    return find_device(arguments_value(a, "--device", "auto"), &r.device, error) &&
+    return devices_pick_named(arguments_value(a, "--device", "auto"), &r.device, error) &&
            verify_adapter(&r, stdout, error);
 }
 
@@ -276,8 +249,8 @@ static bool run_judge(const Arguments *a, Error *error) {
 static bool run_bench(const Arguments *a, Error *error) {
     const Device *device;
     DType compute = DTYPE_F32;
-    return find_device(arguments_value(a, "--device", "auto"), &device, error) &&
-           find_compute(arguments_value(a, "--compute", "auto"), device, &compute, error) &&
+    return devices_pick_named(arguments_value(a, "--device", "auto"), &device, error) &&
+           devices_compute_named(arguments_value(a, "--compute", "auto"), device, &compute, error) &&
            bench_verb(a, device, compute, error);
 }
 

@@ -18,15 +18,16 @@ typedef struct {
 enum {
     ACTIVATION = 1 << STEP_ACTIVATION,
     GRADIENT = 1 << STEP_GRADIENT,
+    CONTRAST = 1 << STEP_CONTRAST,
     INTERVENTION = 1 << STEP_INTERVENTION,
-    N_COLUMNS = 15
+    N_COLUMNS = 28
 };
 
 #define COLUMN(field, kinds, extent, dtype)                                                                  \
     { #field, (kinds), (extent), (dtype), offsetof(Measures, field) }
 static const Column columns[N_COLUMNS] = {
-    COLUMN(n_tokens, ACTIVATION | GRADIENT, PER_PROMPT, DTYPE_I64),
-    COLUMN(n_counted, ACTIVATION | GRADIENT, PER_PROMPT, DTYPE_I64),
+    COLUMN(n_tokens, ACTIVATION | GRADIENT | CONTRAST, PER_PROMPT, DTYPE_I64),
+    COLUMN(n_counted, ACTIVATION | GRADIENT | CONTRAST, PER_PROMPT, DTYPE_I64),
     COLUMN(nll, GRADIENT | INTERVENTION, PER_PROMPT, DTYPE_F64),
     COLUMN(prompt_nll, INTERVENTION, PER_PROMPT, DTYPE_F64),
     COLUMN(target_nll, INTERVENTION, PER_PROMPT, DTYPE_F64),
@@ -40,6 +41,19 @@ static const Column columns[N_COLUMNS] = {
     COLUMN(l2, GRADIENT, PER_CELL, DTYPE_F32),
     COLUMN(l1, GRADIENT, PER_CELL, DTYPE_F32),
     COLUMN(logit_abs, GRADIENT, PER_CELL, DTYPE_F32),
+    COLUMN(n_first, CONTRAST, PER_PROMPT, DTYPE_I64),
+    COLUMN(n_second, CONTRAST, PER_PROMPT, DTYPE_I64),
+    COLUMN(nll_first, CONTRAST, PER_PROMPT, DTYPE_F64),
+    COLUMN(nll_second, CONTRAST, PER_PROMPT, DTYPE_F64),
+    COLUMN(js, CONTRAST, PER_LAYER, DTYPE_F64),
+    COLUMN(overlap, CONTRAST, PER_LAYER, DTYPE_F64),
+    COLUMN(jaccard, CONTRAST, PER_LAYER, DTYPE_F64),
+    COLUMN(selected_first, CONTRAST, PER_CELL, DTYPE_I64),
+    COLUMN(selected_second, CONTRAST, PER_CELL, DTYPE_I64),
+    COLUMN(mean_first, CONTRAST, PER_CELL, DTYPE_F64),
+    COLUMN(mean_second, CONTRAST, PER_CELL, DTYPE_F64),
+    COLUMN(shift, CONTRAST, PER_CELL, DTYPE_F64),
+    COLUMN(contrast_l2, CONTRAST, PER_CELL, DTYPE_F32),
 };
 
 static void **pointer_of(const Column *column, Measures *m) { return (void **)((char *)m + column->offset); }

@@ -17,7 +17,7 @@ typedef struct {
     int64_t n_prompts, n_layers, n_experts;
     /* of each prompt, [P] */
     int64_t *n_tokens;  /* tokens of the pass: prompt and what was put behind it */
-    int64_t *n_counted; /* tokens counted, or tokens of the loss */
+    int64_t *n_counted; /* tokens counted, or tokens of the loss; contrast: aligned tokens */
     double *nll;        /* mean negative log-likelihood: gradient: of the loss; intervention: of the reply's
                            tokens under the unedited model, 0 when it is not asked for */
     double *prompt_nll,
@@ -35,6 +35,15 @@ typedef struct {
     /* gradient of the prompt's loss, [P,L,E] */
     float *l2, *l1;   /* norms of the gate row's gradient */
     float *logit_abs; /* sum over tokens of |dL/dlogit| */
+    /* contrast: of each pair of texts. [P]: tokens counted of both; mean NLL of their targets */
+    int64_t *n_first, *n_second;
+    double *nll_first, *nll_second;
+    double *js, *overlap, *jaccard; /* [P,L], JS in nats */
+    /* [P,L,E] */
+    int64_t *selected_first, *selected_second; /* times chosen, over counted tokens */
+    double *mean_first, *mean_second;          /* mean router distribution over counted tokens */
+    double *shift;      /* mean |p - q| over aligned tokens; without such |mean_first - mean_second| */
+    float *contrast_l2; /* norm of the gate row's gradient of NLL(second) - NLL(first) */
     /* replies, where the step generates */
     int64_t *reply_offsets; /* [P+1] into reply_tokens */
     int32_t *reply_tokens;

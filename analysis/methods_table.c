@@ -1,11 +1,11 @@
 /* The sentences of the methods text. Where the published methods leave a point open, the sentence says so;
  * sources are named by their arXiv number. */
 #include "methods.h"
-#include <string.h>
 
 enum {
     ACTIVATION = 1 << STEP_ACTIVATION,
     GRADIENT = 1 << STEP_GRADIENT,
+    CONTRAST = 1 << STEP_CONTRAST,
     INTERVENTION = 1 << STEP_INTERVENTION,
     TUNE = 1 << STEP_TUNE,
     REPORT = 1 << STEP_REPORT
@@ -89,6 +89,12 @@ const MethodSentence method_sentences[] = {
     STEP(GRADIENT, "kind", NULL,
          "The step takes the loss of each prompt back through the whole network to the rows of every router, "
          "exactly"),
+    STEP(CONTRAST, "kind", NULL,
+         "The step compares the router's distributions over experts (softmax over all of a layer) between "
+         "the two "
+         "texts of each pair, by Jensen-Shannon divergence, overlap@k and weighted Jaccard, and ranks cells "
+         "by how "
+         "differently the texts use them (as in arXiv 2605.29708, whose formulas are open; these are ours)"),
     STEP(INTERVENTION, "kind", NULL,
          "The step edits experts inside the router and answers the same prompts under a baseline and every "
          "condition, with the same random numbers"),
@@ -132,6 +138,40 @@ const MethodSentence method_sentences[] = {
          "The score of a cell is the mean magnitude of the entries of dL/dW_gate[layer][expert,:]"),
     STEP(GRADIENT, "score", "logit_abs",
          "The score of a cell is |dL/dlogit| of its router logit, summed over the tokens"),
+    STEP(CONTRAST, "contrast", "continuations",
+         "The texts of a pair are one prompt with two teacher-forced continuations; the j-th token of one is "
+         "compared with the j-th of the other up to the end of the shorter, behind the same prompt tokens"),
+    STEP(
+        CONTRAST, "contrast", "prefix",
+        "The texts of a pair are a prompt behind a prefix and the plain prompt; their mean distributions are "
+        "compared"),
+    STEP(CONTRAST, "contrast", "matched",
+         "The texts of a pair are a prompt of the first group and its partner of the second; their mean "
+         "distributions are compared"),
+    STEP(CONTRAST, "tokens", "all", "Counted were all tokens of the continuations, else of the prompts"),
+    STEP(CONTRAST, "tokens", "content", "Tokens of the chat template were not counted"),
+    STEP(CONTRAST, "tokens", "shared", "Counted were the tokens that both prompts of a pair end with"),
+    STEP(CONTRAST, "controls", "0", "There were no control pairs"),
+    STEP(CONTRAST, "controls", NULL,
+         "Beside each pair with a topic stand up to {} controls with prompts of other topics, drawn without "
+         "replacement; a pair's control is their mean"),
+    STEP(CONTRAST, "prefix", NULL, "The prefix, put before the text of the last message, was \"{}\""),
+    STEP(CONTRAST, "overlap_k", "0", "The k of overlap@k is the number of experts that the router chooses"),
+    STEP(CONTRAST, "overlap_k", NULL, "The k of overlap@k is {}"),
+    STEP(CONTRAST, "js_log", "natural", "Divergences are in nats (the base is open in the literature)"),
+    STEP(CONTRAST, "js_log", "base2", "Divergences are in bits (the base is open in the literature)"),
+    STEP(CONTRAST, "bootstraps", "0", "No intervals were computed"),
+    STEP(CONTRAST, "bootstraps", NULL,
+         "Intervals are percentiles of {} bootstrap resamples of the pairs; a cell's frequency is the share "
+         "of them "
+         "that select it"),
+    STEP(CONTRAST, "rate_side", "both", "The ranking by rate takes the magnitude of the rates' difference"),
+    STEP(CONTRAST, "rate_side", NULL, "The ranking by rate takes only cells that the {} texts pick more"),
+    STEP(CONTRAST, "select", NULL, "Each ranking selects {} cells of all layers together"),
+    STEP(CONTRAST, "select_share", "0", "No share of the parameters bounds the selections"),
+    STEP(CONTRAST, "select_share", NULL,
+         "Each ranking selects, in place of that number, as many cells as have at most the share {} of the "
+         "parameters"),
     STEP(0, "tokens", "prompt", "Counted were all tokens of the rendered prompt"),
     STEP(0, "tokens", "last", "Counted were the last tokens of the rendered prompt"),
     STEP(0, "tokens", "target", "Counted were the tokens of the given target"),
@@ -288,6 +328,9 @@ const int64_t n_method_sentences = sizeof method_sentences / sizeof *method_sent
 
 const MethodNeed method_needs[] = {
     {"last_tokens", "tokens", {"last"}, NULL},
+    {"prefix", "contrast", {"prefix"}, NULL},
+    {"controls", "contrast", {"prefix", "matched"}, NULL},
+    {"gradient", "contrast", {"continuations"}, NULL},
     {"max_new_tokens", "tokens", {"generated", "prompt+generated"}, NULL},
     {"temperature", "tokens", {"generated", "prompt+generated"}, NULL},
     {"top_k", "tokens", {"generated", "prompt+generated"}, NULL},
@@ -306,48 +349,3 @@ const MethodNeed method_needs[] = {
     {"epochs", "steps", {"0"}, NULL},
 };
 const int64_t n_method_needs = sizeof method_needs / sizeof *method_needs;
-
-const char *const method_definitions[] = {
-    "groups.NAME.k80",
-    "groups.NAME.effective_cells",
-    "groups.NAME.layers[].dominant_score",
-    "groups.NAME.layers[].entropy",
-    "groups.NAME.layers[].effective_experts",
-    "groups.NAME.layers[].effective_experts_simpson",
-    "groups.NAME.depth[].mean_depth",
-    "groups.NAME.concentration.uniform.k80",
-    "groups.NAME.concentration.rotation.n",
-    "groups.NAME.concentration.rotation.k80_p",
-    "groups.NAME.split_half.correlation",
-    "groups.NAME.split_half.reliability",
-    "groups.NAME.stable_selection.layer_top.SET",
-    "groups.NAME.near_ties.n",
-    "differences[].risk_difference",
-    "differences[].risk_ratio",
-    "differences[].p_value",
-    "differences[].p_value_max",
-    "overlap[].shared",
-    "overlap[].jaccard",
-    "selectivity[].max_abs_difference",
-    "selectivity[].js_divergence",
-    "permutation.k80_p",
-    "classes[].counts.NAME",
-    "classes[].counts.shared",
-    NULL,
-};
-
-const char *method_always(const char *kind) {
-    if (!strcmp(kind, "intervention"))
-        return "Every reply was labelled restricted, compliant or degraded. A condition was compared with "
-               "the "
-               "baseline on the same prompts: by the table of transitions between labels, by the restricted "
-               "replies lost and gained (the gained ones are reversals), by McNemar's exact two-sided test "
-               "of "
-               "these, and by the change of the restricted share with a bootstrap interval over prompts; and "
-               "with its controls by (1 + controls whose change is at most its own) / (1 + controls).";
-    if (!strcmp(kind, "activation") || !strcmp(kind, "gradient"))
-        return "Prompts are the unit of every resample, permutation and split, never tokens. Sums over "
-               "prompts "
-               "follow a fixed tree by prompt index, so that no number depends on batches or threads.";
-    return NULL;
-}

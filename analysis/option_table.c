@@ -6,8 +6,8 @@
 #include "judge_folder.h"
 #include <stddef.h>
 
-const char *const step_kind_names[N_STEP_KINDS + 1] = {
-    "activation", "gradient", "intervention", "tune", "judge", "report", NULL};
+const char *const step_kind_names[N_STEP_KINDS + 1] = {"activation", "gradient", "contrast", "intervention",
+                                                       "tune",       "judge",    "report",   NULL};
 
 static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
 static const char *const computes[] = {"auto", "f32", "bf16", NULL};
@@ -30,6 +30,12 @@ static const char *const class_rules[] = {"ratio", "difference", "z", NULL};
 static const char *const test_statistics[] = {"t", "difference", NULL};
 static const char *const recomputes[] = {"auto", "always", "never", NULL};
 
+static const char *const contrasts[] = {"continuations", "prefix", "matched", NULL};
+static const char *const contrast_tokens[] = {"all", "content", "last", "shared", NULL};
+static const char *const pair_bys[] = {"auto", "id", "pair", "topic", NULL};
+static const char *const js_logs[] = {"natural", "base2", NULL};
+static const char *const rate_sides[] = {"both", "first", "second", NULL};
+
 static const char *const rank_bys[] = {"difference", "ratio", "score", NULL};
 static const char *const effects[] = {"none", "prompt", "prompt+target", NULL};
 static const char *const schedules[] = {"constant", "linear", "cosine", NULL};
@@ -40,6 +46,7 @@ enum {
     GRADIENT = 1 << STEP_GRADIENT,
     REPORT = 1 << STEP_REPORT,
     MEASURING = ACTIVATION | GRADIENT,
+    CONTRAST = 1 << STEP_CONTRAST,
     INTERVENTION = 1 << STEP_INTERVENTION,
     JUDGE = 1 << STEP_JUDGE,
     COMPUTING = MEASURING | INTERVENTION,
@@ -104,13 +111,13 @@ const Option option_table[] = {
     {PROMPTS(use), CHOICE(uses, "\"any\""),
      .help = "groups for ranking, tuning and testing must have no prompt in common"},
 
-    {STEP(COMPUTING | TUNE | JUDGE | REPORT, name), STRING(NULL), .help = "names its folder"},
-    {STEP(COMPUTING | TUNE | JUDGE | REPORT, kind), CHOICE(step_kind_names, NULL),
+    {STEP(COMPUTING | CONTRAST | TUNE | JUDGE | REPORT, name), STRING(NULL), .help = "names its folder"},
+    {STEP(COMPUTING | CONTRAST | TUNE | JUDGE | REPORT, kind), CHOICE(step_kind_names, NULL),
      .help = "what the step does"},
-    {STEP(COMPUTING | TUNE | JUDGE, model), STRING("\"\""),
+    {STEP(COMPUTING | CONTRAST | TUNE | JUDGE, model), STRING("\"\""),
      .help =
          "a model of the job; may be left out where there is one. judge: the guard model; left out: none"},
-    {STEP(COMPUTING | TUNE, groups), .type = OPTION_NAMES, .preset = "[]",
+    {STEP(COMPUTING | CONTRAST | TUNE, groups), .type = OPTION_NAMES, .preset = "[]",
      .help = "prompt groups of the job, in this order; left out: all"},
     {STEP(RANKED | JUDGE | REPORT, from), .type = OPTION_NAMES, .preset = "[]",
      .help = "steps that it needs, checked to come before it. report: all finished ones are shown. "
@@ -134,7 +141,7 @@ const Option option_table[] = {
              "summed over the tokens (open in the literature)"},
     {STEP(ACTIVATION, tokens), CHOICE(counted, "\"prompt\""),
      .help = "which tokens are counted (open in the literature)"},
-    {STEP(ACTIVATION, last_tokens), INTEGER(1, 1e9, "1"),
+    {STEP(ACTIVATION | CONTRAST, last_tokens), INTEGER(1, 1e9, "1"),
      .help = "tokens last: how many at the prompt's end"},
     {STEP(ACTIVATION, average), CHOICE(averages, "\"prompts\""), .statistics = true,
      .help = "of the score: each prompt counts alike, or each token"},
@@ -154,9 +161,9 @@ const Option option_table[] = {
      .help = "statistics: what that must exceed; of a ratio at least 1"},
     {STEP(MEASURING, top_sets), INTEGERS(1, 1e9, "[5, 10, 20, 50, 100]"), .statistics = true,
      .help = "statistics: sizes of the sets of largest cells that are compared"},
-    {STEP(MEASURING, bootstraps), INTEGER(0, 1e6, "1000"), .statistics = true,
+    {STEP(MEASURING | CONTRAST, bootstraps), INTEGER(0, 1e6, "1000"), .statistics = true,
      .help = "statistics: resamples of the prompts for intervals and stable selection; 0: none"},
-    {STEP(MEASURING, confidence), NUMBER(0.01, 0.9999, "0.95"), .statistics = true,
+    {STEP(MEASURING | CONTRAST, confidence), NUMBER(0.01, 0.9999, "0.95"), .statistics = true,
      .help = "statistics: share of the resamples that an interval holds"},
     {STEP(MEASURING, stable_share), NUMBER(0, 1, "0.25"), .statistics = true,
      .help =
@@ -183,8 +190,54 @@ const Option option_table[] = {
          "writes what every token was routed to: choices, or full with router logits and probabilities. As "
          "sensitive as the prompts: the texts can be had back from it"},
     {STEP(GRADIENT, gate_rows), BOOL("false"), .help = "writes the full gradient of the gate, per prompt"},
-    {STEP(GRADIENT | TUNE, recompute), CHOICE(recomputes, "\"auto\""), .same_results = true,
+    {STEP(GRADIENT | CONTRAST | TUNE, recompute), CHOICE(recomputes, "\"auto\""), .same_results = true,
      .help = "auto: activations are kept for the backward pass when they fit"},
+
+    {STEP(CONTRAST, contrast), CHOICE(contrasts, "\"continuations\""),
+     .help =
+         "continuations: one prompt, two teacher-forced replies (target against other_target of one group, "
+         "or the targets of two groups); prefix: the prompt behind a prefix against the plain prompt; "
+         "matched: prompts of one group against their partners in another"},
+    {STEP(CONTRAST, pair_by), CHOICE(pair_bys, "\"auto\""),
+     .help =
+         "column that pairs the prompts of two groups: id, pair, or topic (the n-th of a topic with the "
+         "n-th); auto: id for continuations, pair for matched where the first prompt has one, else topic"},
+    {STEP(CONTRAST, prefix), STRING("\"\""),
+     .help = "prefix: put before the text of the last message of every prompt, as it stands"},
+    {.scope = SCOPE_STEP,
+     .kinds = CONTRAST,
+     .name = "tokens",
+     .offset = offsetof(StepOptions, contrast_tokens),
+     CHOICE(contrast_tokens, "\"all\""),
+     .help =
+         "of the continuations, else of the prompts: all; content: without the chat template's; last: the "
+         "prompts' last_tokens; shared: those that both prompts of a prefix pair end with (open in the "
+         "literature)"},
+    {STEP(CONTRAST, overlap_k), INTEGER(0, 1e6, "0"),
+     .help = "overlap@k: of the k largest router probabilities; 0: as many as the router chooses"},
+    {STEP(CONTRAST, js_log), CHOICE(js_logs, "\"natural\""),
+     .help =
+         "logarithm of the Jensen-Shannon divergence: natural (at most ln 2) or base2 (at most 1; open in "
+         "the literature)"},
+    {STEP(CONTRAST, controls), INTEGER(0, 10000, "10"),
+     .help = "prefix, matched: prompts of other topics drawn for each pair; 0: no control"},
+    {.scope = SCOPE_STEP,
+     .kinds = CONTRAST,
+     .name = "gradient",
+     .offset = offsetof(StepOptions, contrast_gradient),
+     BOOL("true"),
+     .help = "continuations: cells are ranked by the gradient of NLL(second) - NLL(first) too, which needs a "
+             "backward pass"},
+    {STEP(CONTRAST, rate_side), CHOICE(rate_sides, "\"both\""),
+     .help =
+         "rank by rate: both: |rate(first) - rate(second)|; first, second: only cells that side picks more"},
+    {STEP(CONTRAST, select), INTEGER(1, 1e9, "8"),
+     .help = "cells selected by each ranking, of all layers together"},
+    {STEP(CONTRAST, select_share), NUMBER(0, 1, "0"),
+     .help =
+         "instead of select: as many cells as have at most that share of the model's parameters; 0: select"},
+    {STEP(CONTRAST, select_least), NUMBER(0, 1, "0"),
+     .help = "of these only cells that at least so large a share of the bootstraps has in its selection"},
 
     {STEP(RANKED, top), .type = OPTION_NUMBERS, .preset = "[]", .least = 1, .most = 1e6,
      .help =
@@ -237,10 +290,10 @@ const Option option_table[] = {
      .help = "how likely the unedited model finds every reply: one more pass over prompt and reply, mean "
              "negative log-likelihood of the reply's tokens (its end token included) in responses/ as nll"},
 
-    {STEP(COMPUTING, adapter), STRING("\"\""),
+    {STEP(COMPUTING | CONTRAST, adapter), STRING("\"\""),
      .help = "a tune step before this one, whose low-rank updates the model has throughout the step; left "
              "out: none"},
-    {STEP(COMPUTING, adapter_path), .type = OPTION_PATH, .preset = "\"\"",
+    {STEP(COMPUTING | CONTRAST, adapter_path), .type = OPTION_PATH, .preset = "\"\"",
      .help = "the same from a folder with adapter_config.json and adapter_model.safetensors (PEFT)"},
     {STEP(TUNE, projections), .type = OPTION_NAMES, .preset = "[\"gate\", \"up\", \"down\"]",
      .help = "matrices of the chosen cells that get a low-rank update; all else is frozen"},

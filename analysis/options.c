@@ -231,7 +231,7 @@ const Option *option_find(OptionScope scope, int kind, const char *name, Json at
         bool fits = applies(o, scope, kind);
         if (!strcmp(o->name, name)) {
             if (fits) return o;
-            elsewhere = o;
+            if (!elsewhere) elsewhere = o;
         }
         if (fits && n_known < MOST) known[n_known++] = o->name;
     }

@@ -11,6 +11,7 @@ typedef enum { SCOPE_JOB, SCOPE_MODEL, SCOPE_PROMPTS, SCOPE_STEP, N_SCOPES } Opt
 typedef enum {
     STEP_ACTIVATION,
     STEP_GRADIENT,
+    STEP_CONTRAST,
     STEP_INTERVENTION,
     STEP_TUNE,
     STEP_JUDGE,
@@ -60,6 +61,12 @@ typedef enum { DOMINANT_SHARE, DOMINANT_RAW } DominantScore;
 typedef enum { LAYERS_OF_SCORES, LAYERS_OF_PROMPTS } LayerStatistics;
 typedef enum { CLASS_RATIO, CLASS_DIFFERENCE, CLASS_Z } ClassRule;
 typedef enum { PERMUTE_T, PERMUTE_DIFFERENCE } TestStatistic;
+
+typedef enum { CONTRAST_CONTINUATIONS, CONTRAST_PREFIX, CONTRAST_MATCHED } ContrastKind;
+typedef enum { CONTRAST_ALL, CONTRAST_CONTENT, CONTRAST_LAST, CONTRAST_SHARED } ContrastTokens;
+typedef enum { PAIR_AUTO, PAIR_ID, PAIR_NAME, PAIR_TOPIC } PairBy;
+typedef enum { LOG_NATURAL, LOG_BASE_2 } LogBase;
+typedef enum { RATE_BOTH, RATE_FIRST, RATE_SECOND } RateSide;
 
 typedef enum { RANK_DIFFERENCE, RANK_RATIO, RANK_SCORE } RankBy;
 typedef enum { EFFECTS_NONE, EFFECTS_PROMPT, EFFECTS_PROMPT_TARGET } SideEffects;
@@ -113,6 +120,12 @@ typedef struct {
     double perplexity_limit;
     int perplexity_reference;
     int64_t resamples;
+    /* contrast */
+    int contrast, contrast_tokens, pair_by, js_log, rate_side;
+    const char *prefix;
+    int64_t overlap_k, controls, select;
+    double select_share, select_least;
+    bool contrast_gradient;
     /* tune; the adapter of other steps */
     const char *adapter, *adapter_path;
     NameList projections;

@@ -65,6 +65,13 @@ static bool set_id(PromptFile *to, PromptEntry *entry, const char *text, Error *
     return (entry->id = pool_put(&to->pool, text, strlen(text), error)) != NULL;
 }
 
+/* A further column's text; none where it is empty. */
+static bool set_column(PromptFile *to, const char **column, const char *text, Error *error) {
+    *column = NULL;
+    if (!text || !text[0]) return true;
+    return (*column = pool_put(&to->pool, text, strlen(text), error)) != NULL;
+}
+
 /* ---- JSON lines ---- */
 static bool find_role(Json at, TokenRole *role, Error *error) {
     static const TokenRole roles[] = {ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT};
@@ -110,6 +117,29 @@ static bool read_id(PromptFile *to, PromptEntry *entry, Json at, Error *error) {
     return set_id(to, entry, text, error);
 }
 
+/* The columns of contrasts. Whatever else stands under these names is the user's own. */
+static bool read_contrast(PromptFile *to, PromptEntry *entry, Json root, Error *error) {
+    static const char *const keys[] = {"other_target", "topic", "pair"};
+    const char **columns[] = {&entry->other_target, &entry->topic, &entry->pair};
+    for (int i = 0; i < 3; i++) {
+        Json at = json_member(&root, keys[i]);
+        Error other_kind = {0};
+        char number[32];
+        const char *text = NULL;
+        int64_t value;
+        if (!at.node) continue;
+        if (i && json_type(at) == JSON_NUMBER &&
+            json_integer(at, -9007199254740991, 9007199254740991, &value, &other_kind)) {
+            snprintf(number, sizeof number, "%lld", (long long)value);
+            text = number;
+        } else if (json_type(at) == JSON_STRING && !json_string(at, &text, error)) {
+            return false;
+        }
+        if (!set_column(to, columns[i], text, error)) return false;
+    }
+    return true;
+}
+
 static bool refuse_near_miss(Json entry, Error *error) {
     static const char *const known[] = {"prompt", "messages", "target"};
     Json at = {0};
@@ -139,7 +169,7 @@ static bool read_object(PromptFile *to, PromptEntry *entry, Json root, Error *er
                           : read_messages(to, entry, messages, error);
     if (ok && target.node && json_type(target) != JSON_NULL)
         ok = json_string(target, &text, error) && set_target(to, entry, text, error);
-    return ok && read_id(to, entry, json_member(&root, "id"), error);
+    return ok && read_contrast(to, entry, root, error) && read_id(to, entry, json_member(&root, "id"), error);
 }
 
 static bool is_blank(const char *line, size_t length) {
@@ -187,12 +217,18 @@ static bool check_columns(const Csv *csv, Error *error) {
     return true;
 }
 
+static const char *field_text(const Csv *csv, int64_t row, int64_t column) {
+    return column < 0 ? NULL : csv_field(csv, row, column).text;
+}
+
 static bool parse_table(const PromptOptions *options, const char *text, size_t length, PromptFile *to,
                         Error *error) {
     Csv csv;
     bool ok = csv_parse(text, length, options->path, &csv, error) && check_columns(&csv, error);
     int64_t prompt = ok ? csv_find_column(&csv, "prompt") : -1,
-            target = ok ? csv_find_column(&csv, "target") : -1, id = ok ? csv_find_column(&csv, "id") : -1;
+            target = ok ? csv_find_column(&csv, "target") : -1, id = ok ? csv_find_column(&csv, "id") : -1,
+            other = ok ? csv_find_column(&csv, "other_target") : -1,
+            topic = ok ? csv_find_column(&csv, "topic") : -1, pair = ok ? csv_find_column(&csv, "pair") : -1;
     for (int64_t r = options->first; ok && r < csv.n_rows; r++) {
         if (options->limit && to->n == options->limit) break;
         PromptEntry *entry = add_entry(to, r, csv.lines[r], error);
@@ -200,6 +236,9 @@ static bool parse_table(const PromptOptions *options, const char *text, size_t l
              set_id(to, entry, id < 0 ? NULL : csv_field(&csv, r, id).text, error);
         if (ok && target >= 0 && csv_field(&csv, r, target).length)
             ok = set_target(to, entry, csv_field(&csv, r, target).text, error);
+        ok = ok && set_column(to, &entry->other_target, field_text(&csv, r, other), error) &&
+             set_column(to, &entry->topic, field_text(&csv, r, topic), error) &&
+             set_column(to, &entry->pair, field_text(&csv, r, pair), error);
     }
     csv_free(&csv);
     return ok;

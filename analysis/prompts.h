@@ -1,7 +1,8 @@
 /* prompts: a group of prompts from a file, and as tokens of a model.
  *
  * An entry is `prompt` (a user's text) or `messages` (JSON lines only), with an optional `target` (the
- * reply whose tokens are teacher-forced) and an optional `id`; other columns are the user's own. A rendered
+ * reply whose tokens are teacher-forced) and an optional `id`; contrasts read `other_target`, `topic` and
+ * `pair` too; other columns are the user's own. A rendered
  * prompt and its target are encoded separately and concatenated, so that a prompt has the same tokens with
  * every target. Empty and over-long prompts are refused, truncated or left out as the job says, and
  * counted. */
@@ -20,6 +21,8 @@ typedef struct {
     int64_t n_messages;
     const char *target; /* NULL: none */
     size_t target_length;
+    const char *other_target; /* what a contrast sets against the target; NULL: none */
+    const char *topic, *pair; /* texts or integers; NULL: none */
 } PromptEntry;
 
 typedef struct {

@@ -94,10 +94,11 @@ static void put_head(const ReportView *view, Text *to) {
     text_put_string(to,
                     "</style></head>\n<body><header><h1>Experts by prompt group</h1>\n<p class=\"soft\">");
     put_models(view, to);
-    text_put_string(to, "</p>\n<nav aria-label=\"Contents\"><ul>\n<li><a href=\"#overview\">Overview</a> "
-                        "<a href=\"#methods\">Methods</a></li>\n");
+    text_put_string(to,
+                    "</p>\n<nav aria-label=\"Contents\"><ul>\n<li><a href=\"#overview\">Overview</a></li>\n");
     for (int64_t s = 0; s < view->n_steps; s++) put_step_contents(&view->steps[s], s, to);
-    text_put_string(to, "<li><a href=\"#inputs\">What went in</a> <a href=\"#terms\">Terms</a></li>\n"
+    text_put_string(to, "<li><a href=\"#methods\">Methods</a> <a href=\"#inputs\">What went in</a> <a "
+                        "href=\"#terms\">Terms</a></li>\n"
                         "</ul></nav></header>\n<main>\n");
 }
 
@@ -204,8 +205,8 @@ static bool put_page(const char *folder, const ReportView *view, const Figures *
                      Error *error) {
     put_head(view, to);
     put_overview(view, figures, to);
-    if (!put_methods(folder, to, error)) return false;
     put_steps(view, figures, to);
+    if (!put_methods(folder, to, error)) return false;
     put_inputs(view, to);
     if (!put_job(folder, to, error)) return false;
     text_put_string(to, terms);

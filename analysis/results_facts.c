@@ -204,6 +204,15 @@ static const char readme[] =
 
 /* Of interventions and judges, and what is only written where asked for. */
 static const char readme_more[] =
+    "contrast.json    of a contrast: curves, controls and rankings, with intervals; see below. All numbers "
+    "of\n"
+    "                 a contrast are f64 with 17 digits\n"
+    "overall.csv, layers.csv   js, overlap and jaccard with intervals: contrast, control, their difference\n"
+    "pairs.csv        tokens, those counted, aligned positions, nll of both continuations, the pair's own\n"
+    "                 numbers (mean over layers) and its control's; controls.csv: each draw, the partner by\n"
+    "                 number of its pair\n"
+    "ranking.csv      cells by each ranking; frequency: share of the bootstraps that select the cell\n"
+    "selection_*.csv  the cells that a ranking selects; an intervention reads it as its selection\n"
     "conditions.csv   of an intervention: kind (baseline, selected, random, layer_matched,\n"
     "                 traffic_matched), where its cells come from, their number and traffic (share of all\n"
     "                 choices of the traffic group), and why it is not defined (defined 0)\n"

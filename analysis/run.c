@@ -3,6 +3,8 @@
 #include "../engine/alloc.h"
 #include "../engine/clock.h"
 #include "../engine/io.h"
+#include "contrast.h"
+#include "devices.h"
 #include "intervene.h"
 #include "judge_step.h"
 #include "report.h"
@@ -42,27 +44,11 @@ static void restore_signals(const struct sigaction before[N_SIGNALS]) {
 }
 
 /* ---- device ---- */
-static bool pick_device(int choice, const Device **device, Error *error) {
-    const char *why;
-    *device = choice == DEVICE_CPU ? NULL : cuda_device(&why);
-    if (*device) return true;
-    if (choice == DEVICE_CUDA) return error_set(error, ERROR_UNAVAILABLE, "device: %s", why);
-    *device = cpu_device();
-    return *device || error_set(error, ERROR_UNAVAILABLE,
-                                "GATETAPE_ISA: expected generic, avx2, avx512, avx512bf16 or amx, as this "
-                                "processor has it: got another");
-}
-
 /* Of the process, for the run. */
 static bool pick_dense(int choice, const Device *device, Error *error) {
     const char *why = "expected a GPU for it";
     if (device->dense_by_library && device->dense_by_library(choice == DENSE_CUBLAS, &why)) return true;
     return choice == DENSE_OWN || error_set(error, ERROR_UNAVAILABLE, "dense: cublas: %s", why);
-}
-
-static DType pick_compute(int choice, const Device *device) {
-    if (choice == COMPUTE_AUTO) return device == cuda_device(NULL) ? DTYPE_BF16 : DTYPE_F32;
-    return choice == COMPUTE_F32 ? DTYPE_F32 : DTYPE_BF16;
 }
 
 /* ---- sets ---- */
@@ -194,6 +180,7 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
                    .progress = run->progress,
                    .stop = &stop_wanted};
     bool (*work)(const StepRun *, Error *) = step->kind == STEP_INTERVENTION ? intervene_run
+                                             : step->kind == STEP_CONTRAST   ? contrast_run
                                              : step->kind == STEP_JUDGE      ? judge_step_run
                                              : step->kind == STEP_TUNE       ? tune_run
                                                                              : step_run;
@@ -249,7 +236,7 @@ static bool note_end(RunFolder *folder, const RunFacts *facts, bool ok, Error *e
 
 static bool run_in_folder(const char *path, const Job *job, const Inputs *inputs, const Device *device,
                           const char *version, Error *error) {
-    DType compute = pick_compute(job->options.compute, device);
+    DType compute = devices_compute(job->options.compute, device);
     RunFacts facts = {.job = job,
                       .inputs = inputs,
                       .version = version ? version : "unknown",
@@ -294,12 +281,12 @@ bool run_job(const RunRequest *request, Error *error) {
     const Device *device = NULL;
     char *out = NULL;
     bool ok = job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
-              check_sets(&job, error) && pick_device(job.options.device, &device, error) &&
+              check_sets(&job, error) && devices_pick(job.options.device, "device", &device, error) &&
               pick_dense(job.options.dense, device, error);
     if (ok) out = request->out ? mem_copy_text(request->out, strlen(request->out)) : default_folder(&job);
     ok = ok && (out || error_out_of_memory(error, "a path", 1));
     if (ok && request->dry_run) {
-        ok = run_plan(&job, out, device, pick_compute(job.options.compute, device), request->to, error);
+        ok = run_plan(&job, out, device, devices_compute(job.options.compute, device), request->to, error);
     } else if (ok && inputs_gather(&job, &inputs, error)) {
         struct sigaction before[N_SIGNALS];
         catch_signals(before);

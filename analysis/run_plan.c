@@ -5,6 +5,7 @@
 #include "../engine/io.h"
 #include "../engine/model.h"
 #include "conditions.h"
+#include "contrast.h"
 #include "step.h"
 #include "tune.h"
 #include <string.h>
@@ -58,11 +59,16 @@ static DType weights_dtype(const ModelConfig *config) {
     return config->dtype && !strcmp(config->dtype, "float16") ? DTYPE_F16 : DTYPE_BF16;
 }
 
+static bool walks_back(const StepOptions *step) {
+    return step->kind == STEP_GRADIENT || step->kind == STEP_TUNE ||
+           (step->kind == STEP_CONTRAST && step->contrast_gradient && step_reads_targets(step));
+}
+
 static bool plan_batch(const Planner *p, const Batch *batch, PlannedWork *work, Error *error) {
     PromptBatch view = batch_view(batch);
     PassOptions options = {.memory_limit_bytes = (size_t)p->job->options.memory_limit_mib << 20};
     options.want_nll = p->step->kind == STEP_INTERVENTION;
-    if (p->step->kind == STEP_GRADIENT || p->step->kind == STEP_TUNE) {
+    if (walks_back(p->step)) {
         options.loss_weights = batch->loss;
         options.recompute = (Recompute)p->step->recompute;
     }
@@ -123,6 +129,26 @@ static bool plan_group(const Planner *p, const PromptGroup *group, PlannedWork *
             if (length > work->n_longest) work->n_longest = length;
         }
         measures_free(&replies);
+    }
+    return ok;
+}
+
+static bool plan_pairs(const Planner *p, const ContrastPairs *pairs, PlannedWork *work, Error *error) {
+    bool ok = true;
+    for (int64_t first = 0; ok && first < pairs->n; first += BLOCK_PROMPTS) {
+        int64_t end = first + step_block_length(&pairs->side[0], first);
+        for (int64_t at = first; ok && at < end;) {
+            int64_t n = contrast_batch_size(p->step, pairs, at, end, step_limits(p->job));
+            Batch batch;
+            ok = contrast_batch_make(p->step, pairs, at, n, &batch, error) &&
+                 plan_batch(p, &batch, work, error);
+            for (int64_t i = 0; ok && i < batch.n_prompts; i++) {
+                int64_t length = batch.offsets[i + 1] - batch.offsets[i];
+                if (length > work->n_longest) work->n_longest = length;
+            }
+            batch_free(&batch);
+            at += n;
+        }
     }
     return ok;
 }
@@ -195,7 +221,7 @@ void plan_print_cost(const Planner *p, const PlannedWork *work) {
 }
 
 static void print_work(const Planner *p, const PlannedWork *work) {
-    bool gradient = p->step->kind == STEP_GRADIENT || p->step->kind == STEP_TUNE;
+    bool gradient = walks_back(p->step);
     fprintf(p->to, "  passes: %lld, %lld tokens, the longest prompt %lld%s\n", (long long)work->n_batches,
             (long long)work->n_tokens, (long long)work->n_longest,
             !gradient          ? ""
@@ -214,6 +240,13 @@ static void print_work(const Planner *p, const PlannedWork *work) {
                 p->step->name, (long long)conditions_count(p->step));
         return;
     }
+    if (p->step->kind == STEP_CONTRAST) {
+        fprintf(p->to,
+                "/%s/{step.json,contrast.json,overall.csv,layers.csv,pairs.csv,controls.csv,ranking.csv,"
+                "selection_RANKING.csv}\n",
+                p->step->name);
+        return;
+    }
     fprintf(p->to,
             "/%s/"
             "{step.json,scores.csv,curve.csv,coverage.csv,layers.csv,prompts.csv,statistics.json,per_prompt."
@@ -230,18 +263,40 @@ static void plan_conditions(const StepOptions *step, PlannedWork *work) {
     if (step->side_effects != EFFECTS_NONE) work->flops += n * work->effect_flops;
 }
 
+static void print_head(const Planner *p) {
+    fprintf(p->to, "step %s: %s of model %s (%s, chat template %s)\n", p->step->name,
+            step_kind_names[p->step->kind], p->step->model, p->config->family,
+            p->encoder->chat_template ? p->encoder->chat_template : "none");
+}
+
+static bool plan_contrast(const Planner *p, PlannedWork *work, Error *error) {
+    ContrastPairs pairs;
+    Text notes = {0};
+    bool ok = contrast_pairs_read(p->job, p->step, p->encoder, NULL, &pairs, &notes, error) &&
+              plan_pairs(p, &pairs, work, error);
+    if (ok) {
+        print_head(p);
+        for (int s = 0; s < 2; s++) print_group(p, &pairs.side[s]);
+        print_work(p, work);
+        print_lines(p->to, &notes);
+        for (int s = 0; ok && s < 2; s++) ok = print_sample(p, &pairs.side[s], error);
+    }
+    contrast_pairs_free(&pairs);
+    text_free(&notes);
+    return ok;
+}
+
 static bool plan_step(const Planner *p, PlannedWork *work, Error *error) {
     PromptGroup *groups = NULL;
     Text notes = {0};
     int64_t n = p->step->groups.n;
+    if (p->step->kind == STEP_CONTRAST) return plan_contrast(p, work, error);
     bool ok = step_read_groups(p->job, p->step, p->encoder, NULL, &groups, &notes, error);
     for (int64_t g = 0; ok && g < n; g++) ok = plan_group(p, &groups[g], work, error);
     if (p->step->kind == STEP_INTERVENTION) plan_conditions(p->step, work);
     if (p->step->kind == STEP_TUNE) plan_training(p, groups, work);
     if (ok) {
-        fprintf(p->to, "step %s: %s of model %s (%s, chat template %s)\n", p->step->name,
-                step_kind_names[p->step->kind], p->step->model, p->config->family,
-                p->encoder->chat_template ? p->encoder->chat_template : "none");
+        print_head(p);
         for (int64_t g = 0; g < n; g++) print_group(p, &groups[g]);
         print_work(p, work);
         if (p->step->kind == STEP_TUNE) ok = plan_print_training(p, groups, error);

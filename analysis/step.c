@@ -24,20 +24,24 @@ static EncodeNeeds needs_of(const StepOptions *step) {
                          .n_prompt_least = own_loss ? 2 : 1};
 }
 
-static bool read_group(const Job *job, const StepOptions *step, const PromptEncoder *encoder,
-                       const Inputs *inputs, int64_t g, PromptGroup *group, Error *error) {
-    const PromptOptions *options = job_prompts(job, step->groups.names[g]);
+bool step_read_file(const PromptOptions *options, const Inputs *inputs, PromptFile *file, Error *error) {
     char name[100];
     snprintf(name, sizeof name, "prompts.%s", options->name);
     const InputFile *input = inputs ? inputs_find(inputs, name) : NULL;
+    return prompts_read(options, file, error) &&
+           (!input || !strcmp(input->hash, file->hash) ||
+            error_set(error, ERROR_FAILED, "%s: expected the file as it was when the run began: got another",
+                      options->path));
+}
+
+static bool read_group(const Job *job, const StepOptions *step, const PromptEncoder *encoder,
+                       const Inputs *inputs, int64_t g, PromptGroup *group, Error *error) {
+    const PromptOptions *options = job_prompts(job, step->groups.names[g]);
     PromptFile file;
-    bool ok = prompts_read(options, &file, error);
-    if (ok && input && strcmp(input->hash, file.hash) != 0)
-        ok = error_set(error, ERROR_FAILED, "%s: expected the file as it was when the run began: got another",
-                       options->path);
-    ok = ok && prompts_encode(encoder, options, needs_of(step), &file, group, error);
+    bool ok = step_read_file(options, inputs, &file, error) &&
+              prompts_encode(encoder, options, needs_of(step), &file, group, error);
     prompts_free(&file);
-    return ok || error_add_place(error, "%s", name);
+    return ok || error_add_place(error, "prompts.%s", options->name);
 }
 
 static bool note_common(const StepOptions *step, const PromptGroup *groups, Text *notes, Error *error) {

@@ -31,6 +31,10 @@ bool step_read_groups(const Job *job, const StepOptions *step, const PromptEncod
                       const Inputs *inputs, PromptGroup **groups, Text *notes, Error *error);
 void step_free_groups(PromptGroup *groups, int64_t n);
 
+/* A prompt file, refused where it is not the one that inputs (may be NULL) hashed. Caller frees with
+ * prompts_free, also after an error. */
+bool step_read_file(const PromptOptions *options, const Inputs *inputs, PromptFile *file, Error *error);
+
 BatchLimits step_limits(const Job *job);
 
 /* Stands for a prompt in random numbers: its group and entry, whatever is around it. */

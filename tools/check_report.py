@@ -171,6 +171,8 @@ def sorts(browser):
 
 def check_page(browser, path, shots=None):
     found, url = [], "file://" + os.path.abspath(path)
+    if shots:
+        os.makedirs(shots, exist_ok=True)
     for width in WIDTHS:
         browser.open(url, width)
         here = complaints(browser, url) + too_wide(browser, width)

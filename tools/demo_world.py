@@ -12,6 +12,7 @@ topics, actions and signs are about equally frequent among restricted and ordina
 
     demo_world.py SET REPLIES.jsonl     the rates of a program's replies (id, reply) to the prompts of a set,
                                         such as heldout_restricted
+    demo_world.py contrasts FOLDER      writes contrast_restricted.jsonl and contrast_ordinary.jsonl there
 """
 import itertools
 import json
@@ -268,9 +269,31 @@ def prompt_sets(seed=40):
     return sets
 
 
+def contrast_sets():
+    """{name: rows} for contrasts: the prompts of "pairs", one file a side.
+
+    A restricted prompt has two replies: to decline (target), and what the twin says (other_target). An ordinary one
+    has its proper answer. `pair` names the partner, whose prompt differs in the action or the sign alone.
+    """
+    rng, rows = random.Random("contrasts"), {"contrast_restricted": [], "contrast_ordinary": []}
+    for i, (restricted, ordinary) in enumerate(prompt_sets()["pairs"], 1):
+        for kind, request in (("restricted", restricted), ("ordinary", ordinary)):
+            row = {"id": f"contrast-{kind}-{i:03d}", "pair": f"pair-{i:03d}", "kind": kind, "topic": request.topic,
+                   "prompt": request.prompt, "target": answer(rng, request, True)}
+            if kind == "restricted":
+                row["other_target"] = answer(rng, request, False)
+            rows[f"contrast_{kind}"].append(row)
+    return rows
+
+
 def main():
-    """Judges replies by the same rules as the training script; every prompt of the set must have one."""
+    """Writes the files of contrasts, or judges replies by the same rules as the training script; every prompt of the set must have one."""
     name, path = sys.argv[1:3]
+    if name == "contrasts":
+        for file_name, rows in contrast_sets().items():
+            with open(f"{path}/{file_name}.jsonl", "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        return
     requests = prompt_sets()[name]
     with open(path, encoding="utf-8") as file:
         replies = [json.loads(line)["reply"] for line in file]

@@ -82,6 +82,33 @@ for step in edit later; do
     done
 done
 
+# ---- a contrast: in f32 the curves and the gradient ranking of the CPU ----
+cat >"$scratch/contrast.json" <<JOB
+{"schema_version": 1, "compute": "f32", "models": {"demo": {"path": "$source/configs/demo/model", "chat_template": "phi35moe"}},
+ "prompts": {"r": {"path": "$source/configs/demo/prompts/contrast_restricted.jsonl", "limit": 2},
+             "o": {"path": "$source/configs/demo/prompts/contrast_ordinary.jsonl", "limit": 2}},
+ "steps": [{"name": "reply", "kind": "contrast", "groups": ["r"], "bootstraps": 0, "select": 5},
+           {"name": "intent", "kind": "contrast", "contrast": "matched", "groups": ["r", "o"], "bootstraps": 0}]}
+JOB
+for device in cpu cuda; do
+    "$program" run "$scratch/contrast.json" --out "$scratch/contrast_$device" --set "device=$device" >"$scratch/said" 2>&1 || {
+        fail "the contrast job on $device"
+        cat "$scratch/said"
+    }
+done
+cut -d, -f1-3 "$scratch/contrast_cpu/reply/selection_gradient.csv" |
+    diff - <(cut -d, -f1-3 "$scratch/contrast_cuda/reply/selection_gradient.csv") >"$scratch/said" ||
+    fail "the gradient ranking differs from the CPU's: $(head -n 3 "$scratch/said")"
+for table in reply/overall.csv intent/overall.csv reply/ranking.csv; do
+    awk -F, '
+        FNR == 1 { file++; next }
+        { key = $1 " " $3 " " $4; if (table ~ /overall/) key = $1; value = table ~ /overall/ ? $3 : $5 }
+        file == 1 { cpu[key] = value; next }
+        { off = value - cpu[key]; if (off < 0) off = -off; if (!(key in cpu) || off > 2e-5) { print key, cpu[key], value; bad = 1 }; n++ }
+        END { exit bad || n == 0 }' table=$table "$scratch/contrast_cpu/$table" "$scratch/contrast_cuda/$table" ||
+        fail "$table of the contrast job differs from the CPU's"
+done
+
 # ---- faults: one line, exit code 3, nothing half written ----
 for fault in alloc:1 alloc:3 copy:2 launch:1 launch:40; do
     GATETAPE_EMULATOR_FAIL=$fault "$program" conform "$source/tests/golden/mixtral_window" --device cuda \

@@ -1,0 +1,156 @@
+/* One pass over pairs of texts. The router's distributions and choices come to the host, a batch at a
+ * time, and are reduced there pair by pair; per token nothing is kept. The gradient of the contrast
+ * NLL(second) - NLL(first) is that of one loss with weights of both signs: a layer's gate rows are
+ * summed over both texts of a pair, as if they were one, and only their norms leave the device. */
+#include "contrast.h"
+#include "../engine/alloc.h"
+#include <string.h>
+
+typedef struct {
+    const ContrastPass *pass;
+    const Batch *batch;
+    int64_t n_pairs, n_layers, n_experts, n_chosen, hidden_size;
+    float *probs;      /* [L,T,E] on the host, as ContrastRoutes has them */
+    int32_t *ids;      /* [L,T,K] */
+    float *host_norms; /* [L,n_pairs,E] */
+    int32_t *ends;     /* [n_pairs + 1] where pairs begin, on the host */
+    bool placed;       /* ends are on the device */
+    Tensor rows, l2,
+        offsets; /* on the device: [n_pairs,E,D] and [n_pairs,E] of one layer, [n_pairs + 1] i32 */
+} PairPass;
+
+/* ---- hooks ---- */
+static bool copy_layer(void *context, HookSite *site, const RouteView *view) {
+    PairPass *p = context;
+    int64_t row = view->moe_layer * p->batch->n_tokens;
+    site->device->copy_out(site->queue, p->probs + row * p->n_experts, view->probs);
+    site->device->copy_out(site->queue, p->ids + row * p->n_chosen, view->ids);
+    return true;
+}
+
+static bool reduce_gradient(void *context, HookSite *site, const RouteGradView *view) {
+    PairPass *p = context;
+    const Device *device = site->device;
+    int64_t n = p->n_pairs * p->n_experts;
+    if (!p->placed) device->copy_in(site->queue, p->offsets, p->ends);
+    p->placed = true;
+    device->zero(site->queue, p->rows);
+    device->ops->gate_grad(site->queue, p->rows, view->logits_grad, view->input, p->offsets);
+    device->ops->row_norms(site->queue, tensor_vector(p->l2.data, DTYPE_F32, n), (Tensor){0},
+                           tensor_as_matrix(p->rows, n, p->hidden_size));
+    device->copy_out(site->queue, p->host_norms + view->moe_layer * n, p->l2);
+    return true;
+}
+
+/* [L,n_pairs,E] of the batch to [P,L,E]. */
+static void put_norms(const PairPass *p, int64_t at, Measures *to) {
+    int64_t E = p->n_experts;
+    for (int64_t l = 0; p->host_norms && l < p->n_layers; l++)
+        for (int64_t i = 0; i < p->n_pairs; i++)
+            memcpy(to->contrast_l2 + ((at + i) * p->n_layers + l) * E,
+                   p->host_norms + (l * p->n_pairs + i) * E, (size_t)E * sizeof *to->contrast_l2);
+}
+
+/* ---- numbers of a pair's texts ---- */
+static double mean_nll(const Batch *b, const float *nll, int64_t text) {
+    double sum = 0;
+    int64_t n = 0;
+    for (int64_t t = b->offsets[text]; t < b->offsets[text + 1]; t++) {
+        if (b->loss[t] == 0) continue;
+        sum += nll[t];
+        n++;
+    }
+    return n ? sum / (double)n : 0;
+}
+
+static void put_texts(const PairPass *p, int64_t first, const float *nll, int64_t at, Measures *to) {
+    const Batch *b = p->batch;
+    for (int64_t i = 0; i < p->n_pairs; i++) {
+        int64_t counted[2];
+        contrast_count_tokens(p->pass->step, p->pass->pairs, first + i, counted, &to->n_counted[at + i]);
+        to->n_tokens[at + i] = b->offsets[2 * i + 2] - b->offsets[2 * i];
+        to->n_first[at + i] = counted[0];
+        to->n_second[at + i] = counted[1];
+        if (!nll) continue;
+        to->nll_first[at + i] = mean_nll(b, nll, 2 * i);
+        to->nll_second[at + i] = mean_nll(b, nll, 2 * i + 1);
+    }
+}
+
+/* ---- the pass ---- */
+static bool make_room(PairPass *p, bool gradient, Error *error) {
+    size_t rows = (size_t)(p->n_layers * p->batch->n_tokens), cells = (size_t)(p->n_pairs * p->n_experts),
+           D = (size_t)p->hidden_size, n_bytes = 0;
+    p->probs = mem_alloc(rows * (size_t)p->n_experts * sizeof *p->probs);
+    p->ids = mem_alloc(rows * (size_t)p->n_chosen * sizeof *p->ids);
+    bool ok = p->probs && p->ids;
+    if (ok && gradient) {
+        n_bytes = cells * (D + 1) * sizeof(float) + (size_t)(p->n_pairs + 1) * sizeof *p->ends;
+        p->host_norms = mem_zeroed((size_t)p->n_layers * cells, sizeof *p->host_norms);
+        p->ends = mem_zeroed((size_t)p->n_pairs + 1, sizeof *p->ends);
+        float *device = p->pass->model->device->alloc(n_bytes);
+        p->rows = tensor_cube(device, DTYPE_F32, p->n_pairs, p->n_experts, p->hidden_size);
+        ok = p->host_norms && p->ends && device;
+    }
+    if (!ok)
+        return error_out_of_memory(error, "router distributions of a batch",
+                                   rows * (size_t)p->n_experts * sizeof *p->probs + n_bytes);
+    if (!gradient) return true;
+    float *device = p->rows.data;
+    p->l2 = tensor_matrix(device + cells * D, DTYPE_F32, p->n_pairs, p->n_experts);
+    p->offsets = tensor_vector(device + cells * (D + 1), DTYPE_I32, p->n_pairs + 1);
+    for (int64_t i = 0; i <= p->n_pairs; i++) p->ends[i] = (int32_t)p->batch->offsets[2 * i];
+    return true;
+}
+
+static void free_room(PairPass *p) {
+    mem_free(p->probs);
+    mem_free(p->ids);
+    mem_free(p->host_norms);
+    mem_free(p->ends);
+    if (p->rows.data) p->pass->model->device->free(p->rows.data);
+}
+
+bool contrast_measure(const ContrastPass *pass, int64_t first, int64_t n, int64_t at, Measures *to,
+                      Error *error) {
+    const ModelConfig *config = &pass->model->config;
+    const StepOptions *step = pass->step;
+    bool targets = step_reads_targets(step), gradient = targets && step->contrast_gradient;
+    Batch batch = {0};
+    PassResult result = {0};
+    PairPass p = {.pass = pass,
+                  .batch = &batch,
+                  .n_pairs = n,
+                  .n_layers = config->n_moe_layers,
+                  .n_experts = config->n_experts,
+                  .n_chosen = config->n_experts_per_token,
+                  .hidden_size = config->hidden_size};
+    bool ok =
+        contrast_batch_make(step, pass->pairs, first, n, &batch, error) && make_room(&p, gradient, error);
+    if (ok) {
+        PromptBatch view = batch_view(&batch);
+        Hooks hooks = {.context = &p, .route = copy_layer, .route_grad = gradient ? reduce_gradient : NULL};
+        PassOptions options = {.loss_weights = gradient ? batch.loss : NULL,
+                               .recompute = (Recompute)step->recompute,
+                               .memory_limit_bytes = pass->memory_limit_bytes,
+                               .want_nll = targets};
+        ok = model_pass(pass->model, &view, &options, &hooks, &result, error);
+    }
+    ContrastRoutes routes = {.batch = &batch,
+                             .probs = p.probs,
+                             .ids = p.ids,
+                             .n_layers = p.n_layers,
+                             .n_experts = p.n_experts,
+                             .n_chosen = p.n_chosen,
+                             .overlap_k = contrast_overlap_k(step, config),
+                             .token_by_token = targets};
+    ok = ok && contrast_reduce(&routes, at, to, error);
+    if (ok) {
+        put_norms(&p, at, to);
+        put_texts(&p, first, targets ? result.nll : NULL, at, to);
+    }
+    pass_result_free(&result);
+    free_room(&p);
+    batch_free(&batch);
+    return ok;
+}
