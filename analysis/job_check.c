@@ -301,7 +301,8 @@ void job_check(Job *job, Problems *problems) {
             check_model(job, s, problems), check_groups(job, s, problems);
         if (!measures) check_from(job, s, problems);
         if (step->kind == STEP_INTERVENTION) check_intervention(job, s, problems);
-        if (step->kind == STEP_TUNE) check_ranking(job, s, problems), tune_check_options(job, s, problems);
+        if (step->kind == STEP_TUNE && !tune_contrast_source(job, step)) check_ranking(job, s, problems);
+        if (step->kind == STEP_TUNE) tune_check_options(job, s, problems);
         if (step->kind == STEP_CONTRAST) check_contrast(job, s, problems);
         if (step->kind == STEP_JUDGE) check_judge(job, s, problems);
         tune_check_adapter(job, s, problems);

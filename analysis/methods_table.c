@@ -111,6 +111,14 @@ const MethodSentence method_sentences[] = {
          "Cells were ranked by the scores of: {}; none of the prompts there is an example here, by hash"),
     STEP(TUNE, "top", "[]", "No number of ranked cells was asked for"),
     STEP(TUNE, "top", NULL, "Trained were the first {} cells"),
+    STEP(TUNE, "ranking", NULL, "Of a contrast the selection of its ranking by {} is trained"),
+    STEP(TUNE, "control", "none", "The chosen cells themselves were trained"),
+    STEP(TUNE, "control", "random",
+         "In place of the chosen cells a random set of as many others was trained"),
+    STEP(TUNE, "control", "layer_matched",
+         "In place of the chosen cells a random set of others was trained, as many in each layer"),
+    STEP(TUNE, "cells", "[]", "No cells were listed"),
+    STEP(TUNE, "selection", "\"\"", "No selection was imported"),
     STEP(TUNE, "cells", NULL, "Trained were the cells LAYER:EXPERT {}"),
     STEP(TUNE, "selection", NULL, "Trained were the cells of {}"),
     STEP(REPORT, "from", "[]", "All finished steps are shown"),
@@ -347,5 +355,6 @@ const MethodNeed method_needs[] = {
     {"rank_by", "from", {NULL}, "[]"},
     {"class_ratio", "from", {NULL}, "[]"},
     {"epochs", "steps", {"0"}, NULL},
+    {"ranking", "from", {NULL}, "[]"},
 };
 const int64_t n_method_needs = sizeof method_needs / sizeof *method_needs;

@@ -38,6 +38,8 @@ static const char *const rate_sides[] = {"both", "first", "second", NULL};
 
 static const char *const rank_bys[] = {"difference", "ratio", "score", NULL};
 static const char *const effects[] = {"none", "prompt", "prompt+target", NULL};
+static const char *const rankings[] = {"rate", "probability", "gradient", NULL};
+static const char *const controls[] = {"none", "random", "layer_matched", NULL};
 static const char *const schedules[] = {"constant", "linear", "cosine", NULL};
 static const char *const applies[] = {"both", "prompt", "generated", NULL};
 
@@ -121,7 +123,8 @@ const Option option_table[] = {
      .help = "prompt groups of the job, in this order; left out: all"},
     {STEP(RANKED | JUDGE | REPORT, from), .type = OPTION_NAMES, .preset = "[]",
      .help = "steps that it needs, checked to come before it. report: all finished ones are shown. "
-             "intervention, tune: those whose scores rank the cells (tune: one); their prompts must not be "
+             "intervention, tune: those whose scores rank the cells (tune: one, or a contrast step, whose "
+             "selection it takes); their prompts must not be "
              "those of its groups. judge: the intervention step whose replies are judged"},
     {.scope = SCOPE_STEP,
      .kinds = ACTIVATION,
@@ -295,6 +298,11 @@ const Option option_table[] = {
              "out: none"},
     {STEP(COMPUTING | CONTRAST, adapter_path), .type = OPTION_PATH, .preset = "\"\"",
      .help = "the same from a folder with adapter_config.json and adapter_model.safetensors (PEFT)"},
+    {STEP(TUNE, ranking), CHOICE(rankings, "\"gradient\""),
+     .help = "from a contrast step: the ranking whose selection is trained"},
+    {STEP(TUNE, control), CHOICE(controls, "\"none\""),
+     .help = "random, layer_matched: a random set is trained instead, as large as the selected one, or with "
+             "as many cells in each layer, without any of its cells"},
     {STEP(TUNE, projections), .type = OPTION_NAMES, .preset = "[\"gate\", \"up\", \"down\"]",
      .help = "matrices of the chosen cells that get a low-rank update; all else is frozen"},
     {STEP(TUNE, rank), INTEGER(1, 128, "8"), .help = "of each update B A"},

@@ -70,6 +70,7 @@ typedef enum { RATE_BOTH, RATE_FIRST, RATE_SECOND } RateSide;
 
 typedef enum { RANK_DIFFERENCE, RANK_RATIO, RANK_SCORE } RankBy;
 typedef enum { EFFECTS_NONE, EFFECTS_PROMPT, EFFECTS_PROMPT_TARGET } SideEffects;
+typedef enum { CONTROL_NONE, CONTROL_RANDOM, CONTROL_LAYER_MATCHED } TuneControl;
 typedef enum { APPLIES_TO_BOTH, APPLIES_TO_PROMPT, APPLIES_TO_GENERATED } AppliesTo;
 
 /* ---- records: texts are owned by the job ---- */
@@ -131,7 +132,7 @@ typedef struct {
     NameList projections;
     int64_t rank, steps, epochs, examples, warmup, seed, checkpoint_every;
     double alpha, learning_rate, weight_decay, clip_norm;
-    int schedule, form; /* ScheduleKind, AdapterForm */
+    int schedule, form, ranking, control; /* ScheduleKind, AdapterForm, ContrastRankingKind, TuneControl */
 } StepOptions;
 
 /* ---- the table ---- */

@@ -28,10 +28,12 @@ bool plan_print_training(const Planner *p, const PromptGroup *groups, Error *err
     const ModelConfig *config = p->config;
     Adapter adapter;
     int64_t n_total, n_active, n_values = 0, n_taken, n_slots = 0;
+    /* of cells that are ranked in the run one stands for all */
     const int64_t n_steps = tune_count_steps(step, count_examples(p, groups), &n_taken);
     bool ok = tune_adapter_make(p->job, step, config, NULL, &adapter, error);
     for (int64_t i = 0; ok && i < adapter.n; i++) n_values += adapter_cell_count(&adapter.cells[i], config);
-    if (ok && step->top.n) n_values *= (int64_t)step->top.values[0]; /* one cell stood for them */
+    const StepOptions *source = tune_contrast_source(p->job, step);
+    if (source || step->top.n) n_values *= source ? source->select : (int64_t)step->top.values[0];
     while (step->examples >> n_slots) n_slots++;
     model_config_count(config, &n_total, &n_active);
     if (ok) {

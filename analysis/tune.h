@@ -17,6 +17,8 @@ bool tune_run(const StepRun *run, Error *error);
 void tune_check_options(const Job *job, int64_t s, Problems *problems);
 /* The adapter options of steps[s], of any kind. */
 void tune_check_adapter(const Job *job, int64_t s, Problems *problems);
+/* The contrast step whose selection is trained; NULL: cells are chosen otherwise. */
+const StepOptions *tune_contrast_source(const Job *job, const StepOptions *step);
 /* Cells, rank and examples against model and prompts. Errors: a cell that the model has not, a rank above
  * the dimension of a matrix, a prompt without target or one that does not fit the context. */
 bool tune_check(const Job *job, const StepOptions *step, Error *error);

@@ -1,6 +1,7 @@
 /* What a job says of trainings and adapters, before anything is computed; and the adapter of a step. */
 #include "../engine/alloc.h"
 #include "../engine/io.h"
+#include "contrast.h"
 #include "tune_parts.h"
 #include <string.h>
 
@@ -22,6 +23,25 @@ static void check_uses(const Job *job, int64_t s, Problems *problems) {
     }
 }
 
+const StepOptions *tune_contrast_source(const Job *job, const StepOptions *step) {
+    for (int64_t i = 0; step->from.n == 1 && job->steps + i < step; i++)
+        if (job->steps[i].kind == STEP_CONTRAST && job->steps[i].name &&
+            !strcmp(job->steps[i].name, step->from.names[0]))
+            return &job->steps[i];
+    return NULL;
+}
+
+static void check_contrast(const Job *job, int64_t s, Problems *problems) {
+    const StepOptions *step = &job->steps[s], *source = tune_contrast_source(job, step);
+    if (!source) return;
+    if (step->top.n || step->cells.n || step->selection[0])
+        complain(job, problems, s, "from", "expected no top, cells and selection beside a contrast step's");
+    if (strcmp(source->model, step->model) != 0)
+        complain(job, problems, s, "from", "expected a contrast step of the same model");
+    if (step->ranking == RANKING_GRADIENT && !(source->contrast_gradient && step_reads_targets(source)))
+        complain(job, problems, s, "ranking", "expected rate or probability: the contrast has no gradient");
+}
+
 void tune_check_options(const Job *job, int64_t s, Problems *problems) {
     const StepOptions *step = &job->steps[s];
     char what[200];
@@ -39,6 +59,7 @@ void tune_check_options(const Job *job, int64_t s, Problems *problems) {
     if (step->steps && step->warmup > step->steps)
         complain(job, problems, s, "warmup", "expected at most steps: got more");
     check_uses(job, s, problems);
+    check_contrast(job, s, problems);
 }
 
 const StepOptions *step_adapter_source(const Job *job, const StepOptions *step) {

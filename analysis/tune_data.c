@@ -1,7 +1,9 @@
 /* Which examples a step of the training takes, and which updates it trains. */
 #include "../engine/alloc.h"
+#include "../engine/io.h"
 #include "../kernels/random.h"
 #include "conditions.h"
+#include "contrast.h"
 #include "tune_parts.h"
 #include <math.h>
 #include <stdlib.h>
@@ -114,28 +116,52 @@ static StepOptions selecting(const StepOptions *step) {
     one.kind = STEP_INTERVENTION;
     one.mode = EDIT_BIAS - EDIT_MASK;
     one.value = 0;
-    one.random_sets = one.layer_matched_sets = one.traffic_matched_sets = 0;
+    one.traffic_matched_sets = 0;
+    one.random_sets = step->control == CONTROL_RANDOM;
+    one.layer_matched_sets = step->control == CONTROL_LAYER_MATCHED;
     one.exclude_super = false;
     one.counts = "";
     return one;
 }
 
+/* RUN/STEP/selection_RANKING.csv of a contrast step; caller frees. */
+static char *selection_path(const StepOptions *step, const StepOptions *source, const char *run_folder,
+                            Error *error) {
+    char name[80];
+    snprintf(name, sizeof name, "selection_%s.csv", contrast_ranking_names[step->ranking]);
+    char *folder = io_join(run_folder, source->name), *path = folder ? io_join(folder, name) : NULL;
+    mem_free(folder);
+    if (!path) error_out_of_memory(error, "a path", strlen(run_folder));
+    return path;
+}
+
+static bool put_cells(const Job *job, const StepOptions *step, const ModelConfig *config,
+                      const int64_t *cells, int64_t n, Adapter *adapter, Error *error) {
+    for (int64_t i = 0; i < n; i++)
+        if (!put_cell(job, step, config, cells[i], adapter, error))
+            return error_add_place(error, "step %s", step->name);
+    return true;
+}
+
 bool tune_adapter_make(const Job *job, const StepOptions *step, const ModelConfig *config,
                        const char *run_folder, Adapter *adapter, Error *error) {
-    const StepOptions one = selecting(step);
+    const StepOptions *source = tune_contrast_source(job, step);
+    StepOptions one = selecting(step);
     const int64_t first = 0;
-    Conditions conditions = {0};
     *adapter = (Adapter){0};
-    bool ok = true, known = run_folder || !step->top.n;
-    if (known) ok = conditions_make(job, &one, config, run_folder ? run_folder : "", &conditions, error);
-    const Condition *set = ok && known ? &conditions.list[1] : NULL;
+    if (!run_folder && (step->top.n || source))
+        return put_cells(job, step, config, &first, 1, adapter, error);
+    char *path = source ? selection_path(step, source, run_folder, error) : NULL;
+    if (source && !path) return false;
+    if (source) one.selection = path, one.from.n = 0;
+    Conditions conditions = {0};
+    bool ok = conditions_make(job, &one, config, run_folder ? run_folder : "", &conditions, error);
+    const Condition *set = ok ? &conditions.list[step->control == CONTROL_NONE ? 1 : 2] : NULL;
     if (set && set->reason[0])
         ok = error_set(error, ERROR_BAD_INPUT, "step %s: expected cells to train: %s", step->name,
                        set->reason);
-    const int64_t *cells = set ? set->cells : &first, n = set ? set->n_cells : 1;
-    for (int64_t i = 0; ok && i < n; i++)
-        ok = put_cell(job, step, config, cells[i], adapter, error) ||
-             error_add_place(error, "step %s", step->name);
+    ok = ok && put_cells(job, step, config, set->cells, set->n_cells, adapter, error);
     conditions_free(&conditions);
+    mem_free(path);
     return ok;
 }

@@ -54,6 +54,38 @@ for form in sparse fused; do
         fail "the adapter in the form $form: other scores"
 done
 
+# ---- other cells ----
+cat >chosen.json <<JOB
+{"schema_version": 1, "models": {"m": {"path": "$demo/model", "chat_template": "phi35moe"}},
+ "prompts": {"tuning": {"path": "tuning.jsonl", "limit": 20, "use": "tuning"},
+             "ordinary": {"path": "$demo/prompts/rank_ordinary.jsonl", "limit": 12},
+             "restricted": {"path": "$demo/prompts/test_restricted.jsonl", "limit": 12},
+             "pairs": {"path": "$demo/prompts/contrast_restricted.jsonl", "limit": 12}},
+ "steps": [{"name": "activation", "kind": "activation", "groups": ["ordinary", "restricted"]},
+           {"name": "contrast", "kind": "contrast", "groups": ["pairs"], "bootstraps": 20},
+           {"name": "ranked", "kind": "tune", "groups": ["tuning"], "from": ["activation"], "top": [3], "steps": 2,
+            "rank_groups": ["restricted", "ordinary"], "projections": ["down"]},
+           {"name": "selected", "kind": "tune", "groups": ["tuning"], "from": ["contrast"], "steps": 2},
+           {"name": "matched", "kind": "tune", "groups": ["tuning"], "from": ["contrast"], "steps": 2,
+            "control": "layer_matched"},
+           {"name": "gradient", "kind": "gradient", "loss": "target", "groups": ["restricted"], "adapter": "selected"},
+           {"name": "drift", "kind": "contrast", "groups": ["pairs"], "adapter": "selected", "bootstraps": 20},
+           {"name": "report", "kind": "report"}]}
+JOB
+cells_of() { tail -n +2 "$1" | cut -d, -f1,2 | sort -u; }
+"$program" run chosen.json --out chosen 2>chosen.log || fail "chosen cells: $(cat chosen.log)"
+[ "$(cells_of chosen/ranked/updates.csv | wc -l)" = 3 ] || fail "expected three ranked cells"
+[ "$(cells_of chosen/selected/updates.csv)" = "$(cells_of chosen/contrast/selection_gradient.csv)" ] ||
+    fail "expected the cells of the contrast: $(cat chosen/selected/updates.csv)"
+layers() { cells_of "$1" | cut -d, -f1 | uniq -c; }
+[ "$(layers chosen/selected/updates.csv)" = "$(layers chosen/matched/updates.csv)" ] ||
+    fail "expected as many cells in each layer: $(cat chosen/matched/updates.csv)"
+[ -z "$(comm -12 <(cells_of chosen/selected/updates.csv) <(cells_of chosen/matched/updates.csv))" ] ||
+    fail "a control holds selected cells"
+cmp -s chosen/contrast/overall.csv chosen/drift/overall.csv && fail "the adapter changed nothing of a contrast"
+"$program" run chosen.json --out planned --dry-run >plan 2>&1 && grep -q 'training: 2 steps of 8 examples, ' plan ||
+    fail "the plan: $(cat plan)"
+
 # ---- kills and stops ----
 begun=$(date +%s%N)
 run timed >/dev/null
