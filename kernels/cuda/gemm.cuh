@@ -229,12 +229,12 @@ DEVICE void gate_elements(const Product &p, const float *sums, int half, int64_t
     store_pack<bf16, N>(&static_cast<bf16 *>(p.gated.data)[h_at], h);
 }
 
-/* N elements of da with their gate and up: dz is written; returns their dot product with the hidden row. */
+/* N elements of da with their gate and up: dz is written; returns dot and their product with the hidden row. */
 template <int N>
 DEVICE float gradient_elements(const Product &p, const float *da, float (&gate)[N], float (&up)[N],
-                               float weight, int64_t z_at) {
+                               float weight, int64_t z_at, float dot) {
     bf16 *dz = static_cast<bf16 *>(p.gradient.dz.data);
-    float grad[N], dot = 0;
+    float grad[N];
     load_pack<float, N>(grad, da);
 #pragma unroll
     for (int j = 0; j < N; j++) {
@@ -253,7 +253,7 @@ DEVICE float gradient_one_by_one(const Product &p, const float *da, float weight
 #pragma unroll 1
     for (int j = 0; j < 4 && j < left; j++) {
         float gate[1] = {to_f32(load(&z[z_at + j]))}, up[1] = {to_f32(load(&z[z_at + j + p.columns]))};
-        dot += gradient_elements<1>(p, &da[j], gate, up, weight, z_at + j);
+        dot = gradient_elements<1>(p, &da[j], gate, up, weight, z_at + j, dot);
     }
     return dot;
 }
@@ -288,7 +288,7 @@ DEVICE void finish_gradient(const Product &p, int row, int end, int column, cons
             const float *da = &sums[i * LENGTH + c];
             float dot = 0;
             if (exists)
-                dot = p.packed ? gradient_elements<4>(p, da, gate[b], up[b], weight[b], z_at)
+                dot = p.packed ? gradient_elements<4>(p, da, gate[b], up[b], weight[b], z_at, 0)
                                : gradient_one_by_one(p, da, weight[b], z_at, left);
             dot += __shfl_xor_sync(~0u, dot, 1);
             dot += __shfl_xor_sync(~0u, dot, 2);
