@@ -99,6 +99,8 @@ static bool is_used(const Job *job, const char *model, const char *group) {
         if (model && !strcmp(step->model, model)) return true;
         for (int64_t g = 0; group && g < step->groups.n; g++)
             if (!strcmp(step->groups.names[g], group)) return true;
+        for (int64_t g = 0; group && g < step->evaluate.n; g++)
+            if (!strcmp(step->evaluate.names[g], group)) return true;
     }
     return false;
 }

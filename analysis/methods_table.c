@@ -330,6 +330,15 @@ const MethodSentence method_sentences[] = {
     STEP(TUNE, "seed", "-1", "A and the order of examples come from the seed of the job; B begins at 0"),
     STEP(TUNE, "seed", NULL, "A and the order of examples come from the seed {}; B begins at 0"),
     STEP(0, "form", NULL, "The adapter was written in the form {}"),
+    STEP(0, "evaluate", "[]", "Nothing was held out"),
+    STEP(0, "evaluate", NULL, "Held out, and measured by the same loss, were the groups {}"),
+    STEP(0, "evaluate_every", NULL,
+         "They were measured before the first step, every {} steps, after the last"),
+    STEP(0, "patience", "0", "The last state was taken"),
+    STEP(0, "patience", NULL,
+         "The state with the least held-out loss was taken; {} measures in a row without a better one ended "
+         "the "
+         "training"),
     STEP(0, "checkpoint_every", NULL, "A checkpoint was kept every {} steps; no number depends on it"),
 };
 const int64_t n_method_sentences = sizeof method_sentences / sizeof *method_sentences;
@@ -356,5 +365,7 @@ const MethodNeed method_needs[] = {
     {"class_ratio", "from", {NULL}, "[]"},
     {"epochs", "steps", {"0"}, NULL},
     {"ranking", "from", {NULL}, "[]"},
+    {"evaluate_every", "evaluate", {NULL}, "[]"},
+    {"patience", "evaluate", {NULL}, "[]"},
 };
 const int64_t n_method_needs = sizeof method_needs / sizeof *method_needs;

@@ -325,6 +325,13 @@ const Option option_table[] = {
     {STEP(TUNE, form), CHOICE(adapter_form_names, "\"dense\""),
      .help = "of the adapter that is written: dense (zeros for all other experts of a layer, as PEFT on "
              "transformers 5 reads it), sparse (the updates alone) or fused"},
+    {STEP(TUNE, evaluate), .type = OPTION_NAMES, .preset = "[]",
+     .help = "groups that are held out: the mean negative log-likelihood of their targets is measured before "
+             "the first step, every evaluate_every steps and after the last"},
+    {STEP(TUNE, evaluate_every), INTEGER(1, 1e6, "10"), .help = "steps between these measures"},
+    {STEP(TUNE, patience), INTEGER(0, 1e6, "0"),
+     .help = "the training ends after so many measures in a row that are no better than the best, and the "
+             "best state is written, in any case; 0: neither"},
     {STEP(TUNE, checkpoint_every), INTEGER(1, 1e6, "10"), .same_results = true,
      .help = "steps between checkpoints; a run that was killed goes on from the last"},
 

@@ -129,8 +129,8 @@ typedef struct {
     bool contrast_gradient;
     /* tune; the adapter of other steps */
     const char *adapter, *adapter_path;
-    NameList projections;
-    int64_t rank, steps, epochs, examples, warmup, seed, checkpoint_every;
+    NameList projections, evaluate;
+    int64_t rank, steps, epochs, examples, warmup, seed, checkpoint_every, evaluate_every, patience;
     double alpha, learning_rate, weight_decay, clip_norm;
     int schedule, form, ranking, control; /* ScheduleKind, AdapterForm, ContrastRankingKind, TuneControl */
 } StepOptions;

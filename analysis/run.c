@@ -110,6 +110,10 @@ static bool check_steps_apart(const Job *job, const StepOptions *source, const S
 static bool check_tests(const Job *job, const StepOptions *step, Error *error) {
     const StepOptions *tuned = step_adapter_source(job, step);
     bool ok = !tuned || check_steps_apart(job, tuned, step, error);
+    for (int64_t a = 0; ok && a < step->groups.n; a++)
+        for (int64_t b = 0; ok && b < step->evaluate.n; b++)
+            ok = check_apart(job_prompts(job, step->groups.names[a]),
+                             job_prompts(job, step->evaluate.names[b]), "held out", error);
     for (int64_t f = 0; ok && f < step->from.n; f++)
         ok = check_steps_apart(job, find_step(job, step->from.names[f]), step, error);
     return ok;

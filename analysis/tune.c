@@ -60,18 +60,24 @@ static bool train(Tuning *t, Error *error) {
     int64_t n_tokens = 0;
     if (!progress_begin(run->progress, run->step->name, t->data.n_steps, t->n_done, "steps", error))
         return false;
-    while (t->n_done < t->data.n_steps) {
+    if (!t->n_done && !tune_evaluate(t, error)) return false;
+    while (!tune_is_over(t)) {
         if (!step_goes_on(run, error) || !tune_step(t, error)) return stop(t, error);
-        n_tokens += (int64_t)t->rows[t->n_done - 1].n_tokens;
+        n_tokens += (int64_t)t->rows[t->n_done].n_tokens;
+        if (!tune_evaluate(t, error)) return false;
         if (!progress_update(run->progress, t->n_done, n_tokens, error)) return false;
         if (t->n_done % every == 0 && t->n_done < t->data.n_steps &&
             !(tune_checkpoint_write(t, error) && tune_write_rows(t, error)))
             return false;
     }
-    const TuneRow *first = &t->rows[0], *last = &t->rows[t->n_done - 1];
+    const TuneRow *first = &t->rows[1], *last = &t->rows[t->n_done];
     progress_note(run->progress, "%s: loss %.4g in the first step, %.4g in the last", run->step->name,
                   first->loss, last->loss);
-    return progress_end(run->progress, error);
+    const int64_t best = tune_best_step(t);
+    if (best >= 0)
+        progress_note(run->progress, "%s: held-out loss %.4g before, %.4g at its least, after step %lld",
+                      run->step->name, t->rows[0].held_out, t->rows[best].held_out, (long long)best);
+    return progress_end(run->progress, error) && tune_take_best(t, error);
 }
 
 /* ---- the step ---- */
@@ -83,13 +89,16 @@ static bool open_training(Tuning *t, Error *error) {
               tune_data_make(run, t->groups, &t->data, error);
     mem_free(folder);
     if (!ok) return false;
-    t->rows = mem_zeroed((size_t)t->data.n_steps, sizeof *t->rows);
+    t->rows = mem_zeroed((size_t)t->data.n_steps + 1, sizeof *t->rows);
     if (!t->rows)
         return error_out_of_memory(error, "rows of a training", (size_t)t->data.n_steps * sizeof *t->rows);
     if (!lora_weights_make(&t->adapter, run->model, &t->weights, error) ||
         !lora_training_make(&t->weights, run->step->examples, &t->training, error))
         return false;
     t->model.adapter = &t->weights;
+    t->best = run->step->patience ? mem_zeroed(1, tensor_bytes(t->weights.values)) : NULL;
+    if (run->step->patience && !t->best)
+        return error_out_of_memory(error, "the best state", tensor_bytes(t->weights.values));
     return true;
 }
 
@@ -98,7 +107,8 @@ bool tune_run(const StepRun *run, Error *error) {
     Text notes = {0};
     hash_model(run, t.model_hash);
     bool ok = hash_job(run, t.job_hash, error) && io_make_folders(run->folder, error) &&
-              step_read_groups(run->job, run->step, run->encoder, run->inputs, &t.groups, &notes, error);
+              step_read_groups(run->job, run->step, run->encoder, run->inputs, &t.groups, &notes, error) &&
+              tune_read_held_out(run->job, run->step, run->encoder, run->inputs, &t.held_out, &notes, error);
     if (ok) step_show_notes(run, &notes);
     t.warnings = notes.bytes;
     ok = ok && open_training(&t, error) && tune_checkpoint_read(&t, error);
@@ -111,6 +121,8 @@ bool tune_run(const StepRun *run, Error *error) {
     adapter_free(&t.adapter);
     tune_data_free(&t.data);
     mem_free(t.rows);
+    mem_free(t.best);
+    step_free_groups(t.held_out, run->step->evaluate.n);
     step_free_groups(t.groups, run->step->groups.n);
     text_free(&notes);
     return ok;

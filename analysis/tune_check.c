@@ -42,6 +42,18 @@ static void check_contrast(const Job *job, int64_t s, Problems *problems) {
         complain(job, problems, s, "ranking", "expected rate or probability: the contrast has no gradient");
 }
 
+static void check_evaluate(const Job *job, int64_t s, Problems *problems) {
+    const StepOptions *step = &job->steps[s];
+    char what[200];
+    for (int64_t i = 0; i < step->evaluate.n; i++) {
+        snprintf(what, sizeof what, "expected a prompt group of the job: got \"%.80s\"",
+                 step->evaluate.names[i]);
+        if (!job_prompts(job, step->evaluate.names[i])) complain(job, problems, s, "evaluate", what);
+    }
+    if (step->patience && !step->evaluate.n)
+        complain(job, problems, s, "patience", "expected groups to evaluate: got none");
+}
+
 void tune_check_options(const Job *job, int64_t s, Problems *problems) {
     const StepOptions *step = &job->steps[s];
     char what[200];
@@ -60,6 +72,7 @@ void tune_check_options(const Job *job, int64_t s, Problems *problems) {
         complain(job, problems, s, "warmup", "expected at most steps: got more");
     check_uses(job, s, problems);
     check_contrast(job, s, problems);
+    check_evaluate(job, s, problems);
 }
 
 const StepOptions *step_adapter_source(const Job *job, const StepOptions *step) {
@@ -99,7 +112,7 @@ bool tune_check(const Job *job, const StepOptions *step, Error *error) {
     const ModelOptions *options = job_model(job, step->model);
     ModelConfig config = {0};
     PromptEncoder encoder = {0};
-    PromptGroup *groups = NULL;
+    PromptGroup *groups = NULL, *held_out = NULL;
     Adapter adapter = {0};
     Text notes = {0};
     bool ok = model_config_read(options->path, &config, error) &&
@@ -107,9 +120,11 @@ bool tune_check(const Job *job, const StepOptions *step, Error *error) {
     if (!ok) error_add_place(error, "models.%s", options->name);
     ok = ok && tune_adapter_make(job, step, &config, NULL, &adapter, error) &&
          ((step_read_groups(job, step, &encoder, NULL, &groups, &notes, error) &&
+           tune_read_held_out(job, step, &encoder, NULL, &held_out, &notes, error) &&
            check_warmup(step, groups, error)) ||
           error_add_place(error, "step %s", step->name));
     step_free_groups(groups, step->groups.n);
+    step_free_groups(held_out, step->evaluate.n);
     text_free(&notes);
     adapter_free(&adapter);
     prompt_encoder_close(&encoder);

@@ -7,7 +7,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { N_STATES = 3, N_TENSORS = N_STATES + 1 };
+enum { N_STATES = 3, BEST = N_STATES, ROWS, N_TENSORS };
 
 /* Everything on the host. */
 typedef struct {
@@ -20,18 +20,20 @@ static Tensor device_state(const Tuning *t, int i) {
     return i == 0 ? o->values : i == 1 ? o->means : o->squares;
 }
 
-static bool state_room(const Tuning *t, int64_t n_rows, State *s, Error *error) {
-    static const char *const names[N_TENSORS] = {"values", "means", "squares", "rows"};
-    const Tensor like = device_state(t, 0);
-    const size_t each = tensor_bytes(like), n = N_STATES * each + (size_t)n_rows * sizeof(TuneRow);
-    s->block = mem_zeroed(n, 1);
-    if (!s->block) return error_out_of_memory(error, "a checkpoint", n);
-    for (int i = 0; i < N_STATES; i++)
-        s->tensors[i] = (NamedTensor){
-            names[i], tensor_vector((char *)s->block + (size_t)i * each, like.dtype, tensor_count(like))};
-    s->tensors[N_STATES] =
-        (NamedTensor){names[N_STATES], tensor_matrix((char *)s->block + N_STATES * each, DTYPE_F64, n_rows,
-                                                     (int64_t)TUNE_COLUMNS)};
+static bool state_room(const Tuning *t, int64_t n_steps, State *s, Error *error) {
+    static const char *const names[N_TENSORS] = {"values", "means", "squares", "best", "rows"};
+    Tensor like = device_state(t, 0);
+    const size_t each = tensor_bytes(like), n_each = N_STATES + (t->best != NULL),
+                 n = n_each * each + (size_t)(n_steps + 1) * sizeof(TuneRow);
+    char *at = s->block = mem_zeroed(n, 1);
+    if (!at) return error_out_of_memory(error, "a checkpoint", n);
+    for (int i = 0; i <= BEST; i++) {
+        const int64_t count = i < BEST || t->best ? tensor_count(like) : 0; /* no best: empty */
+        s->tensors[i] = (NamedTensor){names[i], tensor_vector(at, like.dtype, count)};
+        at += tensor_bytes(s->tensors[i].tensor);
+    }
+    s->tensors[ROWS] =
+        (NamedTensor){names[ROWS], tensor_matrix(at, DTYPE_F64, n_steps + 1, (int64_t)TUNE_COLUMNS)};
     return true;
 }
 
@@ -85,7 +87,8 @@ bool tune_checkpoint_write(Tuning *t, Error *error) {
     for (int i = 0; ok && i < N_STATES; i++)
         t->model.device->copy_out(t->training.queue, s.tensors[i].tensor.data, device_state(t, i));
     ok = ok && wait_for(t, error);
-    if (ok) memcpy(s.tensors[N_STATES].tensor.data, t->rows, tensor_bytes(s.tensors[N_STATES].tensor));
+    if (ok && t->best) memcpy(s.tensors[BEST].tensor.data, t->best, tensor_bytes(s.tensors[BEST].tensor));
+    if (ok) memcpy(s.tensors[ROWS].tensor.data, t->rows, tensor_bytes(s.tensors[ROWS].tensor));
     ok = ok && write_state(t, &s, path, error);
     mem_free(s.block);
     mem_free(path);
@@ -111,9 +114,9 @@ static bool damaged(const char *path, Error *error) {
 
 static bool read_state(const Tuning *t, const TensorSet *set, const char *path, State *s, Error *error) {
     const TensorEntry *rows = safetensors_find(set, "rows");
-    const int64_t n_rows = rows && rows->n_dims == 2 ? rows->shape[0] : -1;
-    if (n_rows < 1 || n_rows > t->data.n_steps) return damaged(path, error);
-    if (!state_room(t, n_rows, s, error)) return false;
+    const int64_t n_steps = rows && rows->n_dims == 2 ? rows->shape[0] - 1 : -1;
+    if (n_steps < 1 || n_steps > t->data.n_steps) return damaged(path, error);
+    if (!state_room(t, n_steps, s, error)) return false;
     for (int i = 0; i < N_TENSORS; i++) {
         const Tensor to = s->tensors[i].tensor;
         const TensorEntry *entry = safetensors_find(set, s->tensors[i].name);
@@ -128,12 +131,13 @@ static bool read_state(const Tuning *t, const TensorSet *set, const char *path, 
 }
 
 static bool take_state(Tuning *t, const State *s, Error *error) {
-    const Tensor rows = s->tensors[N_STATES].tensor;
+    const Tensor rows = s->tensors[ROWS].tensor;
     for (int i = 0; i < N_STATES; i++)
         t->model.device->copy_in(t->training.queue, device_state(t, i), s->tensors[i].tensor.data);
     if (!wait_for(t, error)) return false;
     memcpy(t->rows, rows.data, tensor_bytes(rows));
-    t->n_done = t->training.optimizer.n_steps = rows.shape[0];
+    if (t->best) memcpy(t->best, s->tensors[BEST].tensor.data, tensor_bytes(s->tensors[BEST].tensor));
+    t->n_done = t->training.optimizer.n_steps = rows.shape[0] - 1;
     return true;
 }
 

@@ -42,6 +42,7 @@ uint64_t tune_seed(const Job *job, const StepOptions *step);
 /* ---- the training ---- */
 typedef struct {
     double loss, norm, rate, n_examples, n_targets, n_tokens;
+    double held_out; /* loss of the held-out groups after the step; NaN: not measured */
 } TuneRow;
 enum { TUNE_COLUMNS = sizeof(TuneRow) / sizeof(double) };
 
@@ -54,14 +55,29 @@ typedef struct {
     Adapter adapter;
     LoraWeights weights;
     LoraTraining training;
-    TuneRow *rows; /* [n_steps] */
+    TuneRow *rows; /* [n_steps + 1]: of step k at k; 0: before the first */
     int64_t n_done;
+    PromptGroup *held_out; /* [step->evaluate.n] */
+    void *best;            /* values with the least held-out loss so far, where patience asks for them */
     char job_hash[HASH_TEXT], model_hash[HASH_TEXT];
 } Tuning;
 
 /* One optimizer step, number n_done. Errors locate a number that is not finite: step and example; nothing
  * has changed then. */
 bool tune_step(Tuning *t, Error *error);
+
+/* ---- held-out groups ---- */
+/* As step_read_groups; nothing where nothing is held out. */
+bool tune_read_held_out(const Job *job, const StepOptions *step, const PromptEncoder *encoder,
+                        const Inputs *inputs, PromptGroup **groups, Text *notes, Error *error);
+/* Measures them after step n_done where that is due, and keeps the values if they are the best. */
+bool tune_evaluate(Tuning *t, Error *error);
+/* The step with the least held-out loss, ties to the first; -1: none was measured. */
+int64_t tune_best_step(const Tuning *t);
+/* All steps are taken, or patience is at its end. */
+bool tune_is_over(const Tuning *t);
+/* The best values in the place of the last, where patience asks for them. */
+bool tune_take_best(Tuning *t, Error *error);
 
 /* ---- files ---- */
 /* checkpoint.safetensors: values, moments and rows, with hashes of model, job and contents. Errors: values

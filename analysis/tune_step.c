@@ -128,12 +128,13 @@ bool tune_step(Tuning *t, Error *error) {
     bool ok = pack(&packed, t->n_done, error) && run_passes(&packed, &norm, error) &&
               lora_training_step(&t->training, &options, rate, norm, error);
     if (ok)
-        t->rows[t->n_done++] = (TuneRow){.loss = packed.loss / (double)packed.n_targets,
+        t->rows[++t->n_done] = (TuneRow){.loss = packed.loss / (double)packed.n_targets,
                                          .norm = norm,
                                          .rate = rate,
                                          .n_examples = (double)packed.n,
                                          .n_targets = (double)packed.n_targets,
-                                         .n_tokens = (double)packed.offsets[packed.n]};
+                                         .n_tokens = (double)packed.offsets[packed.n],
+                                         .held_out = (double)NAN};
     packed_free(&packed);
     return ok;
 }

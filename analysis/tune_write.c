@@ -4,20 +4,25 @@
 #include "json_write.h"
 #include "scores.h"
 #include "tune_parts.h"
+#include <math.h>
 #include <string.h>
 
 bool tune_write_rows(const Tuning *t, Error *error) {
     Text text = {0};
-    text_put_string(&text, "step,loss,gradient_norm,learning_rate,examples,target_tokens,tokens\n");
-    for (int64_t i = 0; i < t->n_done; i++) {
+    text_put_string(&text,
+                    "step,loss,gradient_norm,learning_rate,examples,target_tokens,tokens,held_out_loss\n");
+    for (int64_t i = t->held_out ? 0 : 1; i <= t->n_done; i++) {
         const TuneRow *row = &t->rows[i];
         const double numbers[] = {row->loss, row->norm, row->rate};
-        text_format(&text, "%lld", (long long)i + 1);
+        text_format(&text, "%lld", (long long)i);
         for (size_t k = 0; k < sizeof numbers / sizeof *numbers; k++) {
             text_put_string(&text, ",");
-            text_put_f64(&text, numbers[k]);
+            if (i) text_put_f64(&text, numbers[k]);
         }
-        text_format(&text, ",%.0f,%.0f,%.0f\n", row->n_examples, row->n_targets, row->n_tokens);
+        if (i) text_format(&text, ",%.0f,%.0f,%.0f,", row->n_examples, row->n_targets, row->n_tokens);
+        if (!i) text_put_string(&text, ",,,,");
+        if (t->held_out && !isnan(row->held_out)) text_put_f64(&text, row->held_out);
+        text_put_string(&text, "\n");
     }
     return results_write_text(t->run->folder, "training.csv", &text, error);
 }
@@ -83,8 +88,15 @@ static void put_counts(const Tuning *t, Text *to) {
     write_number(to, "share_of_parameters", (double)n_values / (double)n_total);
     write_integer(to, "n_examples", t->data.n);
     write_integer(to, "n_steps", t->n_done);
-    write_number(to, "first_loss", t->rows[0].loss);
-    write_number(to, "last_loss", t->rows[t->n_done - 1].loss);
+    const int64_t best = tune_best_step(t);
+    write_integer(to, "n_planned", t->data.n_steps);
+    write_number_or(to, "held_out_before", best < 0 ? (double)NAN : t->rows[0].held_out,
+                    "nothing is held out");
+    write_number_or(to, "held_out_least", best < 0 ? (double)NAN : t->rows[best].held_out,
+                    "nothing is held out");
+    write_integer(to, "step_taken", t->run->step->patience ? best : t->n_done);
+    write_number(to, "first_loss", t->rows[1].loss);
+    write_number(to, "last_loss", t->rows[t->n_done].loss);
 }
 
 static bool write_step(const Tuning *t, Error *error) {

@@ -17,9 +17,11 @@ fail() {
 # Targets that the model does not know: there is something to learn.
 sed -E 's/"target": "[^"]*"/"target": "The lantern is rousing under a bright sign."/' \
     "$demo/prompts/rank_restricted.jsonl" >tuning.jsonl
+head -n 8 tuning.jsonl | sed -E 's/rank-/held-/; s/"prompt": "/&Now, /' >held.jsonl
 cat >job.json <<JOB
 {"schema_version": 1, "models": {"m": {"path": "$demo/model", "chat_template": "phi35moe"}},
  "prompts": {"tuning": {"path": "tuning.jsonl", "limit": 20, "use": "tuning"},
+             "held": {"path": "held.jsonl"},
              "ranking": {"path": "$demo/prompts/rank_ordinary.jsonl", "limit": 12, "use": "ranking"},
              "testing": {"path": "$demo/prompts/test_restricted.jsonl", "limit": 12, "use": "testing"}},
  "steps": [{"name": "before", "kind": "activation", "groups": ["ranking", "testing"]},
@@ -53,6 +55,37 @@ for form in sparse fused; do
     run $form --set steps.tune.form=$form && cmp -s whole/after/scores.csv $form/after/scores.csv ||
         fail "the adapter in the form $form: other scores"
 done
+
+# ---- held-out prompts ----
+held=(--set steps.tune.evaluate=held --set steps.tune.evaluate_every=2 --set steps.tune.patience=2
+    --set steps.tune.steps=400 --set steps.tune.learning_rate=0.1)
+run held "${held[@]}" || fail "held-out prompts: $(cat held.log)"
+awk -F, 'NR > 1 {
+    last = $1
+    if (($8 == "") != ($1 % 2)) exit 1
+    if ($8 != "" && (least == "" || $8 < least)) {least = $8; best = $1}
+} END {exit !(last < 400 && best > 0 && last == best + 4)}' held/tune/training.csv ||
+    fail "expected an end two measures after the least held-out loss: $(cut -d, -f1,2,8 held/tune/training.csv)"
+# What was written is the state of that step: a training of so many steps ends with its held-out loss.
+step=$(grep -o '"step_taken": [0-9]*' held/tune/step.json | grep -o '[0-9]*')
+[ "$step" = "$(awk -F, 'NR > 1 && $8 != "" && (l == "" || $8 < l) {l = $8; b = $1} END {print b}' held/tune/training.csv)" ] ||
+    fail "expected the step of the least held-out loss: got $step"
+run until --set steps.tune.learning_rate=0.1 --set steps.tune.schedule=constant --set steps.tune.steps=400 \
+    --set steps.tune.evaluate=held --set steps.tune.evaluate_every=2 --set steps.tune.patience=2
+run exact --set steps.tune.learning_rate=0.1 --set steps.tune.schedule=constant \
+    --set steps.tune.steps="$(grep -o '"step_taken": [0-9]*' until/tune/step.json | grep -o '[0-9]*')"
+cmp until/tune/adapter-dense/adapter_model.safetensors exact/tune/adapter-dense/adapter_model.safetensors ||
+    fail "the best state is not that of its step"
+"$program" run job.json --out cut "${held[@]}" 2>cut.log &
+pid=$!
+for _ in $(seq 400); do [ -e cut/tune/checkpoint.safetensors ] && break; sleep 0.01; done
+sleep 0.1
+kill -KILL $pid 2>/dev/null
+wait $pid 2>/dev/null
+[ -e cut/tune/checkpoint.safetensors ] || fail "held-out prompts: the run was not cut inside the training"
+run cut "${held[@]}" || fail "held-out prompts, resumed: $(cat cut.log)"
+diff -rq -x manifest.json -x events.jsonl held cut || fail "held-out prompts: the resumed run differs"
+rm -rf cut
 
 # ---- other cells ----
 cat >chosen.json <<JOB
@@ -160,6 +193,10 @@ bad 'step tune: rank: expected 1 to 96: got 97' --set steps.tune.rank=97
 bad 'projections: expected gate, up or down: got "side"' --set steps.tune.projections=gate,side
 bad 'steps[1].top: expected top, traffic, cells or selection' --set steps.tune.cells=
 bad 'steps[1].top: expected one of top' --set steps.tune.selection=x.csv
+bad 'prompts.tuning: expected no prompt in common with prompts.held (held out)' --set steps.tune.evaluate=held \
+    --set prompts.held.path=tuning.jsonl
+bad 'steps[1].evaluate: expected a prompt group of the job: got "none"' --set steps.tune.evaluate=none
+bad 'steps[1].patience: expected groups to evaluate: got none' --set steps.tune.patience=1
 bad 'expected a target of at most' --set prompts.tuning.max_tokens=8
 bad 'warmup: expected at most' --set steps.tune.warmup=11
 bad 'expected groups whose use is tuning: got tuning, whose use is testing' --set prompts.tuning.use=testing
