@@ -93,7 +93,7 @@ static bool open_training(Tuning *t, Error *error) {
     if (!t->rows)
         return error_out_of_memory(error, "rows of a training", (size_t)t->data.n_steps * sizeof *t->rows);
     if (!lora_weights_make(&t->adapter, run->model, &t->weights, error) ||
-        !lora_training_make(&t->weights, run->step->examples, &t->training, error))
+        !lora_training_make(&t->weights, tune_step_length(&t->data, 0), &t->training, error))
         return false;
     t->model.adapter = &t->weights;
     t->best = run->step->patience ? mem_zeroed(1, tensor_bytes(t->weights.values)) : NULL;
