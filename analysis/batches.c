@@ -7,6 +7,7 @@
 bool step_reads_targets(const StepOptions *step) {
     if (step->kind == STEP_INTERVENTION) return false;
     if (step->kind == STEP_CONTRAST) return step->contrast == CONTRAST_CONTINUATIONS;
+    if (step->kind == STEP_TUNE) return true;
     if (step->kind == STEP_GRADIENT) return step->loss == LOSS_TARGET;
     return step->tokens == COUNT_TARGET || step->tokens == COUNT_PROMPT_TARGET;
 }
@@ -14,6 +15,7 @@ bool step_reads_targets(const StepOptions *step) {
 bool step_generates(const StepOptions *step) {
     if (step->kind == STEP_INTERVENTION) return true;
     if (step->kind == STEP_CONTRAST) return false;
+    if (step->kind == STEP_TUNE) return false;
     if (step->kind == STEP_GRADIENT) return step->loss == LOSS_GENERATED;
     return step->tokens == COUNT_GENERATED || step->tokens == COUNT_PROMPT_GENERATED;
 }
@@ -54,6 +56,7 @@ static bool is_counted(const StepOptions *step, TokenSpan span, int64_t t, int64
 /* Whether the loss asks for the probability of a token. A text's first token has none. */
 static bool is_in_loss(const StepOptions *step, TokenSpan span, int64_t t) {
     static const TokenSpan spans[] = {SPAN_PROMPT, SPAN_TARGET, SPAN_GENERATED};
+    if (step->kind == STEP_TUNE) return span == SPAN_TARGET;
     return t > 0 && span == spans[step->loss];
 }
 
@@ -63,7 +66,8 @@ static void mark_tokens(const StepOptions *step, Batch *batch, int64_t p, int64_
     for (int64_t t = 0; t < n; t++) {
         bool counted = step->kind == STEP_ACTIVATION && is_counted(step, (TokenSpan)spans[t], t, n_prompt);
         batch->counted[begin + t] = counted ? (int32_t)p : -1;
-        n_loss += step->kind == STEP_GRADIENT && is_in_loss(step, (TokenSpan)spans[t], t);
+        n_loss += (step->kind == STEP_GRADIENT || step->kind == STEP_TUNE) &&
+                  is_in_loss(step, (TokenSpan)spans[t], t);
     }
     for (int64_t t = 1; n_loss && t < n; t++)
         if (is_in_loss(step, (TokenSpan)spans[t], t))

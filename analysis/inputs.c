@@ -99,20 +99,36 @@ static bool is_used(const Job *job, const char *model, const char *group) {
         if (model && !strcmp(step->model, model)) return true;
         for (int64_t g = 0; group && g < step->groups.n; g++)
             if (!strcmp(step->groups.names[g], group)) return true;
+        for (int64_t g = 0; group && g < step->evaluate.n; g++)
+            if (!strcmp(step->evaluate.names[g], group)) return true;
     }
     return false;
 }
 
 static bool add_option(Inputs *to, const StepOptions *step, const char *option, const char *path,
                        Error *error) {
-    char name[100];
-    snprintf(name, sizeof name, "steps.%.64s.%s", step->name, option);
+    char name[160];
+    snprintf(name, sizeof name, "steps.%.64s.%.60s", step->name, option);
     return !path[0] || add_file(to, name, path, error) || error_add_place(error, "%s", name);
+}
+
+static bool add_adapter(Inputs *to, const StepOptions *step, Error *error) {
+    static const char *const names[] = {"adapter_config.json", "adapter_model.safetensors"};
+    bool ok = true;
+    for (int i = 0; ok && step->adapter_path[0] && i < 2; i++) {
+        char option[60], *path = io_join(step->adapter_path, names[i]);
+        snprintf(option, sizeof option, "adapter_path/%s", names[i]);
+        ok = path ? add_option(to, step, option, path, error) : error_out_of_memory(error, "a path", 1);
+        mem_free(path);
+    }
+    return ok;
 }
 
 /* Files that options of a step name; those of a judge stand for themselves where they are left out. */
 static bool add_step(Inputs *to, const StepOptions *step, Error *error) {
-    if (step->kind == STEP_INTERVENTION) return add_option(to, step, "selection", step->selection, error);
+    if (!add_adapter(to, step, error)) return false;
+    if (step->kind == STEP_INTERVENTION || step->kind == STEP_TUNE)
+        return add_option(to, step, "selection", step->selection, error);
     if (step->kind != STEP_JUDGE) return true;
     char *rules = judge_path(step->rules, JUDGE_STANDARD_RULES, error),
          *guard = step->model[0] ? judge_path(step->guard, JUDGE_STANDARD_GUARD, error) : NULL;

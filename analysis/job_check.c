@@ -6,6 +6,7 @@
 #include "job.h"
 #include "judge_folder.h"
 #include "statistics.h"
+#include "tune.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -188,8 +189,8 @@ static void check_counts(const Job *job, int64_t s, Problems *problems) {
     if (!has_group(counts, step->traffic_group)) complain(job, problems, s, "traffic_group", what);
 }
 
-static void check_intervention(const Job *job, int64_t s, Problems *problems) {
-    StepOptions *step = &job->steps[s];
+static void check_ranking(const Job *job, int64_t s, Problems *problems) {
+    const StepOptions *step = &job->steps[s];
     bool by_rule = step->top.n || step->traffic.n;
     for (int64_t i = 0; i < step->from.n; i++) check_source(job, s, "from", step->from.names[i], problems);
     if (!by_rule && !step->cells.n && !step->selection[0])
@@ -207,6 +208,11 @@ static void check_intervention(const Job *job, int64_t s, Problems *problems) {
     for (int64_t i = 0; i < step->top.n; i++)
         if (step->top.values[i] != (double)(int64_t)step->top.values[i])
             complain(job, problems, s, "top", "expected whole numbers of cells");
+}
+
+static void check_intervention(const Job *job, int64_t s, Problems *problems) {
+    const StepOptions *step = &job->steps[s];
+    check_ranking(job, s, problems);
     if (step->mode + EDIT_MASK == EDIT_FORCE && (step->random_sets || step->traffic_matched_sets))
         complain(job, problems, s, "random_sets",
                  "expected 0, and traffic_matched_sets 0, with mode force: a random set has not as many "
@@ -290,12 +296,16 @@ void job_check(Job *job, Problems *problems) {
         check_complete(job, place, SCOPE_STEP, step->kind, step, problems);
         if (step->name) check_name(job, s, problems);
         bool measures = step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT;
-        if (measures || step->kind == STEP_CONTRAST || step->kind == STEP_INTERVENTION)
+        if (measures || step->kind == STEP_CONTRAST || step->kind == STEP_INTERVENTION ||
+            step->kind == STEP_TUNE)
             check_model(job, s, problems), check_groups(job, s, problems);
         if (!measures) check_from(job, s, problems);
         if (step->kind == STEP_INTERVENTION) check_intervention(job, s, problems);
+        if (step->kind == STEP_TUNE && !tune_contrast_source(job, step)) check_ranking(job, s, problems);
+        if (step->kind == STEP_TUNE) tune_check_options(job, s, problems);
         if (step->kind == STEP_CONTRAST) check_contrast(job, s, problems);
         if (step->kind == STEP_JUDGE) check_judge(job, s, problems);
+        tune_check_adapter(job, s, problems);
         if (measures) check_statistics(job, s, problems);
     }
 }

@@ -23,6 +23,10 @@ const MethodNeed method_needs[] = {
     {"value", "mode", {"bias", "promote", "demote"}, NULL},
     {"rank_by", "from", {NULL}, "[]"},
     {"class_ratio", "from", {NULL}, "[]"},
+    {"epochs", "steps", {"0"}, NULL},
+    {"ranking", "from", {NULL}, "[]"},
+    {"evaluate_every", "evaluate", {NULL}, "[]"},
+    {"patience", "evaluate", {NULL}, "[]"},
     {"guard", "model", {NULL}, "\"\""},
     {"perplexity_reference", "perplexity_limit", {NULL}, "0"},
 };

@@ -1,12 +1,13 @@
 /* The table of options. Defaults that stand for an open question of the published methods are said so in
  * the help; a step prints the values that it used. */
 #include "options.h"
+#include "../engine/adapter_file.h"
 #include "../engine/edits.h"
 #include "judge_folder.h"
 #include <stddef.h>
 
 const char *const step_kind_names[N_STEP_KINDS + 1] = {"activation", "gradient", "contrast", "intervention",
-                                                       "judge",      "report",   NULL};
+                                                       "tune",       "judge",    "report",   NULL};
 
 static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
 static const char *const computes[] = {"auto", "f32", "bf16", NULL};
@@ -37,6 +38,9 @@ static const char *const rate_sides[] = {"both", "first", "second", NULL};
 
 static const char *const rank_bys[] = {"difference", "ratio", "score", NULL};
 static const char *const effects[] = {"none", "prompt", "prompt+target", NULL};
+static const char *const rankings[] = {"rate", "probability", "gradient", NULL};
+static const char *const controls[] = {"none", "random", "layer_matched", NULL};
+static const char *const schedules[] = {"constant", "linear", "cosine", NULL};
 static const char *const applies[] = {"both", "prompt", "generated", NULL};
 
 enum {
@@ -47,7 +51,9 @@ enum {
     CONTRAST = 1 << STEP_CONTRAST,
     INTERVENTION = 1 << STEP_INTERVENTION,
     JUDGE = 1 << STEP_JUDGE,
-    COMPUTING = MEASURING | INTERVENTION
+    COMPUTING = MEASURING | INTERVENTION,
+    TUNE = 1 << STEP_TUNE,
+    RANKED = INTERVENTION | TUNE
 };
 
 #define JOB(field) .scope = SCOPE_JOB, .name = #field, .offset = offsetof(JobOptions, field)
@@ -107,18 +113,19 @@ const Option option_table[] = {
     {PROMPTS(use), CHOICE(uses, "\"any\""),
      .help = "groups for ranking, tuning and testing must have no prompt in common"},
 
-    {STEP(COMPUTING | CONTRAST | JUDGE | REPORT, name), STRING(NULL), .help = "names its folder"},
-    {STEP(COMPUTING | CONTRAST | JUDGE | REPORT, kind), CHOICE(step_kind_names, NULL),
+    {STEP(COMPUTING | CONTRAST | TUNE | JUDGE | REPORT, name), STRING(NULL), .help = "names its folder"},
+    {STEP(COMPUTING | CONTRAST | TUNE | JUDGE | REPORT, kind), CHOICE(step_kind_names, NULL),
      .help = "what the step does"},
-    {STEP(COMPUTING | CONTRAST | JUDGE, model), STRING("\"\""),
+    {STEP(COMPUTING | CONTRAST | TUNE | JUDGE, model), STRING("\"\""),
      .help =
          "a model of the job; may be left out where there is one. judge: the guard model; left out: none"},
-    {STEP(COMPUTING | CONTRAST, groups), .type = OPTION_NAMES, .preset = "[]",
+    {STEP(COMPUTING | CONTRAST | TUNE, groups), .type = OPTION_NAMES, .preset = "[]",
      .help = "prompt groups of the job, in this order; left out: all"},
-    {STEP(INTERVENTION | JUDGE | REPORT, from), .type = OPTION_NAMES, .preset = "[]",
+    {STEP(RANKED | JUDGE | REPORT, from), .type = OPTION_NAMES, .preset = "[]",
      .help = "steps that it needs, checked to come before it. report: all finished ones are shown. "
-             "intervention: those whose scores rank the cells; their prompts must not be those of its "
-             "groups. judge: the intervention step whose replies are judged"},
+             "intervention, tune: those whose scores rank the cells (tune: one, or a contrast step, whose "
+             "selection it takes); their prompts must not be "
+             "those of its groups. judge: the intervention step whose replies are judged"},
     {.scope = SCOPE_STEP,
      .kinds = ACTIVATION,
      .name = "score",
@@ -186,7 +193,7 @@ const Option option_table[] = {
          "writes what every token was routed to: choices, or full with router logits and probabilities. As "
          "sensitive as the prompts: the texts can be had back from it"},
     {STEP(GRADIENT, gate_rows), BOOL("false"), .help = "writes the full gradient of the gate, per prompt"},
-    {STEP(GRADIENT | CONTRAST, recompute), CHOICE(recomputes, "\"auto\""), .same_results = true,
+    {STEP(GRADIENT | CONTRAST | TUNE, recompute), CHOICE(recomputes, "\"auto\""), .same_results = true,
      .help = "auto: activations are kept for the backward pass when they fit"},
 
     {STEP(CONTRAST, contrast), CHOICE(contrasts, "\"continuations\""),
@@ -235,21 +242,24 @@ const Option option_table[] = {
     {STEP(CONTRAST, select_least), NUMBER(0, 1, "0"),
      .help = "of these only cells that at least so large a share of the bootstraps has in its selection"},
 
-    {STEP(INTERVENTION, top), .type = OPTION_NUMBERS, .preset = "[]", .least = 1, .most = 1e6,
-     .help = "a condition for each step of from and each number: so many cells, highest rank first"},
+    {STEP(RANKED, top), .type = OPTION_NUMBERS, .preset = "[]", .least = 1, .most = 1e6,
+     .help =
+         "a condition for each step of from and each number: so many cells, highest rank first. tune: one "
+         "number of cells"},
     {STEP(INTERVENTION, traffic), .type = OPTION_NUMBERS, .preset = "[]", .least = 0.001, .most = 100,
      .help = "the same by percent of all choices of traffic_group: cells by rank until the first that would "
              "exceed it"},
-    {STEP(INTERVENTION, cells), .type = OPTION_NAMES, .preset = "[]",
-     .help = "a condition of cells listed as LAYER:EXPERT"},
-    {STEP(INTERVENTION, selection), .type = OPTION_PATH, .preset = "\"\"",
-     .help = "a condition of the cells of a CSV file with the columns layer and expert"},
-    {STEP(INTERVENTION, rank_groups), .type = OPTION_NAMES, .preset = "[]",
+    {STEP(RANKED, cells), .type = OPTION_NAMES, .preset = "[]",
+     .help = "a condition of cells listed as LAYER:EXPERT; tune: the cells that are trained"},
+    {STEP(RANKED, selection), .type = OPTION_PATH, .preset = "\"\"",
+     .help =
+         "a condition of the cells of a CSV file with the columns layer and expert; tune: those are trained"},
+    {STEP(RANKED, rank_groups), .type = OPTION_NAMES, .preset = "[]",
      .help = "the two groups whose scores are compared, or the one of rank_by score"},
-    {STEP(INTERVENTION, rank_by), CHOICE(rank_bys, "\"difference\""),
+    {STEP(RANKED, rank_by), CHOICE(rank_bys, "\"difference\""),
      .help = "score of the first group minus the second's, their ratio (x / 0 comes first), or the first's "
              "alone"},
-    {STEP(INTERVENTION, class_ratio), NUMBER(0, 1e6, "0"),
+    {STEP(RANKED, class_ratio), NUMBER(0, 1e6, "0"),
      .help = "only cells whose first score is more than so many times the second; 0: all"},
     {STEP(INTERVENTION, mode), CHOICE(edit_mode_names, "\"mask\""),
      .help =
@@ -282,6 +292,48 @@ const Option option_table[] = {
     {STEP(INTERVENTION, reply_perplexity), BOOL("true"),
      .help = "how likely the unedited model finds every reply: one more pass over prompt and reply, mean "
              "negative log-likelihood of the reply's tokens (its end token included) in responses/ as nll"},
+
+    {STEP(COMPUTING | CONTRAST, adapter), STRING("\"\""),
+     .help = "a tune step before this one, whose low-rank updates the model has throughout the step; left "
+             "out: none"},
+    {STEP(COMPUTING | CONTRAST, adapter_path), .type = OPTION_PATH, .preset = "\"\"",
+     .help = "the same from a folder with adapter_config.json and adapter_model.safetensors (PEFT)"},
+    {STEP(TUNE, ranking), CHOICE(rankings, "\"gradient\""),
+     .help = "from a contrast step: the ranking whose selection is trained"},
+    {STEP(TUNE, control), CHOICE(controls, "\"none\""),
+     .help = "random, layer_matched: a random set is trained instead, as large as the selected one, or with "
+             "as many cells in each layer, without any of its cells"},
+    {STEP(TUNE, projections), .type = OPTION_NAMES, .preset = "[\"gate\", \"up\", \"down\"]",
+     .help = "matrices of the chosen cells that get a low-rank update; all else is frozen"},
+    {STEP(TUNE, rank), INTEGER(1, 128, "8"), .help = "of each update B A"},
+    {STEP(TUNE, alpha), NUMBER(1e-6, 1e6, "16"), .help = "an update is B A times alpha / rank"},
+    {STEP(TUNE, examples), INTEGER(1, 1e6, "8"),
+     .help = "prompts with target of one optimizer step; batch_tokens and batch_prompts split them into "
+             "passes whose gradients are accumulated, with the same bits however they are split"},
+    {STEP(TUNE, steps), INTEGER(0, 1e6, "0"), .help = "optimizer steps; 0: as many as the epochs take"},
+    {STEP(TUNE, epochs), INTEGER(1, 1e6, "1"),
+     .help = "steps 0: how often each example is taken, each time in another order"},
+    {STEP(TUNE, learning_rate), NUMBER(0, 1e6, "0.0001"), .help = "the largest of the schedule"},
+    {STEP(TUNE, warmup), INTEGER(0, 1e6, "0"), .help = "first steps in which the rate rises to that"},
+    {STEP(TUNE, schedule), CHOICE(schedules, "\"cosine\""),
+     .help = "what it does then: stays, or falls to 0 at the last step, linear or as half a cosine"},
+    {STEP(TUNE, weight_decay), NUMBER(0, 1e6, "0"), .help = "of AdamW, on A and B"},
+    {STEP(TUNE, clip_norm), NUMBER(0, 1e9, "1"),
+     .help = "the gradient of a step is scaled to this length where it is longer; 0: never"},
+    {STEP(TUNE, seed), INTEGER(-1, 9007199254740991, "-1"),
+     .help = "of the first A and the order of examples; -1: the job's"},
+    {STEP(TUNE, form), CHOICE(adapter_form_names, "\"dense\""),
+     .help = "of the adapter that is written: dense (zeros for all other experts of a layer, as PEFT on "
+             "transformers 5 reads it), sparse (the updates alone) or fused"},
+    {STEP(TUNE, evaluate), .type = OPTION_NAMES, .preset = "[]",
+     .help = "groups that are held out: the mean negative log-likelihood of their targets is measured before "
+             "the first step, every evaluate_every steps and after the last"},
+    {STEP(TUNE, evaluate_every), INTEGER(1, 1e6, "10"), .help = "steps between these measures"},
+    {STEP(TUNE, patience), INTEGER(0, 1e6, "0"),
+     .help = "the training ends after so many measures in a row that are no better than the best, and the "
+             "best state is written, in any case; 0: neither"},
+    {STEP(TUNE, checkpoint_every), INTEGER(1, 1e6, "10"), .same_results = true,
+     .help = "steps between checkpoints; a run that was killed goes on from the last"},
 
     {STEP(JUDGE, rules), .type = OPTION_PATH, .preset = "\"\"",
      .help = "phrases that decline, and limits of degraded text; left out: configs/judge/refusals_en.json"},

@@ -13,6 +13,7 @@ typedef enum {
     STEP_GRADIENT,
     STEP_CONTRAST,
     STEP_INTERVENTION,
+    STEP_TUNE,
     STEP_JUDGE,
     STEP_REPORT,
     N_STEP_KINDS
@@ -69,6 +70,7 @@ typedef enum { RATE_BOTH, RATE_FIRST, RATE_SECOND } RateSide;
 
 typedef enum { RANK_DIFFERENCE, RANK_RATIO, RANK_SCORE } RankBy;
 typedef enum { EFFECTS_NONE, EFFECTS_PROMPT, EFFECTS_PROMPT_TARGET } SideEffects;
+typedef enum { CONTROL_NONE, CONTROL_RANDOM, CONTROL_LAYER_MATCHED } TuneControl;
 typedef enum { APPLIES_TO_BOTH, APPLIES_TO_PROMPT, APPLIES_TO_GENERATED } AppliesTo;
 
 /* ---- records: texts are owned by the job ---- */
@@ -125,6 +127,12 @@ typedef struct {
     int64_t overlap_k, controls, select;
     double select_share, select_least;
     bool contrast_gradient;
+    /* tune; the adapter of other steps */
+    const char *adapter, *adapter_path;
+    NameList projections, evaluate;
+    int64_t rank, steps, epochs, examples, warmup, seed, checkpoint_every, evaluate_every, patience;
+    double alpha, learning_rate, weight_decay, clip_norm;
+    int schedule, form, ranking, control; /* ScheduleKind, AdapterForm, ContrastRankingKind, TuneControl */
 } StepOptions;
 
 /* ---- the table ---- */

@@ -306,6 +306,13 @@ static Fit add_prompt(const PromptEncoder *encoder, EncodeNeeds needs, PromptGro
     }
     int64_t n_least = needs.n_prompt_least > 1 ? needs.n_prompt_least : 1,
             room = prompt_room(encoder, group->options, needs, prompt->n_target);
+    if (needs.target && room < n_least && group->options->over_long != OVER_LONG_SKIP) {
+        const int64_t most = room + prompt->n_target - n_least;
+        error_set(error, ERROR_BAD_INPUT,
+                  "expected a target of at most %lld tokens, so that a prompt fits before it: got %lld",
+                  (long long)(most > 0 ? most : 0), (long long)prompt->n_target);
+        return REFUSED;
+    }
     return fit_prompt(group->options, n_least, room, prompt, error);
 }
 

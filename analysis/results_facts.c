@@ -229,6 +229,10 @@ static const char readme_more[] =
     "side_effects.csv of each condition beside the baseline, a row a group: mean negative log-likelihood\n"
     "                 of the prompts' own tokens before and after, its change with a bootstrap interval\n"
     "                 over prompts, and exp(change); side_effects_targets.csv: the same of the targets\n"
+    "training.csv     of a tuning, a row an optimizer step: loss (mean over all target tokens of the step),\n"
+    "                 length of its gradient, rate, examples, tokens, loss of held-out groups;\n"
+    "                 updates.csv: Frobenius norm of each trained update scale B A; adapter-FORM/: the\n"
+    "                 adapter as PEFT stores it\n"
     "agreement.csv    how often one labeller said this and another that, and Cohen's kappa of the pair\n"
     "traces/          routing of every token, where asked for; as sensitive as the prompts\n"
     "gate_rows/       full gradients of the router rows, where asked for\n";

@@ -11,6 +11,7 @@
 #include "run_folder.h"
 #include "run_plan.h"
 #include "step.h"
+#include "tune.h"
 #include <omp.h>
 #include <signal.h>
 #include <string.h>
@@ -90,18 +91,31 @@ static const StepOptions *find_step(const Job *job, const char *name) {
     return found;
 }
 
-/* An intervention is tested on prompts that did not rank its cells, whatever their use is said to be. */
-static bool check_tests(const Job *job, const StepOptions *step, Error *error) {
+static bool check_steps_apart(const Job *job, const StepOptions *source, const StepOptions *step,
+                              Error *error) {
     bool ok = true;
     char why[160];
-    for (int64_t f = 0; ok && f < step->from.n; f++) {
-        const StepOptions *source = find_step(job, step->from.names[f]);
-        snprintf(why, sizeof why, "step %.64s ranks, step %.64s tests", source->name, step->name);
-        for (int64_t a = 0; ok && a < step->groups.n; a++)
-            for (int64_t b = 0; ok && b < source->groups.n; b++)
-                ok = check_apart(job_prompts(job, step->groups.names[a]),
-                                 job_prompts(job, source->groups.names[b]), why, error);
-    }
+    snprintf(why, sizeof why, "step %.64s %s, step %.64s %s", source->name,
+             source->kind == STEP_TUNE ? "tunes" : "ranks", step->name,
+             step->kind == STEP_TUNE ? "tunes" : "tests");
+    for (int64_t a = 0; ok && a < step->groups.n; a++)
+        for (int64_t b = 0; ok && b < source->groups.n; b++)
+            ok = check_apart(job_prompts(job, step->groups.names[a]),
+                             job_prompts(job, source->groups.names[b]), why, error);
+    return ok;
+}
+
+/* An intervention is tested, and cells are tuned, on prompts that did not rank them, whatever their use is
+ * said to be; and an intervention on none that tuned its adapter. */
+static bool check_tests(const Job *job, const StepOptions *step, Error *error) {
+    const StepOptions *tuned = step_adapter_source(job, step);
+    bool ok = !tuned || check_steps_apart(job, tuned, step, error);
+    for (int64_t a = 0; ok && a < step->groups.n; a++)
+        for (int64_t b = 0; ok && b < step->evaluate.n; b++)
+            ok = check_apart(job_prompts(job, step->groups.names[a]),
+                             job_prompts(job, step->evaluate.names[b]), "held out", error);
+    for (int64_t f = 0; ok && f < step->from.n; f++)
+        ok = check_steps_apart(job, find_step(job, step->from.names[f]), step, error);
     return ok;
 }
 
@@ -109,7 +123,8 @@ static bool check_sets(const Job *job, Error *error) {
     bool ok = check_disjoint(job, error);
     for (int64_t s = 0; ok && s < job->n_steps; s++) {
         const StepOptions *step = &job->steps[s];
-        if (step->kind == STEP_INTERVENTION) ok = check_tests(job, step, error);
+        if (step->kind == STEP_INTERVENTION || step->kind == STEP_TUNE) ok = check_tests(job, step, error);
+        if (ok && step->kind == STEP_TUNE) ok = tune_check(job, step, error);
         if (step->kind == STEP_JUDGE) ok = judge_step_check(job, step, error);
     }
     return ok;
@@ -171,8 +186,15 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
     bool (*work)(const StepRun *, Error *) = step->kind == STEP_INTERVENTION ? intervene_run
                                              : step->kind == STEP_CONTRAST   ? contrast_run
                                              : step->kind == STEP_JUDGE      ? judge_step_run
+                                             : step->kind == STEP_TUNE       ? tune_run
                                                                              : step_run;
-    return (!step->model[0] || open_model(run, job_model(run->job, step->model), error)) && work(&one, error);
+    if (!step->model[0]) return work(&one, error);
+    StepAdapter adapter = {0};
+    bool ok = open_model(run, job_model(run->job, step->model), error) &&
+              step_adapter_open(run->job, step, run->folder->path, &run->model, &adapter, error) &&
+              work(&one, error);
+    step_adapter_close(&run->model, &adapter);
+    return ok;
 }
 
 static bool run_step(Run *run, const StepOptions *step, Error *error) {

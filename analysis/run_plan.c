@@ -7,6 +7,7 @@
 #include "conditions.h"
 #include "contrast.h"
 #include "step.h"
+#include "tune.h"
 #include <string.h>
 #include <unistd.h>
 
@@ -59,7 +60,7 @@ static DType weights_dtype(const ModelConfig *config) {
 }
 
 static bool walks_back(const StepOptions *step) {
-    return step->kind == STEP_GRADIENT ||
+    return step->kind == STEP_GRADIENT || step->kind == STEP_TUNE ||
            (step->kind == STEP_CONTRAST && step->contrast_gradient && step_reads_targets(step));
 }
 
@@ -94,6 +95,15 @@ static bool make_replies(const Planner *p, int64_t n, Measures *replies, Error *
     return true;
 }
 
+/* A pass of a training holds examples of one step alone. */
+static BatchLimits limits_of(const Planner *p) {
+    BatchLimits limits = step_limits(p->job);
+    const int64_t most = p->step->examples;
+    if (p->step->kind == STEP_TUNE && (!limits.most_prompts || limits.most_prompts > most))
+        limits.most_prompts = most;
+    return limits;
+}
+
 static bool plan_group(const Planner *p, const PromptGroup *group, PlannedWork *work, Error *error) {
     int64_t n_total, n_active;
     model_config_count(p->config, &n_total, &n_active);
@@ -104,7 +114,7 @@ static bool plan_group(const Planner *p, const PromptGroup *group, PlannedWork *
         ok = make_replies(p, n, &replies, error);
         Block block = {.step = p->step, .group = group, .first = first, .n = n, .replies = &replies};
         for (int64_t at = 0; ok && at < n;) {
-            int64_t n_batch = batch_size(&block, at, 0, step_limits(p->job));
+            int64_t n_batch = batch_size(&block, at, 0, limits_of(p));
             Batch batch;
             ok = batch_make(&block, at, n_batch, &batch, error) && plan_batch(p, &batch, work, error);
             if (ok && step_generates(p->step))
@@ -218,6 +228,9 @@ static void print_work(const Planner *p, const PlannedWork *work) {
             : work->recomputed ? "; activations are recomputed"
                                : "; activations are kept");
     plan_print_cost(p, work);
+    if (p->step->adapter[0] || p->step->adapter_path[0])
+        fputs("  with the updates of an adapter, whose work is not in these numbers\n", p->to);
+    if (p->step->kind == STEP_TUNE) return;
     fputs("  files: ", p->to);
     plan_print_text(p->to, p->out, strlen(p->out));
     if (p->step->kind == STEP_INTERVENTION) {
@@ -281,10 +294,12 @@ static bool plan_step(const Planner *p, PlannedWork *work, Error *error) {
     bool ok = step_read_groups(p->job, p->step, p->encoder, NULL, &groups, &notes, error);
     for (int64_t g = 0; ok && g < n; g++) ok = plan_group(p, &groups[g], work, error);
     if (p->step->kind == STEP_INTERVENTION) plan_conditions(p->step, work);
+    if (p->step->kind == STEP_TUNE) plan_training(p, groups, work);
     if (ok) {
         print_head(p);
         for (int64_t g = 0; g < n; g++) print_group(p, &groups[g]);
         print_work(p, work);
+        if (p->step->kind == STEP_TUNE) ok = plan_print_training(p, groups, error);
         print_lines(p->to, &notes);
         for (int64_t g = 0; ok && g < n; g++) ok = print_sample(p, &groups[g], error);
     }

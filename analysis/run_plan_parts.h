@@ -38,4 +38,8 @@ void plan_print_cost(const Planner *p, const PlannedWork *work);
 /* A step of kind judge; p->encoder NULL: no guard. */
 bool plan_judge(const Planner *p, PlannedWork *work, Error *error);
 
+/* A step of kind tune: what was counted of one pass over its examples, for all of the training. */
+void plan_training(const Planner *p, const PromptGroup *groups, PlannedWork *work);
+bool plan_print_training(const Planner *p, const PromptGroup *groups, Error *error);
+
 #endif

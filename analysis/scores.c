@@ -210,6 +210,8 @@ const char *scores_definition(const StepOptions *step) {
         "combine weight set to 0, routing unchanged",
         "combine weight set to 0, the other weights scaled to the sum they had with it"};
     if (step->kind == STEP_JUDGE) return "replies labelled restricted, compliant or degraded";
+    if (step->kind == STEP_TUNE)
+        return "negative log-likelihood of the targets, mean over all their tokens in a step";
     if (step->kind == STEP_INTERVENTION) return edits[step->mode];
     return step->kind == STEP_GRADIENT ? gradient[step->gradient_score] : activation[step->activation_score];
 }

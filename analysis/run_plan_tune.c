@@ -1,0 +1,53 @@
+/* The plan of a tune step: one pass over its examples was counted, with the gradients of all routers, which a
+ * training does without; the low-rank products are a small part of what is left out for them. */
+#include "run_plan_parts.h"
+#include "../engine/alloc.h"
+#include "tune_parts.h"
+#include <string.h>
+
+static int64_t count_examples(const Planner *p, const PromptGroup *groups) {
+    int64_t n = 0;
+    for (int64_t g = 0; groups && g < p->step->groups.n; g++) n += groups[g].n;
+    return n;
+}
+
+void plan_training(const Planner *p, const PromptGroup *groups, PlannedWork *work) {
+    const int64_t n = count_examples(p, groups);
+    int64_t n_total = 0;
+    if (!n) return;
+    tune_count_steps(p->step, n, &n_total);
+    const double times = (double)n_total / (double)n;
+    work->flops *= times;
+    work->bytes *= times;
+    work->n_tokens = (int64_t)(times * (double)work->n_tokens);
+    work->n_batches = (int64_t)(times * (double)work->n_batches + 0.5);
+}
+
+bool plan_print_training(const Planner *p, const PromptGroup *groups, Error *error) {
+    const StepOptions *step = p->step;
+    const ModelConfig *config = p->config;
+    Adapter adapter;
+    int64_t n_total, n_active, n_values = 0, n_taken, n_slots = 0;
+    /* of cells that are ranked in the run one stands for all */
+    const int64_t n_steps = tune_count_steps(step, count_examples(p, groups), &n_taken);
+    bool ok = tune_adapter_make(p->job, step, config, NULL, &adapter, error);
+    for (int64_t i = 0; ok && i < adapter.n; i++) n_values += adapter_cell_count(&adapter.cells[i], config);
+    const StepOptions *source = tune_contrast_source(p->job, step);
+    if (source || step->top.n) n_values *= source ? source->select : (int64_t)step->top.values[0];
+    while (step->examples >> n_slots) n_slots++;
+    model_config_count(config, &n_total, &n_active);
+    if (ok) {
+        fprintf(
+            p->to,
+            "  training: %lld steps of %lld examples, %lld values (%.3g %% of the model's) in %s updates of "
+            "rank %lld; %.1f MiB for them, their moments and gradients\n  files: ",
+            (long long)n_steps, (long long)step->examples, (long long)n_values,
+            100 * (double)n_values / (double)n_total, adapter_form_names[step->form], (long long)step->rank,
+            4e0 * (double)(n_values * (4 + n_slots)) / (1 << 20));
+        plan_print_text(p->to, p->out, strlen(p->out));
+        fprintf(p->to, "/%s/{step.json,training.csv,updates.csv,adapter-%s}\n", step->name,
+                adapter_form_names[step->form]);
+    }
+    adapter_free(&adapter);
+    return ok;
+}

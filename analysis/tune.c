@@ -1,0 +1,129 @@
+/* A training from its first step, or its last checkpoint, to the adapter. */
+#include "tune.h"
+#include "../engine/alloc.h"
+#include "../engine/io.h"
+#include "tune_parts.h"
+#include <string.h>
+
+/* ---- what it is a training of ---- */
+static void hash_model(const StepRun *run, char hash[HASH_TEXT]) {
+    Hash state;
+    char prefix[100];
+    int n = snprintf(prefix, sizeof prefix, "models.%.80s/", run->step->model);
+    hash_begin(&state);
+    for (int64_t i = 0; i < run->inputs->n; i++) {
+        const InputFile *file = &run->inputs->files[i];
+        if (strncmp(file->name, prefix, (size_t)n) != 0) continue;
+        hash_add(&state, file->name + n, strlen(file->name + n) + 1);
+        hash_add(&state, file->hash, HASH_TEXT);
+    }
+    hash_end(&state, hash);
+}
+
+/* The identity of the run, and which of its steps. */
+static bool hash_job(const StepRun *run, char hash[HASH_TEXT], Error *error) {
+    const Model *model = run->model;
+    Hash state;
+    inputs_identity(run->job, model->device == cuda_device(NULL) ? "cuda" : "cpu", dtype_name(model->compute),
+                    run->inputs, hash, error);
+    if (error->code != ERROR_NONE) return false;
+    hash_begin(&state);
+    hash_add(&state, hash, HASH_TEXT);
+    hash_add(&state, run->step->name, strlen(run->step->name));
+    hash_end(&state, hash);
+    return true;
+}
+
+/* ---- the steps ---- */
+/* Where a run ends, its state stays: a later run goes on from there, and a diverged one can be looked at. */
+static bool stop(Tuning *t, Error *error) {
+    Error own = {0};
+    const bool kept = t->n_done > 0 && tune_checkpoint_write(t, &own) && tune_write_rows(t, &own) &&
+                      (error->code != ERROR_FAILED || tune_write_adapter(t, &own));
+    if (error->code != ERROR_FAILED) return false;
+    const long long step = (long long)t->n_done + 1;
+    const char *name = t->run->step->name;
+    if (!kept)
+        error_add_place(error, "step %s, training step %lld, not taken%s%s", name, step,
+                        own.text[0] ? ": " : "", own.text);
+    else
+        error_add_place(error,
+                        "step %s, training step %lld, not taken (%s/checkpoint.safetensors and adapter-%s: "
+                        "after step %lld)",
+                        name, step, name, adapter_form_names[t->run->step->form], step - 1);
+    return false;
+}
+
+static bool train(Tuning *t, Error *error) {
+    const StepRun *run = t->run;
+    const int64_t every = run->step->checkpoint_every;
+    int64_t n_tokens = 0;
+    if (!progress_begin(run->progress, run->step->name, t->data.n_steps, t->n_done, "steps", error))
+        return false;
+    if (!t->n_done && !tune_evaluate(t, error)) return false;
+    while (!tune_is_over(t)) {
+        if (!step_goes_on(run, error) || !tune_step(t, error)) return stop(t, error);
+        n_tokens += (int64_t)t->rows[t->n_done].n_tokens;
+        if (!tune_evaluate(t, error)) return false;
+        if (!progress_update(run->progress, t->n_done, n_tokens, error)) return false;
+        if (t->n_done % every == 0 && t->n_done < t->data.n_steps &&
+            !(tune_checkpoint_write(t, error) && tune_write_rows(t, error)))
+            return false;
+    }
+    const TuneRow *first = &t->rows[1], *last = &t->rows[t->n_done];
+    progress_note(run->progress, "%s: loss %.4g in the first step, %.4g in the last", run->step->name,
+                  first->loss, last->loss);
+    const int64_t best = tune_best_step(t);
+    if (best >= 0)
+        progress_note(run->progress, "%s: held-out loss %.4g before, %.4g at its least, after step %lld",
+                      run->step->name, t->rows[0].held_out, t->rows[best].held_out, (long long)best);
+    return progress_end(run->progress, error) && tune_take_best(t, error);
+}
+
+/* ---- the step ---- */
+static bool open_training(Tuning *t, Error *error) {
+    const StepRun *run = t->run;
+    char *folder = io_folder_of(run->folder);
+    bool ok = (folder || error_out_of_memory(error, "a path", strlen(run->folder))) &&
+              tune_adapter_make(run->job, run->step, &run->model->config, folder, &t->adapter, error) &&
+              tune_data_make(run, t->groups, &t->data, error);
+    mem_free(folder);
+    if (!ok) return false;
+    t->rows = mem_zeroed((size_t)t->data.n_steps + 1, sizeof *t->rows);
+    if (!t->rows)
+        return error_out_of_memory(error, "rows of a training", (size_t)t->data.n_steps * sizeof *t->rows);
+    if (!lora_weights_make(&t->adapter, run->model, &t->weights, error) ||
+        !lora_training_make(&t->weights, tune_step_length(&t->data, 0), &t->training, error))
+        return false;
+    t->model.adapter = &t->weights;
+    t->best = run->step->patience ? mem_zeroed(1, tensor_bytes(t->weights.values)) : NULL;
+    if (run->step->patience && !t->best)
+        return error_out_of_memory(error, "the best state", tensor_bytes(t->weights.values));
+    return true;
+}
+
+bool tune_run(const StepRun *run, Error *error) {
+    Tuning t = {.run = run, .model = *run->model};
+    Text notes = {0};
+    hash_model(run, t.model_hash);
+    bool ok = hash_job(run, t.job_hash, error) && io_make_folders(run->folder, error) &&
+              step_read_groups(run->job, run->step, run->encoder, run->inputs, &t.groups, &notes, error) &&
+              tune_read_held_out(run->job, run->step, run->encoder, run->inputs, &t.held_out, &notes, error);
+    if (ok) step_show_notes(run, &notes);
+    t.warnings = notes.bytes;
+    ok = ok && open_training(&t, error) && tune_checkpoint_read(&t, error);
+    if (ok && t.n_done)
+        progress_note(run->progress, "%s: goes on after step %lld", run->step->name, (long long)t.n_done);
+    ok = ok && train(&t, error) && tune_write_rows(&t, error) && tune_write_adapter(&t, error) &&
+         tune_write_facts(&t, error) && tune_checkpoint_remove(&t, error);
+    lora_training_free(&t.training);
+    lora_weights_free(&t.weights);
+    adapter_free(&t.adapter);
+    tune_data_free(&t.data);
+    mem_free(t.rows);
+    mem_free(t.best);
+    step_free_groups(t.held_out, run->step->evaluate.n);
+    step_free_groups(t.groups, run->step->groups.n);
+    text_free(&notes);
+    return ok;
+}
