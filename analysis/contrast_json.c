@@ -26,8 +26,7 @@ const char *contrast_ranking_definition(ContrastRankingKind kind) {
         "mean |p - q| of the expert's router probability over aligned tokens (without such: of the mean "
         "distributions), mean over pairs",
         "L2 norm of d(NLL(second) - NLL(first)) / dW_gate[layer][expert,:], through the whole network, mean "
-        "over "
-        "pairs"};
+        "over pairs"};
     return definitions[kind];
 }
 

@@ -166,8 +166,7 @@ const Definition contrast_definitions[] = {
     {"signal", NULL, "contrast"},
     {"contrast", NULL,
      "continuations: one prompt with two teacher-forced replies; prefix: a prompt behind a prefix (first) "
-     "and "
-     "plain (second); matched: prompts of one group (first) and their partners of another (second)"},
+     "and plain (second); matched: prompts of one group (first) and their partners of another (second)"},
     {"alignment", NULL, "which router distributions are compared"},
     {"switches", NULL, "the step's options (gatetape options)"},
     {"seed", NULL, "of all random draws"},
@@ -188,10 +187,9 @@ const Definition contrast_definitions[] = {
     {"layers[].layer", NULL, "decoder layer, from 0"},
     {"layers[].PART.js", "js_unit",
      "Jensen-Shannon divergence 0.5 KL(p||m) + 0.5 KL(q||m), m = (p + q) / 2, of two router distributions: "
-     "softmax "
-     "over all experts in f32, each divided by its sum. Of continuations the mean over aligned tokens, of "
-     "prompts that "
-     "of their mean distributions; then the mean over pairs (ours; arXiv 2605.29708 states no formula)"},
+     "softmax over all experts in f32, each divided by its sum. Of continuations the mean over aligned "
+     "tokens, of prompts that of their mean distributions; then the mean over pairs (ours; arXiv 2605.29708 "
+     "states no formula)"},
     {"layers[].PART.js_low|high", "js_unit", PAIRS},
     {"layers[].PART.overlap", "experts",
      "that are among the k most probable of both, ties to the lower expert: 0 to k"},
@@ -200,9 +198,8 @@ const Definition contrast_definitions[] = {
     {"layers[].PART.jaccard_low|high", "share", PAIRS},
     {"controls.n", "draws",
      "of partners from other topics, without replacement, of all pairs. matched: the pair's first text "
-     "against the "
-     "partner's second; prefix: the plain prompt against the partner's. A pair's control is the mean of its "
-     "draws"},
+     "against the partner's second; prefix: the plain prompt against the partner's. A pair's control is the "
+     "mean of its draws"},
     {"controls.least_of_a_pair", "draws", "of the pair that has the fewest"},
     {"rankings.RANKING.definition", NULL,
      "what a cell's value is; its score is the value, of rate by rate_side"},

@@ -204,7 +204,10 @@ static bool list_files(const char *root, const char *inside, int depth, Names *t
         if (!ok || is_passed_over(names[i], depth)) {
             mem_free(name);
         } else if (io_is_folder(path)) {
-            ok = depth == DEEPEST || list_files(root, name, depth + 1, to, error);
+            ok = depth < DEEPEST ? list_files(root, name, depth + 1, to, error)
+                                 : error_set(error, ERROR_BAD_INPUT,
+                                             "%s: expected a run folder, folders at most %d deep: got %s",
+                                             root, DEEPEST, name);
             mem_free(name);
         } else {
             ok = names_put(to, name, error);

@@ -28,6 +28,13 @@ static void place_of(const TensorEntry *e, int64_t i, char place[DIFF_PLACE]) {
     if (used) snprintf(place + used, DIFF_PLACE - used, "]");
 }
 
+static void put_integers(Differences *to, const char *name, const char *place, int64_t a, int64_t b) {
+    char one[DIFF_VALUE], other[DIFF_VALUE];
+    snprintf(one, sizeof one, "%lld", (long long)a);
+    snprintf(other, sizeof other, "%lld", (long long)b);
+    differences_put_texts(to, name, place, one, other);
+}
+
 static void compare_piece(const TensorEntry *e, const char *a, const char *b, int64_t first, int64_t n,
                           Differences *to) {
     size_t size = e->dtype_known ? dtype_bytes(e->dtype) : 1;
@@ -40,7 +47,11 @@ static void compare_piece(const TensorEntry *e, const char *a, const char *b, in
         place_of(e, first + i, place);
         double x = e->dtype_known ? element(e->dtype, a, i) : (unsigned char)a[i],
                y = e->dtype_known ? element(e->dtype, b, i) : (unsigned char)b[i];
-        differences_put_numbers(to, e->name, place, x, y);
+        if (e->dtype_known && e->dtype == DTYPE_I64 && x == y) /* apart by less than f64 can tell */
+            put_integers(to, e->name, place, ((const int64_t *)(const void *)a)[i],
+                         ((const int64_t *)(const void *)b)[i]);
+        else
+            differences_put_numbers(to, e->name, place, x, y);
     }
 }
 

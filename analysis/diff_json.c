@@ -50,9 +50,12 @@ static void put_leaf(Walk *w, Json a, Json b) {
     if (a.node) put_value(a, &x);
     if (b.node) put_value(b, &y);
     w->failed = w->failed || x.failed || y.failed || w->path.failed || w->place.failed;
+    /* what is quoted is a text, also where it looks like a number: a reply, an id */
+    const bool quoted = (a.node && json_type(a) == JSON_STRING) || (b.node && json_type(b) == JSON_STRING);
     if (!w->failed)
-        differences_put(w->to, w->path.bytes ? w->path.bytes : "", w->place.bytes ? w->place.bytes : "",
-                        a.node ? (x.bytes ? x.bytes : "") : NULL, b.node ? (y.bytes ? y.bytes : "") : NULL);
+        (quoted ? differences_put_texts : differences_put)(
+            w->to, w->path.bytes ? w->path.bytes : "", w->place.bytes ? w->place.bytes : "",
+            a.node ? (x.bytes ? x.bytes : "") : NULL, b.node ? (y.bytes ? y.bytes : "") : NULL);
     text_free(&x);
     text_free(&y);
 }

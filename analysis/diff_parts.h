@@ -24,9 +24,12 @@ typedef struct {
 } Differences;
 
 void differences_free(Differences *all);
-/* Two values as texts, one of them NULL where that side has none. Two texts of one number are equal. */
+/* Two texts, one of them NULL where that side has none. */
+void differences_put_texts(Differences *all, const char *path, const char *place, const char *a,
+                           const char *b);
+/* The same of values: two that write one number are equal. */
 void differences_put(Differences *all, const char *path, const char *place, const char *a, const char *b);
-/* The same of numbers known as such; bits: whether they are the same ones (two NaN may be). */
+/* The same of numbers known as such, whose bytes differ; two NaN are equal. */
 void differences_put_numbers(Differences *all, const char *path, const char *place, double a, double b);
 /* n values of a path that are equal. */
 void differences_count(Differences *all, const char *path, int64_t n);

@@ -42,6 +42,7 @@ static void keep(char *to, size_t capacity, const char *text) {
 
 static void note_numbers(Difference *d, const char *place, double a, double b) {
     double size = fmax(fabs(a), fabs(b)), apart = fabs(a - b);
+    if (isnan(apart)) apart = INFINITY; /* a number and none: further apart than any two */
     d->n_differ++;
     if (apart > d->largest) {
         d->largest = apart;
@@ -49,7 +50,7 @@ static void note_numbers(Difference *d, const char *place, double a, double b) {
         snprintf(d->a, sizeof d->a, "%.9g", a);
         snprintf(d->b, sizeof d->b, "%.9g", b);
     }
-    if (isfinite(size) && apart / size > d->relative) {
+    if (isfinite(apart) && isfinite(size) && apart / size > d->relative) {
         d->relative = apart / size;
         keep(d->relative_place, sizeof d->relative_place, place);
     }
@@ -73,16 +74,24 @@ static bool is_number(const char *text, double *value) {
     return end != text && !*end && !strpbrk(text, "xX ");
 }
 
-void differences_put(Differences *all, const char *path, const char *place, const char *a, const char *b) {
+void differences_put_texts(Differences *all, const char *path, const char *place, const char *a,
+                           const char *b) {
     Difference *d = find(all, path);
-    double x, y;
     if (!d) return;
     d->n += a && b;
-    if (a && b && !strcmp(a, b)) return;
-    if (!a || !b || !is_number(a, &x) || !is_number(b, &y))
-        note_texts(d, place, a, b);
-    else if (x != y)
-        note_numbers(d, place, x, y);
+    if (!a || !b || strcmp(a, b) != 0) note_texts(d, place, a, b);
+}
+
+void differences_put(Differences *all, const char *path, const char *place, const char *a, const char *b) {
+    double x, y;
+    if (a && b && is_number(a, &x) && is_number(b, &y)) {
+        if (strcmp(a, b) != 0)
+            differences_put_numbers(all, path, place, x, y);
+        else
+            differences_count(all, path, 1);
+    } else {
+        differences_put_texts(all, path, place, a, b);
+    }
 }
 
 void differences_put_numbers(Differences *all, const char *path, const char *place, double a, double b) {

@@ -7,8 +7,10 @@
 
 enum { MOST_COLUMNS = 256 };
 
-/* What names a row, in the order in which a place is said. */
-static const char *const key_names[] = {"condition", "group", "index", "layer", "expert", "human", "rules"};
+/* What names a row, in the order in which a place is said. Rows that have all of these alike, as those of a
+ * pair of labellers, are taken in their order. */
+static const char *const key_names[] = {"condition", "group",    "index", "layer",
+                                        "expert",    "labeller", "other"};
 enum { N_KEY_NAMES = sizeof key_names / sizeof *key_names };
 
 /* One row of either kind. */
@@ -136,7 +138,9 @@ static bool read_row(Table *t, Row *row, bool *there, bool *keyed, Error *error)
 static void compare_fields(const Table *a, const Table *b, const Row *x, const Row *y, Differences *to) {
     for (int64_t i = 0; i < a->n_columns; i++) {
         int64_t other = find_column(b, a->names[i]);
-        if (other >= 0) differences_put(to, a->names[i], x->place, x->fields[i], y->fields[other]);
+        if (other >= 0)
+            (strcmp(a->names[i], "id") ? differences_put : differences_put_texts)(
+                to, a->names[i], x->place, x->fields[i], y->fields[other]);
     }
 }
 

@@ -53,12 +53,10 @@ static void put_grid(const Grid *grid, const char *name, Text *data) {
 static const char *palette_of(const Grid *grid, const ViewStep *step) {
     if (grid->is_signed)
         return "set palette defined (0 '#7c2a06', 0.25 '#ea9256', 0.5 '#f7f7f7', 0.75 '#6ba6d2', 1 "
-               "'#0a3a78') "
-               "maxcolors 65\n";
+               "'#0a3a78') maxcolors 65\n";
     if (!strcmp(step->kind, "activation"))
         return "set palette defined (0 '#f5f8fc', 0.25 '#b9d3ea', 0.5 '#6ba6d2', 0.75 '#2a72b0', 1 "
-               "'#0a3a78') "
-               "maxcolors 64\n";
+               "'#0a3a78') maxcolors 64\n";
     return "set palette defined (0 '#fdf7f1', 0.25 '#f6cfa9', 0.5 '#ea9256', 0.75 '#c9541c', 1 '#7c2a06') "
            "maxcolors 64\n";
 }
@@ -205,10 +203,8 @@ bool figure_cumulative(const ReportView *view, const Figure *figure, Text *data,
         const char *colour = figure_colours[g % 6];
         text_format(&plot,
                     "%s'drawing.csv' index 0 using 1:%lld with lines linewidth 2 linecolor rgb '%s' dashtype "
-                    "%lld title "
-                    "columnheader(%lld), '' index 1 using %lld:1 skip 1 with points pointtype 7 pointsize "
-                    "0.5 linecolor "
-                    "rgb '%s' notitle",
+                    "%lld title columnheader(%lld), '' index 1 using %lld:1 skip 1 with points pointtype 7 "
+                    "pointsize 0.5 linecolor rgb '%s' notitle",
                     g ? ", " : "", (long long)g + 2, colour, (long long)(g % 4) + 1, (long long)g + 2,
                     (long long)g + 2, colour);
     }

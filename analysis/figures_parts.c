@@ -75,8 +75,7 @@ void figure_put_band(Text *plot, bool first, int64_t at, int64_t series) {
         plot,
         "%s'drawing.csv' using 1:%lld:%lld with filledcurves fillcolor rgb '%s' fillstyle transparent solid "
         "0.15 noborder notitle, '' using 1:%lld with lines linewidth 2 linecolor rgb '%s' dashtype %lld "
-        "title "
-        "columnheader(%lld)",
+        "title columnheader(%lld)",
         first ? "" : ", ", (long long)at + 1, (long long)at + 2, colour, (long long)at, colour,
         (long long)(series % 4) + 1, (long long)at);
 }

@@ -50,11 +50,10 @@ bool figure_concentration(const ReportView *view, const Figure *figure, Text *da
         text_format(
             &plot,
             "%s'drawing.csv' index %lld using ($1+%.4f):2:3:4 with yerrorbars pointtype 7 pointsize 0.7 "
-            "linewidth "
-            "1.5 linecolor rgb '%s' title columnheader(2), '' index %lld using ($1+%.4f):5:6:7 skip 1 with "
-            "yerrorbars pointtype 6 pointsize 0.7 linewidth 1.2 linecolor rgb '#777777' %s, '' index %lld "
-            "using "
-            "($1+%.4f):8 skip 1 with points pointtype 2 pointsize 0.7 linecolor rgb '#777777' %s",
+            "linewidth 1.5 linecolor rgb '%s' title columnheader(2), '' index %lld using ($1+%.4f):5:6:7 "
+            "skip 1 with yerrorbars pointtype 6 pointsize 0.7 linewidth 1.2 linecolor rgb '#777777' %s, '' "
+            "index %lld "
+            "using ($1+%.4f):8 skip 1 with points pointtype 2 pointsize 0.7 linecolor rgb '#777777' %s",
             g ? ", " : "", (long long)g, x, figure_colours[g % 6], (long long)g, x + beside,
             g ? "notitle" : "title 'rotated'", (long long)g, x + beside, g ? "notitle" : "title 'uniform'");
     }
@@ -91,8 +90,7 @@ static void put_overlap(Overlap *o, Json list, const char *first, const char *be
                         "fillstyle transparent solid 0.15 noborder notitle, ");
     text_format(o->plot,
                 "%s'drawing.csv' index %lld using 1:2 with linespoints linewidth 2 pointtype %lld pointsize "
-                "0.6 linecolor "
-                "rgb '%s' dashtype %lld title columnheader(2)",
+                "0.6 linecolor rgb '%s' dashtype %lld title columnheader(2)",
                 o->n ? ", " : "", (long long)o->n, (long long)(o->n % 2 ? 6 : 7), figure_colours[o->n % 6],
                 (long long)(o->n / 6 + o->n % 4) % 4 + 1);
     o->n++;

@@ -1,6 +1,7 @@
 /* A guard's file, its questions as prompts, its answers as tokens, and what it thinks of them. */
 #include "guard.h"
 #include "../engine/alloc.h"
+#include "../engine/io.h"
 #include "../engine/json.h"
 #include "../kernels/math.h"
 #include "likelihood.h"
@@ -315,8 +316,7 @@ GuardVerdict guard_verdict(const Guard *guard, const double log_p[N_LABELS]) {
 
 /* ---- facts ---- */
 void guard_put_facts(const Guard *guard, const char *model, Text *to) {
-    const char *base = strrchr(guard->path, '/');
-    base = base ? base + 1 : guard->path;
+    const char *base = io_last_name(guard->path);
     text_put_string(to, "{\"model\": ");
     text_put_json(to, model, strlen(model));
     text_put_string(to, ", \"file\": ");

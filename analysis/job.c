@@ -162,7 +162,7 @@ bool job_parse(const char *text, size_t length, const char *file, const char *fo
     Problems problems = {0};
     read_root(&(Reader){job, folder, &problems}, json_root(document));
     json_free(document);
-    const char *base = strrchr(file, '/') ? strrchr(file, '/') + 1 : file;
+    const char *base = io_last_name(file);
     size_t n = strlen(base);
     if (n > 5 && !strcmp(base + n - 5, ".json")) n -= 5;
     Error own = {0};

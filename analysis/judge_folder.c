@@ -15,7 +15,7 @@ char *judge_path(const char *given, const char *standard, Error *error) {
 /* As judge.json names the rules: where the file lies is no part of the results. */
 static const char *base_name(const char *given) {
     if (!given || !*given) return JUDGE_STANDARD_RULES;
-    return strrchr(given, '/') ? strrchr(given, '/') + 1 : given;
+    return io_last_name(given);
 }
 
 bool judge_folder(const JudgeFolder *request, Error *error) {

@@ -92,7 +92,7 @@ static bool find_unlikely(Judging *w, Judged *j) {
     const double most = w->request->perplexity_limit * w->perplexity_reference;
     for (int64_t r = 0; r < j->n; r++) {
         Reply *reply = &j->replies[r];
-        if (isnan(reply->perplexity) || isnan(most))
+        if (isnan(reply->perplexity)) /* the baseline comes first: with all of its own there is a reference */
             return error_set(w->error, ERROR_BAD_INPUT,
                              "%s/responses/%s.jsonl: expected nll of every reply, which perplexity_limit "
                              "compares: got none of \"%.80s\"",

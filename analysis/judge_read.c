@@ -113,6 +113,9 @@ bool judge_read_conditions(Judging *w) {
                       .rule = csv_field(&w->conditions, i, rule).text,
                       .amount = csv_field(&w->conditions, i, amount).text,
                       .defined = !strcmp(csv_field(&w->conditions, i, defined).text, "1")};
+        if (!io_is_plain_name(j->name))
+            return csv_error(&w->conditions, i, name, w->error, "expected a plain file name: got \"%.80s\"",
+                             j->name);
         ok = !j->defined || (read_replies(w, j) && check_paired(w, j));
     }
     if (ok && (!w->n || strcmp(w->list[0].kind, "baseline")))

@@ -19,6 +19,12 @@ static void put_number(Text *t, double value) {
     if (isfinite(value)) text_put_f64(t, value);
 }
 
+/* The names of a folder may be another's. */
+static void put_field(Text *t, const char *text) {
+    text_put_csv(t, text, strlen(text));
+    text_put_string(t, ",");
+}
+
 static void put_guard(const Reply *reply, Text *t) {
     for (int l = 0; l < N_LABELS; l++) put_number(t, reply->guard == NO_LABEL ? NAN : reply->probability[l]);
     put_number(t, reply->guard == NO_LABEL ? NAN : reply->other);
@@ -32,9 +38,10 @@ static bool write_labels(Judging *w) {
     for (int64_t i = 0; i < w->n; i++)
         for (int64_t r = 0; r < w->list[i].n; r++) {
             const Reply *reply = &w->list[i].replies[r];
-            text_format(&t, "%s,%s,%lld,", w->list[i].name, reply->group, (long long)reply->index);
-            text_put_csv(&t, reply->id, strlen(reply->id));
-            text_format(&t, ",%s,", label_names[reply->label]);
+            put_field(&t, w->list[i].name), put_field(&t, reply->group);
+            text_format(&t, "%lld,", (long long)reply->index);
+            put_field(&t, reply->id);
+            text_format(&t, "%s,", label_names[reply->label]);
             text_put_csv(&t, reply->why, strlen(reply->why));
             text_format(&t, ",%s", reply->human == NO_LABEL ? "" : label_names[reply->human]);
             put_number(&t, reply->perplexity);
@@ -93,7 +100,9 @@ static bool put_outcome(Judging *w, const Part *p, int64_t condition, Text *t) {
     static const char *const kinds[] = {"random", "layer_matched", "traffic_matched"};
     const Judged *j = &w->list[condition];
     const Outcome o = p->outcomes[condition];
-    text_format(t, "%s,%s,%s,%s,%lld", j->name, j->kind, j->of, j->replies[p->begin].group, (long long)o.n);
+    put_field(t, j->name), put_field(t, j->kind), put_field(t, j->of);
+    put_field(t, j->replies[p->begin].group);
+    text_format(t, "%lld", (long long)o.n);
     for (int from = 0; from < N_LABELS; from++)
         for (int to = 0; to < N_LABELS; to++) text_format(t, ",%lld", (long long)o.from_to[from][to]);
     text_format(t, ",%lld,%lld", (long long)o.lost, (long long)o.gained);

@@ -214,8 +214,7 @@ static const Flag judge_flags[] = {
     {"--seed", "N", "of the resamples (0)", false},
     {"--perplexity-limit", "X",
      "replies are degraded whose perplexity under the unedited model is more than X times the reference; 0: "
-     "no "
-     "such test (the default)",
+     "no such test (the default)",
      false},
     {"--perplexity-reference", "NAME",
      "largest (the default) or median of the baseline's replies, or absolute: 1", false},
@@ -294,8 +293,7 @@ static const Verb verbs[] = {
      "Rows are compared by condition, group, index, layer and expert, numbers with their largest difference. "
      "Program,\n"
      "device and options that cannot change a number are noted only. Exit code 0 when they are the same, 1 "
-     "when "
-     "they\n"
+     "when they\n"
      "differ, 2 when one is no run folder.\n",
      NULL, run_diff},
     {"inspect", "MODEL", "say what a checkpoint is, what it needs, and what of it is unsupported", NULL, NULL,
@@ -317,16 +315,14 @@ static const Verb verbs[] = {
      conform_flags, run_conform},
     {"verify-adapter", "ADAPTER", "say what a LoRA adapter changes in a model",
      "ADAPTER is a folder as PEFT writes it, per expert or fused. Prints which experts' matrices it updates "
-     "and "
-     "by how\n"
+     "and by how\n"
      "much. Exit code 1 when it changes nothing, 2 when it is no adapter of the model's experts alone.\n",
      verify_flags, run_verify},
     {"judge", "FOLDER", "label the replies of an intervention step, and compare its conditions",
      "FOLDER is RUN/STEP. Writes labels.csv, outcomes.csv (transitions, exact McNemar, intervals, controls) "
      "and judge.json\n"
      "there, and agreement.csv where people have labelled. Labels of people go before the rules'. A guard "
-     "model "
-     "is asked\n"
+     "model is asked\n"
      "by a job's step of kind judge.\n",
      judge_flags, run_judge},
     {"bench", "WHAT", "measure the speed of ops or of a whole model, on random data",

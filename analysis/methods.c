@@ -34,11 +34,6 @@ static void put_heading(const Writer *w, const char *what, const char *name) {
 }
 
 /* ---- values ---- */
-static const char *last_name(const char *path) {
-    const char *slash = strrchr(path, '/');
-    return slash && slash[1] ? slash + 1 : path;
-}
-
 /* The shortest of two forms that reads back as the same. */
 static void put_number(double value, Text *to) {
     char text[32];
@@ -56,7 +51,7 @@ static void value_put(const Option *option, Json at, Text *to) {
     switch (json_type(at)) {
     case JSON_STRING:
         json_string(at, &string, &none);
-        if (option && option->type == OPTION_PATH) string = last_name(string);
+        if (option && option->type == OPTION_PATH) string = io_last_name(string);
         text_put_string(to, *string ? string : "\"\"");
         break;
     case JSON_BOOL:

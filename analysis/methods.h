@@ -20,7 +20,7 @@ bool methods_put_plain(Json job, Text *to, Error *error);
 /* FOLDER/methods.txt, the plain text, by the job.json in it. */
 bool methods_write(const char *folder, Error *error);
 
-/* ---- for methods_table.c and the tests ---- */
+/* ---- for methods_table.c, methods_always.c and the tests ---- */
 typedef struct {
     OptionScope scope;
     unsigned kinds; /* of steps, as in Option; 0: all that have the option */

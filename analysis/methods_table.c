@@ -8,6 +8,7 @@ enum {
     CONTRAST = 1 << STEP_CONTRAST,
     INTERVENTION = 1 << STEP_INTERVENTION,
     TUNE = 1 << STEP_TUNE,
+    JUDGE = 1 << STEP_JUDGE,
     REPORT = 1 << STEP_REPORT
 };
 
@@ -25,8 +26,7 @@ const MethodSentence method_sentences[] = {
     JOB("schema_version", NULL, "The job is written in version {} of its format"),
     JOB("seed", NULL,
         "All random numbers are Philox4x32-10 counters keyed by the seed {}, the purpose and the prompt, "
-        "never "
-        "by the order of the work"),
+        "never by the order of the work"),
     JOB("device", "auto", "A GPU was used if there was one, else the CPU; the manifest says which"),
     JOB("device", NULL, "The device was asked for: {}"),
     JOB("compute", "auto",
@@ -80,10 +80,9 @@ const MethodSentence method_sentences[] = {
     PROMPTS("target_end", "true", "A target ended with the end of the assistant's turn"),
     PROMPTS("target_end", "false", "A target ended with its text, its turn left open"),
     PROMPTS("use", "any", "The prompts were declared for no one purpose"),
-    PROMPTS(
-        "use", NULL,
-        "The prompts were declared for {}; no prompt of theirs is in a group for another purpose, by hash of "
-        "its text"),
+    PROMPTS("use", NULL,
+            "The prompts were declared for {}; no prompt of theirs is in a group for another purpose, by "
+            "hash of its text"),
 
     STEP(ACTIVATION, "kind", NULL, "The step counts which experts the router picks on each prompt"),
     STEP(GRADIENT, "kind", NULL,
@@ -91,10 +90,9 @@ const MethodSentence method_sentences[] = {
          "exactly"),
     STEP(CONTRAST, "kind", NULL,
          "The step compares the router's distributions over experts (softmax over all of a layer) between "
-         "the two "
-         "texts of each pair, by Jensen-Shannon divergence, overlap@k and weighted Jaccard, and ranks cells "
-         "by how "
-         "differently the texts use them (as in arXiv 2605.29708, whose formulas are open; these are ours)"),
+         "the two texts of each pair, by Jensen-Shannon divergence, overlap@k and weighted Jaccard, and "
+         "ranks cells by how differently the texts use them (as in arXiv 2605.29708, whose formulas are "
+         "open; these are ours)"),
     STEP(INTERVENTION, "kind", NULL,
          "The step edits experts inside the router and answers the same prompts under a baseline and every "
          "condition, with the same random numbers"),
@@ -102,7 +100,12 @@ const MethodSentence method_sentences[] = {
          "The step trains low-rank updates (LoRA) of the matrices of chosen experts and freezes all else, "
          "routers included, by the negative log-likelihood of the targets' tokens, the mean over all of them "
          "in an optimizer step"),
+    STEP(JUDGE, "kind", NULL, "The step labels the replies of an intervention anew, none of them made again"),
     STEP(REPORT, "kind", NULL, "The step draws the figures and writes this page"),
+    STEP(JUDGE, "model", "\"\"", "No guard model was asked"),
+    STEP(JUDGE, "model", NULL,
+         "A guard, the model {}, was asked about each reply; its label is the answer of largest probability, "
+         "the product of the probabilities of its tokens"),
     STEP(0, "model", NULL, "The model was {}"),
     STEP(0, "groups", NULL, "The prompt groups were, in this order, {}"),
     STEP(INTERVENTION, "from", "[]", "No cells were ranked"),
@@ -124,6 +127,7 @@ const MethodSentence method_sentences[] = {
     STEP(REPORT, "from", "[]", "All finished steps are shown"),
     STEP(INTERVENTION, "from", NULL,
          "Cells were ranked by the scores of: {}; none of the prompts there is a test prompt here, by hash"),
+    STEP(JUDGE, "from", NULL, "The replies were those of the step {}"),
     STEP(REPORT, "from", NULL, "It follows: {}"),
 
     STEP(ACTIVATION, "score", "rate",
@@ -149,13 +153,17 @@ const MethodSentence method_sentences[] = {
     STEP(CONTRAST, "contrast", "continuations",
          "The texts of a pair are one prompt with two teacher-forced continuations; the j-th token of one is "
          "compared with the j-th of the other up to the end of the shorter, behind the same prompt tokens"),
-    STEP(
-        CONTRAST, "contrast", "prefix",
-        "The texts of a pair are a prompt behind a prefix and the plain prompt; their mean distributions are "
-        "compared"),
+    STEP(CONTRAST, "contrast", "prefix",
+         "The texts of a pair are a prompt behind a prefix and the plain prompt; their mean distributions "
+         "are compared"),
     STEP(CONTRAST, "contrast", "matched",
          "The texts of a pair are a prompt of the first group and its partner of the second; their mean "
          "distributions are compared"),
+    STEP(CONTRAST, "pair_by", "auto",
+         "Two groups were paired by id for continuations, by the column pair for matched prompts that have "
+         "one, else the n-th of a topic with the n-th"),
+    STEP(CONTRAST, "pair_by", "topic", "Two groups were paired by topic, the n-th with the n-th"),
+    STEP(CONTRAST, "pair_by", NULL, "Two groups were paired by the column {}"),
     STEP(CONTRAST, "tokens", "all", "Counted were all tokens of the continuations, else of the prompts"),
     STEP(CONTRAST, "tokens", "content", "Tokens of the chat template were not counted"),
     STEP(CONTRAST, "tokens", "shared", "Counted were the tokens that both prompts of a pair end with"),
@@ -171,8 +179,9 @@ const MethodSentence method_sentences[] = {
     STEP(CONTRAST, "bootstraps", "0", "No intervals were computed"),
     STEP(CONTRAST, "bootstraps", NULL,
          "Intervals are percentiles of {} bootstrap resamples of the pairs; a cell's frequency is the share "
-         "of them "
-         "that select it"),
+         "of them that select it"),
+    STEP(CONTRAST, "gradient", "true", "Between continuations cells were ranked by a gradient too"),
+    STEP(CONTRAST, "gradient", "false", "No gradient was taken"),
     STEP(CONTRAST, "rate_side", "both", "The ranking by rate takes the magnitude of the rates' difference"),
     STEP(CONTRAST, "rate_side", NULL, "The ranking by rate takes only cells that the {} texts pick more"),
     STEP(CONTRAST, "select", NULL, "Each ranking selects {} cells of all layers together"),
@@ -180,6 +189,9 @@ const MethodSentence method_sentences[] = {
     STEP(CONTRAST, "select_share", NULL,
          "Each ranking selects, in place of that number, as many cells as have at most the share {} of the "
          "parameters"),
+    STEP(CONTRAST, "select_least", "0", "Selections were not thinned by the bootstrap"),
+    STEP(CONTRAST, "select_least", NULL,
+         "Of these only cells were kept that at least the share {} of the bootstrap resamples selects too"),
     STEP(0, "tokens", "prompt", "Counted were all tokens of the rendered prompt"),
     STEP(0, "tokens", "last", "Counted were the last tokens of the rendered prompt"),
     STEP(0, "tokens", "target", "Counted were the tokens of the given target"),
@@ -204,8 +216,7 @@ const MethodSentence method_sentences[] = {
          "A cell prefers a group when its score there is more than a threshold above its largest elsewhere"),
     STEP(0, "class_rule", "z",
          "A cell prefers a group when the difference from its largest score elsewhere, over its standard "
-         "error, "
-         "exceeds a threshold"),
+         "error, exceeds a threshold"),
     STEP(0, "thresholds", NULL, "The thresholds were {}; cells that prefer no group are shared"),
     STEP(0, "top_sets", NULL, "Sets of the largest k cells were compared for k = {}"),
     STEP(0, "bootstraps", "0", "No intervals and no stable selection were computed"),
@@ -247,10 +258,9 @@ const MethodSentence method_sentences[] = {
     STEP(0, "top", "[]", "No set was chosen by its number of cells"),
     STEP(0, "top", NULL, "For each ranking the first n cells were taken, n = {}"),
     STEP(0, "traffic", "[]", "No set was chosen by its traffic"),
-    STEP(
-        0, "traffic", NULL,
-        "For each ranking cells were added by rank until the first that would exceed a budget of {} % of all "
-        "choices (as arXiv 2610.02910)"),
+    STEP(0, "traffic", NULL,
+         "For each ranking cells were added by rank until the first that would exceed a budget of {} % of "
+         "all choices (as arXiv 2610.02910)"),
     STEP(0, "cells", "[]", "No cells were listed"),
     STEP(0, "cells", NULL, "One condition edits the listed cells LAYER:EXPERT {}"),
     STEP(0, "selection", "\"\"", "No selection was imported"),
@@ -261,22 +271,19 @@ const MethodSentence method_sentences[] = {
          "Cells were ranked by the score of the first group minus that of the second, largest first, ties to "
          "the lower cell"),
     STEP(0, "rank_by", "ratio",
-         "Cells were ranked by the score of the first group over that of the second, largest first, ties to "
-         "the "
-         "lower cell"),
+         "Cells were ranked by the score of the first group over that of the second, largest first (x / 0 "
+         "before all others, 0 / 0 not at all), ties to the lower cell"),
     STEP(0, "rank_by", "score",
          "Cells were ranked by the score of the group alone, largest first, ties to the lower cell"),
     STEP(0, "class_ratio", "0", "Cells of all ratios of the two scores could be ranked"),
     STEP(0, "class_ratio", NULL, "Only cells whose first score is more than {} times the second were ranked"),
-    STEP(
-        0, "mode", "mask",
-        "The router logit of a selected cell was set to minus infinity before softmax and top-k, so that the "
-        "next expert took over (the form of all public code; open in arXiv 2605.24270)"),
+    STEP(0, "mode", "mask",
+         "The router logit of a selected cell was set to minus infinity before softmax and top-k, so that "
+         "the next expert took over (the form of all public code; open in arXiv 2605.24270)"),
     STEP(0, "mode", "bias", "A value was added to the router logit of a selected cell"),
-    STEP(
-        0, "mode", "promote",
-        "The router logit of a selected cell was set above the largest of its layer by a value (as SteerMoE, "
-        "arXiv 2509.09660)"),
+    STEP(0, "mode", "promote",
+         "The router logit of a selected cell was set above the largest of its layer by a value (as "
+         "SteerMoE, arXiv 2509.09660)"),
     STEP(0, "mode", "demote",
          "The router logit of a selected cell was set below the least of its layer by a value (as SteerMoE, "
          "arXiv 2509.09660)"),
@@ -340,32 +347,41 @@ const MethodSentence method_sentences[] = {
          "the "
          "training"),
     STEP(0, "checkpoint_every", NULL, "A checkpoint was kept every {} steps; no number depends on it"),
+    STEP(0, "side_effects", "none", "Side effects were not measured"),
+    STEP(0, "side_effects", "prompt",
+         "Side effects are the change against the baseline of the mean negative log-likelihood of the "
+         "prompt's own tokens, under the edits; every prompt counts alike, with a bootstrap interval over "
+         "prompts"),
+    STEP(0, "side_effects", "prompt+target",
+         "Side effects are the changes against the baseline of the mean negative log-likelihood of the "
+         "prompt's own tokens, and of its given target, under the edits; every prompt counts alike, with a "
+         "bootstrap interval over prompts"),
+    STEP(0, "reply_perplexity", "true",
+         "Each reply got the mean negative log-likelihood of its tokens, the end token included, under the "
+         "model without edits"),
+    STEP(0, "reply_perplexity", "false",
+         "How likely the model without edits finds the replies was not measured"),
+
+    STEP(0, "rules", "\"\"",
+         "The rules were the standard ones, phrases that decline and signs of degraded text"),
+    STEP(0, "rules", NULL, "The rules, phrases that decline and signs of degraded text, were read from {}"),
+    STEP(0, "labels", "\"\"", "No labels of people were given"),
+    STEP(0, "labels", NULL, "Labels of people were read from {}"),
+    STEP(0, "guard", "\"\"", "The guard was asked the standard question"),
+    STEP(0, "guard", NULL, "What the guard was asked was read from {}"),
+    STEP(0, "decides", NULL,
+         "The label that counts is that of the first of {} who has one for the reply (open in the "
+         "literature)"),
+    STEP(0, "perplexity_limit", "0", "No reply was called degraded for its perplexity"),
+    STEP(0, "perplexity_limit", NULL,
+         "The rules also called a reply degraded whose perplexity under the model without edits was more "
+         "than {} times a reference"),
+    STEP(0, "perplexity_reference", "largest",
+         "The reference is the largest perplexity of the baseline's replies, all groups together"),
+    STEP(0, "perplexity_reference", "median",
+         "The reference is the median perplexity of the baseline's replies, all groups together"),
+    STEP(0, "perplexity_reference", "absolute", "The reference is 1"),
+    STEP(0, "resamples", NULL,
+         "Intervals of outcomes are percentiles of {} bootstrap resamples of the prompts"),
 };
 const int64_t n_method_sentences = sizeof method_sentences / sizeof *method_sentences;
-
-const MethodNeed method_needs[] = {
-    {"last_tokens", "tokens", {"last"}, NULL},
-    {"prefix", "contrast", {"prefix"}, NULL},
-    {"controls", "contrast", {"prefix", "matched"}, NULL},
-    {"gradient", "contrast", {"continuations"}, NULL},
-    {"max_new_tokens", "tokens", {"generated", "prompt+generated"}, NULL},
-    {"temperature", "tokens", {"generated", "prompt+generated"}, NULL},
-    {"top_k", "tokens", {"generated", "prompt+generated"}, NULL},
-    {"top_p", "tokens", {"generated", "prompt+generated"}, NULL},
-    {"max_new_tokens", "loss", {"generated"}, NULL},
-    {"temperature", "loss", {"generated"}, NULL},
-    {"top_k", "loss", {"generated"}, NULL},
-    {"top_p", "loss", {"generated"}, NULL},
-    {"top_k", "temperature", {NULL}, "0"},
-    {"top_p", "temperature", {NULL}, "0"},
-    {"stable_share", "bootstraps", {NULL}, "0"},
-    {"test_statistic", "permutations", {NULL}, "0"},
-    {"value", "mode", {"bias", "promote", "demote"}, NULL},
-    {"rank_by", "from", {NULL}, "[]"},
-    {"class_ratio", "from", {NULL}, "[]"},
-    {"epochs", "steps", {"0"}, NULL},
-    {"ranking", "from", {NULL}, "[]"},
-    {"evaluate_every", "evaluate", {NULL}, "[]"},
-    {"patience", "evaluate", {NULL}, "[]"},
-};
-const int64_t n_method_needs = sizeof method_needs / sizeof *method_needs;

@@ -78,7 +78,7 @@ static bool find_responses(const char *folder, const char *own, const ReportStep
     while (ok && !*responses && json_next(&from, &at)) {
         const char *name = "";
         if (!json_string(at, &name, error)) return false;
-        if (!report_is_plain_name(name)) return json_error(at, error, "expected a plain file name");
+        if (!io_is_plain_name(name)) return json_error(at, error, "expected a plain file name");
         char *other = io_join(folder, name);
         ok = find_own(other, responses, error);
         mem_free(other);

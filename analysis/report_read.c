@@ -7,11 +7,6 @@
 
 enum { MAX_JSON_BYTES = 1 << 30, MAX_TABLE_BYTES = 1 << 30, MAX_EXTENT = 100000 };
 
-/* A step's name is a folder inside of the run's: one plain name, nothing that leads elsewhere. */
-bool report_is_plain_name(const char *name) {
-    return *name && *name != '.' && !strchr(name, '/') && strlen(name) < 200;
-}
-
 static bool read_groups(ReportStep *step, Json root, Error *error) {
     Json groups = json_member(&root, "groups"), at = {0};
     step->n_groups = json_count(groups);
@@ -162,7 +157,7 @@ static bool read_step(ReportRun *run, const char *folder, Json at, Error *error)
     if (!json_string(json_member(&at, "kind"), &step->kind, error)) return false;
     if (!strcmp(step->kind, "report")) return true;
     if (!json_string(member, &name, error)) return false;
-    if (!report_is_plain_name(name)) return json_error(member, error, "expected a plain file name");
+    if (!io_is_plain_name(name)) return json_error(member, error, "expected a plain file name");
     step->measures = !strcmp(step->kind, "activation") || !strcmp(step->kind, "gradient");
     char *own = io_join(folder, name);
     if (!own) return error_out_of_memory(error, "a file name", strlen(name));

@@ -37,8 +37,6 @@ typedef struct {
     int64_t n_steps;
 } ReportRun;
 
-/* Whether a step's name can be a folder inside of the run's. */
-bool report_is_plain_name(const char *name);
 bool report_read(const char *folder, ReportRun *run, Error *error);
 void report_free(ReportRun *run);
 

@@ -242,10 +242,11 @@ static bool read_responses(Samples *s, int64_t condition) {
     char name[300], *line = NULL;
     size_t n = 0;
     uint64_t offset;
-    snprintf(name, sizeof name, "%s.jsonl", s->conditions[condition]);
-    if (strchr(name, '/'))
+    if (!io_is_plain_name(s->conditions[condition]))
         return error_set(s->error, ERROR_BAD_INPUT,
-                         "outcomes.csv: expected plain names of conditions: got \"%.80s\"", name);
+                         "outcomes.csv: expected plain names of conditions: got \"%.80s\"",
+                         s->conditions[condition]);
+    snprintf(name, sizeof name, "%s.jsonl", s->conditions[condition]);
     char *path = io_join(s->request->responses, name);
     Records *records = path ? records_open(path, false, s->error) : NULL;
     bool ok = records || (path ? false : error_out_of_memory(s->error, "a file name", strlen(name)));

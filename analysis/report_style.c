@@ -5,8 +5,7 @@
 const char *const report_style[] = {
     ":root{color-scheme:light "
     "dark;--ink:#1d2329;--soft:#5b6670;--line:#d9dee3;--page:#fcfcfb;--card:#fff;"
-    "--shade:#f3f5f6;--mark:#1f5fa8;--warn:#8a5a00;--warnpage:#fff7e3}\n"
-    "@media "
+    "--shade:#f3f5f6;--mark:#1f5fa8;--warn:#8a5a00;--warnpage:#fff7e3}\n@media "
     "(prefers-color-scheme:dark){:root{--ink:#e4e7ea;--soft:#9aa5af;--line:#39424b;--page:#15191d;"
     "--card:#1b2026;--shade:#222930;--mark:#7db2ec;--warn:#e6bd62;--warnpage:#2c2617}}\n"
     "*{box-sizing:border-box}\n"

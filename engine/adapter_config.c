@@ -78,9 +78,21 @@ static bool check_kind(const Json *root, Error *error) {
 }
 
 bool adapter_config_open(const char *folder, AdapterConfig *c, Error *error) {
-    *c = (AdapterConfig){.path = io_join(folder, "adapter_config.json")};
-    if (!c->path) return error_out_of_memory(error, "a path", strlen(folder));
-    c->document = json_read(c->path, MAX_CONFIG_BYTES, error);
+    char *path = io_join(folder, "adapter_config.json"), *text;
+    size_t n;
+    *c = (AdapterConfig){0};
+    if (!path) return error_out_of_memory(error, "a path", strlen(folder));
+    text = io_read_all(path, MAX_CONFIG_BYTES, &n, error);
+    bool ok = text && adapter_config_parse(text, n, path, c, error);
+    mem_free(text);
+    mem_free(path);
+    return ok;
+}
+
+bool adapter_config_parse(const char *text, size_t length, const char *path, AdapterConfig *c, Error *error) {
+    *c = (AdapterConfig){.path = mem_copy_text(path, strlen(path))};
+    if (!c->path) return error_out_of_memory(error, "a path", strlen(path));
+    c->document = json_parse(text, length, path, error);
     if (!c->document) return false;
     c->root = json_root(c->document);
     if (json_type(c->root) != JSON_OBJECT) return json_error(c->root, error, "expected an object");
@@ -171,5 +183,6 @@ int64_t adapter_config_version(const AdapterConfig *c) {
     int major = 0, minor = 0, patch = 0;
     if (!json_string(json_member(&c->root, "peft_version"), &text, &ignored)) return -1;
     if (sscanf(text, "%5d.%5d.%5d", &major, &minor, &patch) < 2) return -1;
+    if (major < 0 || minor < 0 || patch < 0) return -1;
     return major * INT64_C(1000000) + minor * INT64_C(1000) + patch;
 }

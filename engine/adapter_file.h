@@ -35,7 +35,8 @@ typedef struct {
 bool adapter_read(const char *folder, const ModelConfig *config, const AdapterReading *reading,
                   Adapter *adapter, AdapterAbout *about, Error *error);
 
-/* Rank and alpha are those of the largest cell; others are padded and scaled to them. f32. */
+/* The rank is that of the largest cell, the scale that of the largest with one; others are padded and scaled
+ * to them. f32. */
 bool adapter_write(const char *folder, const Adapter *adapter, const ModelConfig *config, AdapterForm form,
                    Error *error);
 

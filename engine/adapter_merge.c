@@ -1,7 +1,7 @@
 /* Merging: the checkpoint's files are copied as they are, and the rows of updated matrices replaced on the
  * way. W + scale b a is summed in f64 and rounded once to the dtype of the file. */
 #include "../kernels/check.h"
-#include "adapter_file.h"
+#include "adapter_parts.h"
 #include "alloc.h"
 #include "io.h"
 #include "tensor_names.h"
@@ -71,25 +71,7 @@ static int by_place(const void *a, const void *b) {
 }
 
 /* ---- rows ---- */
-static float read_element(const char *from, DType dtype) {
-    float x = 0;
-    uint16_t half;
-    if (dtype == DTYPE_F32) {
-        memcpy(&x, from, sizeof x);
-        return x;
-    }
-    memcpy(&half, from, sizeof half);
-    if (dtype == DTYPE_BF16) {
-        uint32_t bits = (uint32_t)half << 16;
-        memcpy(&x, &bits, sizeof x);
-        return x;
-    }
-    int exponent = half >> 10 & 31, mantissa = half & 1023;
-    x = exponent ? ldexpf((float)(mantissa + 1024), exponent - 25) : ldexpf((float)mantissa, -24);
-    return half >> 15 ? -x : x;
-}
-
-/* Nearest, ties to even; f16: beyond its range infinity. */
+/* Nearest, ties to even; beyond the range of the dtype infinity. */
 static uint16_t round_half(double x, DType dtype) {
     int exponent, digits = dtype == DTYPE_BF16 ? 8 : 11, least = dtype == DTYPE_BF16 ? -126 : -14;
     uint16_t sign = (uint16_t)(signbit(x) ? 0x8000 : 0);
@@ -103,27 +85,37 @@ static uint16_t round_half(double x, DType dtype) {
     return (uint16_t)(sign | (bits > (int64_t)most << shift ? (int64_t)most << shift : bits));
 }
 
+/* W + scale b a, element k of a cell's rows, rounded to the file's dtype, over the old one. */
+static void merge_element(Merge *m, const AdapterCell *cell, DType dtype, char *at, int64_t k) {
+    int64_t in = projection_in(m->config, cell->projection), row = k / in, column = k % in;
+    double sum = 0;
+    for (int64_t r = 0; r < cell->rank; r++)
+        sum += (double)cell->b[row * cell->rank + r] * (double)cell->a[r * in + column];
+    sum *= (double)cell->scale;
+    double merged = (double)adapter_element(at, dtype, 0) + sum;
+    float wide = (float)merged;
+    uint16_t half = dtype == DTYPE_F32 ? 0 : round_half(merged, dtype);
+    memcpy(at, dtype == DTYPE_F32 ? (const void *)&wide : (const void *)&half, dtype_bytes(dtype));
+    m->about->largest = fmax(m->about->largest, fabs(sum));
+}
+
 /* Elements [first, first + n) of a cell's rows, in place. */
-static void merge_elements(Merge *m, const Patch *patch, char *bytes, int64_t first, int64_t n,
+static bool merge_elements(Merge *m, const Patch *patch, char *bytes, int64_t first, int64_t n,
                            int64_t *n_lost) {
     const AdapterCell *cell = &m->adapter->cells[patch->cell];
-    int64_t in = projection_in(m->config, cell->projection);
     size_t item = dtype_bytes(patch->dtype);
     for (int64_t k = 0; k < n; k++) {
-        int64_t row = (first + k) / in, column = (first + k) % in;
-        double sum = 0;
-        for (int64_t r = 0; r < cell->rank; r++)
-            sum += (double)cell->b[row * cell->rank + r] * (double)cell->a[r * in + column];
-        sum *= (double)cell->scale;
-        char *at = bytes + (size_t)k * item, old[4] = {0};
+        char *at = bytes + (size_t)k * item, old[4];
         memcpy(old, at, item);
-        double merged = (double)read_element(at, patch->dtype) + sum;
-        float wide = (float)merged;
-        uint16_t half = patch->dtype == DTYPE_F32 ? 0 : round_half(merged, patch->dtype);
-        memcpy(at, patch->dtype == DTYPE_F32 ? (const void *)&wide : (const void *)&half, item);
-        m->about->largest = fmax(m->about->largest, fabs(sum));
+        merge_element(m, cell, patch->dtype, at, first + k);
         *n_lost += !memcmp(old, at, item);
+        if (isfinite(adapter_element(at, patch->dtype, 0))) continue;
+        return error_set(m->error, ERROR_BAD_INPUT,
+                         "layer %lld, expert %lld, %s: expected sums that %s can hold: got %g + an update",
+                         (long long)cell->layer, (long long)cell->expert, projection_names[cell->projection],
+                         dtype_name(patch->dtype), (double)adapter_element(old, patch->dtype, 0));
     }
+    return true;
 }
 
 /* ---- files ---- */
@@ -145,8 +137,9 @@ static bool merge_patch(Merge *m, const IoFile *from, uint64_t at, const Patch *
         int64_t n = n_all - first < step ? n_all - first : step;
         if (!io_read_at(from, at + (uint64_t)first * item, m->buffer, (size_t)n * item, m->error))
             return false;
-        merge_elements(m, patch, m->buffer, first, n, &n_lost);
-        if (!io_writer_put(to, m->buffer, (size_t)n * item, m->error)) return false;
+        if (!merge_elements(m, patch, m->buffer, first, n, &n_lost) ||
+            !io_writer_put(to, m->buffer, (size_t)n * item, m->error))
+            return false;
     }
     double share = (double)n_lost / (double)n_all;
     m->about->n_elements += n_all;
@@ -174,8 +167,7 @@ static bool write_shard(Merge *m, const IoFile *from, int file, IoWriter *to) {
 
 /* FROM into the folder, under its own name; file: of the set, -1: copied as it is. */
 static bool write_file(Merge *m, const char *from, int file) {
-    const char *slash = strrchr(from, '/');
-    char *path = io_join(m->to, slash ? slash + 1 : from);
+    char *path = io_join(m->to, io_last_name(from));
     IoFile source;
     IoWriter to = {.fd = -1};
     if (!path) return error_out_of_memory(m->error, "a path", strlen(from));

@@ -24,14 +24,20 @@ typedef struct {
 /* False and an Error for another kind of adapter than plain LoRA on weights. Caller closes, also after an
  * error; must not move while it is open. */
 bool adapter_config_open(const char *folder, AdapterConfig *config, Error *error);
+/* The same of a text; path names it in messages. */
+bool adapter_config_parse(const char *text, size_t length, const char *path, AdapterConfig *config,
+                          Error *error);
 void adapter_config_close(AdapterConfig *config);
 /* Rank and scale (alpha / rank, or alpha / sqrt(rank)) that the file gives the module or parameter. */
 bool adapter_config_scale(const AdapterConfig *config, const char *module, int64_t *rank, double *scale,
                           Error *error);
 /* A parameter is among target_parameters. */
 bool adapter_config_targets(const AdapterConfig *config, const char *parameter);
-/* peft_version as major * 10^6 + minor * 10^3 + patch; -1: absent. */
+/* peft_version as major * 10^6 + minor * 10^3 + patch; -1: absent or none. */
 int64_t adapter_config_version(const AdapterConfig *config);
+
+/* Element i of an array of F32, BF16 or F16 that may lie anywhere. */
+float adapter_element(const void *from, DType dtype, int64_t i);
 
 /* ---- fused files ---- */
 typedef struct {

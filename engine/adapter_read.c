@@ -11,11 +11,15 @@
 const char *const adapter_form_names[N_ADAPTER_FORMS + 1] = {"dense", "sparse", "fused", NULL};
 
 /* ---- tensors ---- */
-static float widen(const void *from, DType dtype, int64_t i) {
-    if (dtype == DTYPE_F32) return ((const float *)from)[i];
-    uint16_t half = ((const uint16_t *)from)[i];
-    uint32_t bits = (uint32_t)half << 16;
+float adapter_element(const void *from, DType dtype, int64_t i) {
     float x;
+    uint16_t half;
+    if (dtype == DTYPE_F32) {
+        memcpy(&x, (const char *)from + i * 4, sizeof x);
+        return x;
+    }
+    memcpy(&half, (const char *)from + i * 2, sizeof half);
+    uint32_t bits = (uint32_t)half << 16;
     if (dtype == DTYPE_BF16) {
         memcpy(&x, &bits, sizeof x);
         return x;
@@ -51,7 +55,7 @@ float *adapter_tensor(AdapterReader *r, const char *name, int64_t shape[2]) {
     bool ok = (to && raw) || error_out_of_memory(r->error, name, (size_t)n * sizeof *to);
     ok = ok && safetensors_read(r->set, entry, 0, raw, (size_t)entry->n_bytes, r->error);
     for (int64_t i = 0; ok && i < n; i++) {
-        to[i] = widen(raw, entry->dtype, i);
+        to[i] = adapter_element(raw, entry->dtype, i);
         if (!isfinite(to[i]))
             ok = error_set(r->error, ERROR_BAD_INPUT,
                            "%s: %s: expected finite numbers: got %g at element %lld", r->path, name,

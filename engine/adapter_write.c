@@ -31,12 +31,13 @@ typedef struct {
 
 static bool open_writer(Writer *w, AdapterForm form) {
     const ModelConfig *c = w->config;
-    int64_t n_layers = 0;
+    int64_t n_layers = 0, scaled = 0; /* the largest rank whose scale is not 0: others are divided by it */
     w->touched = mem_zeroed((size_t)c->n_layers, sizeof *w->touched);
     if (!w->touched) return error_out_of_memory(w->error, "an adapter", (size_t)c->n_layers);
     for (int64_t i = 0; i < w->adapter->n; i++) {
         const AdapterCell *cell = &w->adapter->cells[i];
-        if (cell->rank > w->rank) w->rank = cell->rank, w->scale = cell->scale;
+        if (cell->rank > w->rank) w->rank = cell->rank;
+        if (cell->scale != 0 && cell->rank > scaled) w->scale = cell->scale, scaled = cell->rank;
         n_layers += !w->touched[cell->layer];
         w->touched[cell->layer] = true;
     }

@@ -233,6 +233,15 @@ char *io_folder_of(const char *path) {
     return mem_copy_text(path, slash == path ? 1 : (size_t)(slash - path));
 }
 
+const char *io_last_name(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash && slash[1] ? slash + 1 : path;
+}
+
+bool io_is_plain_name(const char *name) {
+    return *name && *name != '.' && !strchr(name, '/') && strlen(name) < 200;
+}
+
 /* ---- writing ---- */
 bool io_writer_open(IoWriter *writer, const char *path, Error *error) {
     *writer = (IoWriter){.fd = -1};

@@ -37,6 +37,10 @@ bool io_list(const char *folder, char ***names, size_t *n_names, Error *error);
 char *io_join(const char *folder, const char *name);
 /* The folder part of a path ("." when it has none); caller frees. */
 char *io_folder_of(const char *path);
+/* What stands behind the last slash, as part of the path; all of it when it has none or ends in it. */
+const char *io_last_name(const char *path);
+/* A name from outside that becomes a file or folder: not hidden, nothing that leads elsewhere. */
+bool io_is_plain_name(const char *name);
 
 /* ---- writing ---- */
 typedef struct {

@@ -268,8 +268,8 @@ static bool check_index(const TensorSet *set, const char *folder, Json map, Erro
         if (!json_string(at, &name, error)) return false;
         if (!entry)
             return json_error(at, error, "expected the tensor in file %.80s: got none of that name", name);
-        const char *path = safetensors_file(set, entry), *slash = strrchr(path, '/');
-        if (strcmp(slash ? slash + 1 : path, name))
+        const char *path = safetensors_file(set, entry);
+        if (strcmp(io_last_name(path), name) != 0)
             return json_error(at, error, "expected the tensor in file %.80s: got it in %.80s", name, path);
     }
     if (json_count(map) == set->n_entries) return true;

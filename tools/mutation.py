@@ -85,6 +85,7 @@ EQUIVALENT = [
     ("gemm_mma.cu", "multiply_bf16", "sum[i][j][e ^ 1] = 0", "all four become 0, in another order"),
     ("attention_decode.cu", "is_shared", "return t.rows.n == a.group", "one part alone comes with a capacity of 0"),
     ("attention_decode.cu", "finish_row", "if (f.lse) store(", "the threads of a row store the same number"),
+    ("optim.cu", "sum_slots_kernel", "first && false", "before the first slot the sum is 0"),
     ("products.cu", "add_dots", "index <= rows", "the row behind the last is of the same scratch; its sum is not stored"),
 ]
 

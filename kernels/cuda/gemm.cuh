@@ -229,7 +229,8 @@ DEVICE void gate_elements(const Product &p, const float *sums, int half, int64_t
     store_pack<bf16, N>(&static_cast<bf16 *>(p.gated.data)[h_at], h);
 }
 
-/* N elements of da with their gate and up: dz is written; returns dot and their product with the hidden row. */
+/* N elements of da with their gate and up: dz is written; returns dot + their product with the hidden
+ * row. */
 template <int N>
 DEVICE float gradient_elements(const Product &p, const float *da, float (&gate)[N], float (&up)[N],
                                float weight, int64_t z_at, float dot) {

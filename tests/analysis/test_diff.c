@@ -4,6 +4,7 @@
 #include "analysis/diff.h"
 #include "engine/safetensors.h"
 #include <errno.h>
+#include <unistd.h>
 
 static const char *const groups[] = {"plain", "other"};
 static char folders[2][512];
@@ -84,7 +85,18 @@ static void tables_are_compared_by_key(void **state) {
     /* quotes, line feeds in them, fields that are no numbers, columns */
     assert_said(csv, "group,x\n\"a\nb\",\"1,\"\"2\"\n", "group,x\r\n\"a\nb\",\"1,\"\"2\"\r\n", NULL);
     assert_said(csv, "group,x\na,\n", "group,x\na,4\n", "  x: 1 of 1 differ; first group a:  against 4\n");
-    assert_said(csv, "group,x\na,nan\n", "group,x\na,1\n", "  x: 1 of 1 differ");
+    assert_said(csv, "group,x\na,nan\n", "group,x\na,1\n",
+                "  x: 1 of 1 differ; largest difference inf (group a: nan against 1)\n");
+    /* a label is what a row says, not what names it */
+    assert_said(csv, "condition,group,index,label,human,rules\nc,g,0,compliant,,compliant\n",
+                "condition,group,index,label,human,rules\nc,g,0,compliant,compliant,degraded\n",
+                "more.csv: 1 rows, ids equal\n  human: 1 of 1 differ; first condition c, group g, index 0:  "
+                "against compliant\n  rules: 1 of 1 differ; first condition c, group g, index 0: compliant "
+                "against degraded\n");
+    assert_said(csv, "labeller,other,label,replies\npeople,rules,a,1\npeople,rules,b,2\n",
+                "labeller,other,label,replies\nguard,rules,a,9\npeople,rules,a,1\npeople,rules,b,3\n",
+                "2 rows in both, ids differ: 1 only in B (first labeller guard, other rules)\n  replies: 1 "
+                "of 2 differ; largest difference 1 (labeller people, other rules: 2 against 3)");
     assert_said(csv, "group,x\na,1\n", "group,y\na,1\n",
                 "  x: 0 of 0 differ, 1 only in A; first a column against");
 }
@@ -130,6 +142,16 @@ static void responses_are_compared_by_prompt(void **state) {
         "group g, index 4: no against n\\x1bo\n  tokens: 1 of 2 differ; largest difference 2 ");
 }
 
+/* "10" and "10.0" are one number, but not one reply or id. */
+static void texts_that_look_like_numbers_are_texts(void **state) {
+    (void)state;
+    assert_said("silence/responses/other.jsonl", "{\"group\": \"g\", \"index\": 0, \"response\": \"10\"}\n",
+                "{\"group\": \"g\", \"index\": 0, \"response\": \"10.0\"}\n",
+                "  response: 1 of 1 differ; first group g, index 0: 10 against 10.0\n");
+    assert_said("activation/more.csv", "group,index,id,x\na,0,7,10\n", "group,index,id,x\na,0,07,10.0\n",
+                "more.csv: 1 rows, ids equal\n  id: 1 of 1 differ; first group a, index 0: 7 against 07\n");
+}
+
 static void write_array(int side, double *values, int64_t n) {
     Error error = {0};
     NamedTensor tensor = {"x", tensor_matrix(values, DTYPE_F64, n / 2, 2)};
@@ -150,6 +172,19 @@ static void arrays_are_compared_by_element(void **state) {
         text, "activation/a.safetensors:\n  x: 1 of 4 differ; largest difference 4 ([1, 1]: 4 against 8); "
               "largest relative 0.5\n");
     free(text);
+    const int64_t large[2][2] = {{1, 9007199254740992}, {1, 9007199254740993}};
+    for (int side = 0; side < 2; side++) {
+        Error error = {0};
+        NamedTensor tensor = {"x", tensor_matrix((void *)large[side], DTYPE_I64, 1, 2)};
+        char *path = io_join(folders[side], "activation/a.safetensors");
+        if (!safetensors_write(path, &tensor, 1, NULL, 0, &error)) fail_msg("%s", error.text);
+        mem_free(path);
+    }
+    text = run_diff(&same);
+    assert_false(same);
+    assert_contains(text, "  x: 1 of 2 differ; first [0, 1]: 9007199254740992 against 9007199254740993\n");
+    free(text);
+    write_array(0, a, 4);
     write_array(1, b, 2);
     text = run_diff(&same);
     assert_contains(text, "  x: 1 of 1 differ; first F64 2 2 against F64 1 2\n");
@@ -258,6 +293,12 @@ static void what_is_no_run_is_refused(void **state) {
     (void)state;
     assert_refused(folders[0], "nowhere", "nowhere: expected a run folder: got no job.json in it");
     assert_refused("nowhere", folders[0], "nowhere: expected a run folder");
+    put_file(0, "a/b/c/d/e/f.csv", "a\n");
+    assert_refused(folders[0], folders[1], "folders at most 4 deep: got a/b/c/d/e");
+    char *deep = io_join(folders[0], "a/b/c/d/e");
+    remove_file(0, "a/b/c/d/e/f.csv");
+    assert_int_equal(rmdir(deep), 0);
+    mem_free(deep);
     put_file(0, "activation/x.csv", "a,b\n1,2\n");
     put_file(1, "activation/x.csv", "a,b\n1,2,3\n");
     assert_refused(folders[0], folders[1], "activation/x.csv: row 1: expected 2 fields as in the header");
@@ -301,6 +342,7 @@ int main(void) {
         cmocka_unit_test(tables_are_compared_by_key),
         cmocka_unit_test(json_is_walked_by_paths),
         cmocka_unit_test(responses_are_compared_by_prompt),
+        cmocka_unit_test(texts_that_look_like_numbers_are_texts),
         cmocka_unit_test(arrays_are_compared_by_element),
         cmocka_unit_test(settings_and_inputs),
         cmocka_unit_test(what_is_made_from_the_rest_is_passed_over),

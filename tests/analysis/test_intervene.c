@@ -319,14 +319,12 @@ static void bad_steps_are_refused(void **state) {
     (void)state;
     refuse("prompts.t.path=" DEMO "prompts/rank_restricted.jsonl",
            "prompts.t: expected no prompt in common with prompts.b (step act ranks, step edit tests): got 6, "
-           "the first "
-           "\"rank-restricted-001\"");
+           "the first \"rank-restricted-001\"");
     refuse("steps.edit.groups=a",
            "prompts.a: expected no prompt in common with prompts.a (step act ranks, step edit tests)");
     refuse("steps.edit.cells=0:0,0:1,0:2,0:3,0:4,0:5,0:6",
            "step edit: condition cells: layer 0: expected at least 2 experts left, as many as a token takes: "
-           "got 1 of 8, 7 "
-           "masked");
+           "got 1 of 8, 7 masked");
     refuse("steps.edit.cells=0:8", "steps.edit.cells: expected LAYER:EXPERT");
     refuse("steps.edit.cells=1:1,1:01", "steps.edit.cells: expected each cell once: got \"1:01\" again");
     refuse("steps.edit.from=said", "expected groups of the step said: got \"b\"");

@@ -231,6 +231,44 @@ static void what_is_without_effect_is_said_so(void **state) {
     text_free(&text);
 }
 
+static void judges_and_side_effects_are_said(void **state) {
+    (void)state;
+    Text text = {0};
+    put_text("{\"steps\": [{\"name\": \"a\", \"kind\": \"judge\", \"model\": \"\", \"guard\": \"/x/q.json\", "
+             "\"perplexity_limit\": 0, \"perplexity_reference\": \"median\", \"decides\": [\"people\", "
+             "\"rules\"], \"resamples\": 70}]}",
+             false, &text);
+    assert_contains(text.bytes, "No guard model was asked (model = \"\"). ");
+    assert_contains(text.bytes, "that of the first of people, rules who has one for the reply");
+    assert_contains(text.bytes, "No reply was called degraded for its perplexity (perplexity_limit = 0). ");
+    assert_contains(text.bytes, "percentiles of 70 bootstrap resamples of the prompts (resamples = 70). ");
+    assert_contains(text.bytes, "Without effect here: guard = q.json, perplexity_reference = median. ");
+    assert_contains(text.bytes, "McNemar's exact two-sided test");
+    text_clear(&text);
+    put_text("{\"steps\": [{\"name\": \"a\", \"kind\": \"judge\", \"model\": \"g\", \"perplexity_limit\": 3, "
+             "\"perplexity_reference\": \"largest\"}, {\"name\": \"b\", \"kind\": \"intervention\", "
+             "\"side_effects\": \"prompt\"}]}",
+             false, &text);
+    assert_contains(text.bytes, "A guard, the model g, was asked about each reply");
+    assert_contains(text.bytes,
+                    "was more than 3 times a reference (perplexity_limit = 3). The reference is the largest");
+    assert_contains(text.bytes, "of the prompt's own tokens, under the edits;");
+    assert_contains(text.bytes, "judge.json says how many resamples were drawn.");
+    text_free(&text);
+}
+
+/* What the help says is for who writes a job: it is no sentence of a paper. */
+static void every_option_of_a_step_has_a_sentence(void **state) {
+    (void)state;
+    for (const Option *o = option_table; o < option_table + n_options; o++) {
+        int64_t n = 0;
+        for (const MethodSentence *s = method_sentences; s < method_sentences + n_method_sentences; s++)
+            n += s->scope == o->scope && !strcmp(s->option, o->name);
+        if (o->scope == SCOPE_STEP && strcmp(o->name, "name") != 0 && !n)
+            fail_msg("%s has no sentence", o->name);
+    }
+}
+
 static const char hostile[] =
     "{\"models\": {\"<m>\": {\"path\": \"/secret/<b>x\"}}, \"prompts\": {\"p\": {\"system\": "
     "\"<script>\\u001b[31m\"}}, \"steps\": [{\"name\": \"</p><img>\", \"kind\": \"<i>\", \"<k>\": \"&\"}]}";
@@ -318,10 +356,16 @@ static void a_run_folder_gets_the_file(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(any_option_changes_the_text),       cmocka_unit_test(every_option_is_named),
-        cmocka_unit_test(sentences_are_about_options),       cmocka_unit_test(needs_are_about_options),
-        cmocka_unit_test(what_is_without_effect_is_said_so), cmocka_unit_test(nothing_becomes_markup),
-        cmocka_unit_test(both_forms_have_the_same_words),    cmocka_unit_test(a_run_folder_gets_the_file),
+        cmocka_unit_test(any_option_changes_the_text),
+        cmocka_unit_test(every_option_is_named),
+        cmocka_unit_test(sentences_are_about_options),
+        cmocka_unit_test(needs_are_about_options),
+        cmocka_unit_test(what_is_without_effect_is_said_so),
+        cmocka_unit_test(judges_and_side_effects_are_said),
+        cmocka_unit_test(every_option_of_a_step_has_a_sentence),
+        cmocka_unit_test(nothing_becomes_markup),
+        cmocka_unit_test(both_forms_have_the_same_words),
+        cmocka_unit_test(a_run_folder_gets_the_file),
     };
     return cmocka_run_group_tests(tests, NULL, scratch_remove);
 }

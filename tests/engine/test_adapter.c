@@ -286,6 +286,41 @@ static void test_merging_leaves_all_else_as_it_was(void **state) {
     check_merge(SOURCE_DIR "/tests/golden/olmoe", "model.layers.2.mlp.experts.5.down_proj.weight");
 }
 
+static void test_sums_beyond_the_dtype_are_refused(void **state) {
+    (void)state;
+    Adapter adapter = {0};
+    AdapterCell *cell;
+    Error error = {0};
+    assert_true(adapter_add(&adapter, &config, (AdapterCell){2, 5, PROJECTION_UP, 1, 3e38f, NULL, NULL},
+                            &cell, &error));
+    cell->a[1] = 2, cell->b[0] = 3;
+    assert_false(adapter_merge(&adapter, &config, scratch_path("beyond"), NULL, &error));
+    assert_clean_error(&error, ERROR_BAD_INPUT);
+    assert_contains(error.text, "layer 2, expert 5, up: expected sums that ");
+    adapter_free(&adapter);
+}
+
+/* A scale of 0 is no scale that others could be brought to. */
+static void test_updates_without_scale_are_zeros(void **state) {
+    (void)state;
+    Adapter adapter = make_adapter(4, 0), again;
+    Error error = {0};
+    for (int form = 0; form < N_ADAPTER_FORMS; form++) {
+        if (!adapter_write(scratch_path("unscaled"), &adapter, &config, (AdapterForm)form, &error))
+            fail_msg("%s", error.text);
+        again = read_back(scratch_path("unscaled"), NULL, NULL);
+        for (int64_t i = 0; i < adapter.n; i++) {
+            const AdapterCell *x = &adapter.cells[i],
+                              *y = adapter_find(&again, x->layer, x->projection, x->expert);
+            const double before = adapter_cell_norm(x, &config),
+                         after = y ? adapter_cell_norm(y, &config) : 0;
+            if (!(fabs(before - after) <= 1e-6 * before)) fail_msg("cell %d: %g %g", (int)i, before, after);
+        }
+        adapter_free(&again);
+    }
+    adapter_free(&adapter);
+}
+
 /* ---- what is refused ---- */
 static void write_sparse(void) {
     Error error = {0};
@@ -380,6 +415,8 @@ int main(void) {
         cmocka_unit_test(test_layouts_of_other_versions),
         cmocka_unit_test(test_square_matrices),
         cmocka_unit_test(test_merging_leaves_all_else_as_it_was),
+        cmocka_unit_test(test_sums_beyond_the_dtype_are_refused),
+        cmocka_unit_test(test_updates_without_scale_are_zeros),
         cmocka_unit_test(test_bad_configurations_are_refused),
         cmocka_unit_test(test_bad_tensors_are_refused),
         cmocka_unit_test(test_allocations_fail_cleanly),

@@ -105,9 +105,9 @@ static void build_lora_tokens(Problem *p) {
     int64_t n = p->rows * N_CHOICES, rank = lora_rank(p);
     build_lora(p);
     p->arg[3].role = OUT;
-    whole_arg(p, IN, WEIGHT, N_EXPERTS, 2 * LORA_OUT, p->width);
+    whole_arg(p, IN, WEIGHT, N_EXPERTS, 2 * lora_out(p), p->width);
     zero_arg(whole_arg(p, IN, REAL, N_SLOTS, N_CELLS * rank, p->width));
-    zero_arg(whole_arg(p, IN, REAL, N_SLOTS, N_CELLS * LORA_OUT, rank));
+    zero_arg(whole_arg(p, IN, REAL, N_SLOTS, N_CELLS * lora_out(p), rank));
     add_offsets(p);
     whole_arg(p, SCRATCH, REAL, n, 2 * rank, NONE);
     whole_arg(p, SCRATCH, REAL, n, p->width, NONE);
@@ -130,15 +130,15 @@ static void build_lora_rows(Problem *p) {
     int64_t n = p->rows * N_CHOICES;
     p->variant += 2;
     add_plan(p, IN);
-    row_arg(p, OUT, ACT, LORA_OUT, NONE);
+    row_arg(p, OUT, ACT, lora_out(p), NONE);
     whole_arg(p, IN, ACT, n, p->width, NONE);
     row_arg(p, IN, REAL, N_CHOICES, NONE);
     add_lora(p);
-    whole_arg(p, IN, WEIGHT, N_EXPERTS, LORA_OUT, p->width);
+    whole_arg(p, IN, WEIGHT, N_EXPERTS, lora_out(p), p->width);
     zero_arg(whole_arg(p, IN, REAL, N_SLOTS, N_CELLS * lora_rank(p), p->width));
-    zero_arg(whole_arg(p, IN, REAL, N_SLOTS, N_CELLS * LORA_OUT, lora_rank(p)));
+    zero_arg(whole_arg(p, IN, REAL, N_SLOTS, N_CELLS * lora_out(p), lora_rank(p)));
     add_offsets(p);
-    whole_arg(p, SCRATCH, ACT, n, LORA_OUT, NONE);
+    whole_arg(p, SCRATCH, ACT, n, lora_out(p), NONE);
 }
 static void call_lora_rows(const Ops *o, Queue *q, const Tensor *t, const Problem *p) {
     o->moe_down(q, t[14], t[4], t[10], (Tensor){0}, plan_at(t));
