@@ -6,8 +6,7 @@
 const char *contrast_alignment(const StepOptions *step) {
     static const char *const prompts[] = {
         "mean distributions over all tokens of each prompt",
-        "mean distributions over each prompt's tokens, the "
-        "chat template's left out",
+        "mean distributions over each prompt's tokens, the chat template's left out",
         "mean distributions over the last tokens of each prompt",
         "mean distributions over the tokens that both prompts of a pair end with"};
     static const char *const continuations[] = {
