@@ -75,11 +75,20 @@ for device in cpu cuda; do
         cat "$scratch/said"
     }
 done
+replies() { sed 's/, "nll": [^,}]*//' "$scratch/$1"/responses/*.jsonl; }
+likelihoods() { grep -ho '"nll": [^,}]*' "$scratch/$1"/responses/*.jsonl | cut -d ' ' -f 2; }
 for step in edit later; do
-    for file in conditions.csv cells.csv responses; do
-        diff -r "$scratch/edit_cpu/$step/$file" "$scratch/edit_cuda/$step/$file" >"$scratch/said" ||
+    for file in conditions.csv cells.csv; do
+        diff "$scratch/edit_cpu/$step/$file" "$scratch/edit_cuda/$step/$file" >"$scratch/said" ||
             fail "$step/$file of the intervention job differs from the CPU's: $(head -n 3 "$scratch/said")"
     done
+    diff <(cut -d, -f1-7 "$scratch/edit_cpu/$step/labels.csv") <(cut -d, -f1-7 "$scratch/edit_cuda/$step/labels.csv") \
+        >"$scratch/said" || fail "$step: labels differ from the CPU's: $(head -n 3 "$scratch/said")"
+    diff <(replies "edit_cpu/$step") <(replies "edit_cuda/$step") >"$scratch/said" ||
+        fail "$step: replies differ from the CPU's: $(head -n 3 "$scratch/said")"
+    paste <(likelihoods "edit_cpu/$step") <(likelihoods "edit_cuda/$step") |
+        awk '{ off = $1 - $2; if (off < 0) off = -off; if (NF != 2 || off > 1e-5) bad = 1 } END { exit bad || NR == 0 }' ||
+        fail "$step: likelihoods of replies differ from the CPU's"
 done
 
 # ---- a contrast: in f32 the curves and the gradient ranking of the CPU ----
