@@ -145,8 +145,8 @@ static bool holds_special(const PromptEncoder *encoder, const char *bytes, size_
     bool ok = tokenizer_encode(encoder->tokenizer, bytes, n, (EncodeOptions){0}, &with, error) &&
               tokenizer_encode(encoder->tokenizer, bytes, n, (EncodeOptions){.plain_special = true}, &without,
                                error);
-    *holds =
-        ok && (with.n != without.n || memcmp(with.ids, without.ids, (size_t)with.n * sizeof *with.ids) != 0);
+    *holds = ok && (with.n != without.n ||
+                    (with.n && memcmp(with.ids, without.ids, (size_t)with.n * sizeof *with.ids) != 0));
     token_list_free(&with);
     token_list_free(&without);
     return ok;

@@ -240,7 +240,7 @@ static bool note_end(RunFolder *folder, const RunFacts *facts, bool ok, Error *e
 
 static bool run_in_folder(const char *path, const Job *job, const Inputs *inputs, const Device *device,
                           const char *version, Error *error) {
-    DType compute = devices_compute(job->options.compute, device);
+    DType compute = devices_compute((ComputeChoice)job->options.compute, device);
     RunFacts facts = {.job = job,
                       .inputs = inputs,
                       .version = version ? version : "unknown",
@@ -285,12 +285,14 @@ bool run_job(const RunRequest *request, Error *error) {
     const Device *device = NULL;
     char *out = NULL;
     bool ok = job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
-              check_sets(&job, error) && devices_pick(job.options.device, "device", &device, error) &&
+              check_sets(&job, error) &&
+              devices_pick((DeviceChoice)job.options.device, "device", &device, error) &&
               pick_dense(job.options.dense, device, error);
     if (ok) out = request->out ? mem_copy_text(request->out, strlen(request->out)) : default_folder(&job);
     ok = ok && (out || error_out_of_memory(error, "a path", 1));
     if (ok && request->dry_run) {
-        ok = run_plan(&job, out, device, devices_compute(job.options.compute, device), request->to, error);
+        ok = run_plan(&job, out, device, devices_compute((ComputeChoice)job.options.compute, device),
+                      request->to, error);
     } else if (ok && inputs_gather(&job, &inputs, error)) {
         struct sigaction before[N_SIGNALS];
         catch_signals(before);
