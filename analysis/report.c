@@ -150,22 +150,15 @@ static void put_inputs(const ReportView *view, Text *to) {
     table_end(&table);
 }
 
-static bool put_job(const char *folder, Text *to, Error *error) {
-    size_t n = 0;
-    char *path = io_join(folder, "job.json"),
-         *job = path ? io_read_all(path, MAX_JOB_BYTES, &n, error) : NULL;
-    if (!path) error_out_of_memory(error, "a file name", strlen(folder));
-    if (job && n <= MAX_JOB_SHOWN) {
+static void put_job(const char *job, size_t n, Text *to) {
+    if (n <= MAX_JOB_SHOWN) {
         text_put_string(to, "<details><summary>the job, with every option filled in</summary><pre>");
         text_put_html(to, job, n);
         text_put_string(to, "</pre></details></section>\n");
-    } else if (job) {
+    } else {
         text_put_string(to,
                         "<p>The job, with every option filled in, is long: see job.json.</p></section>\n");
     }
-    mem_free(path);
-    mem_free(job);
-    return job != NULL;
 }
 
 static const char terms[] =
@@ -185,28 +178,22 @@ static const char terms[] =
     "<dt>all others</dt><dd><code>gatetape definitions</code>, also in README.txt.</dd>\n"
     "</dl></section>\n";
 
-static bool put_methods(const char *folder, Text *to, Error *error) {
-    char *path = io_join(folder, "job.json");
-    if (!path) return error_out_of_memory(error, "a file name", strlen(folder));
-    JsonDocument *job = json_read(path, MAX_JOB_BYTES, error);
-    mem_free(path);
-    if (!job) return false;
+static bool put_methods(Json job, Text *to, Error *error) {
     text_put_string(to, "<section id=\"methods\"><h2>Methods</h2>\n");
-    const bool ok = methods_put(json_root(job), to, error);
+    const bool ok = methods_put(job, to, error);
     text_put_string(to, "</section>\n");
-    json_free(job);
     return ok;
 }
 
-/* The sections in their order. */
-static bool put_page(const char *folder, const ReportView *view, const Figures *figures, Text *to,
-                     Error *error) {
+/* The sections in their order; job: the bytes of job.json, and what they say. */
+static bool put_page(const char *job, size_t n, Json said, const ReportView *view, const Figures *figures,
+                     Text *to, Error *error) {
     put_head(view, to);
     put_overview(view, figures, to);
     put_steps(view, figures, to);
-    if (!put_methods(folder, to, error)) return false;
+    if (!put_methods(said, to, error)) return false;
     put_inputs(view, to);
-    if (!put_job(folder, to, error)) return false;
+    put_job(job, n, to);
     text_put_string(to, terms);
     text_put_string(
         to, "</main><footer>Made by gatetape from the tables in this folder. It shows where routing and "
@@ -219,11 +206,17 @@ static bool put_page(const char *folder, const ReportView *view, const Figures *
 
 static bool write_page(const char *folder, const ReportView *view, const Figures *figures, Error *error) {
     Text page = {0};
-    bool ok = put_page(folder, view, figures, &page, error);
+    size_t n = 0;
+    char *path = io_join(folder, "report.html"), *from = io_join(folder, "job.json");
+    char *job = from ? io_read_all(from, MAX_JOB_BYTES, &n, error) : NULL;
+    JsonDocument *said = job ? json_parse(job, n, from, error) : NULL;
+    bool ok = (path && from) || error_out_of_memory(error, "a file name", strlen(folder));
+    ok = ok && said && put_page(job, n, json_root(said), view, figures, &page, error);
     if (ok && page.failed) ok = error_out_of_memory(error, "the report", page.length);
-    char *path = ok ? io_join(folder, "report.html") : NULL;
-    if (ok && !path) ok = error_out_of_memory(error, "a file name", strlen(folder));
     ok = ok && io_write_all(path, page.bytes, page.length, error);
+    json_free(said);
+    mem_free(job);
+    mem_free(from);
     mem_free(path);
     text_free(&page);
     return ok;

@@ -113,6 +113,13 @@ void table_row(Table *table, Json row, const Column *columns, int64_t n_columns)
     table_row_end(table);
 }
 
+void table_named_row(Table *table, const char *name, Json row, const Column *columns, int64_t n_columns) {
+    table_row_begin(table);
+    table_text(table, name);
+    for (int64_t i = 1; i < n_columns; i++) table_cell(table, row, &columns[i]);
+    table_row_end(table);
+}
+
 void table_end(Table *table) {
     text_put_string(table->to, "</tbody></table></div>\n");
     if (!table->n_reasons && !table->no_intervals) return;
@@ -147,4 +154,8 @@ void html_put_defined(Text *to, Json object, const char *path) {
     text_put_string(to, "not defined (");
     html_put(to, reason && *reason ? reason : "no reason is given");
     text_put_string(to, ")");
+}
+
+void report_put_heading(Text *to, int64_t s, const char *id, const char *words) {
+    text_format(to, "<h3 id=\"s%lld-%s\">%s</h3>\n", (long long)s, id, words);
 }

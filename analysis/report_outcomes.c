@@ -5,12 +5,6 @@
 #include <math.h>
 #include <string.h>
 
-#define COUNT(columns) ((int64_t)(sizeof(columns) / sizeof *(columns)))
-
-static void heading(Text *to, int64_t s, const char *id, const char *words) {
-    text_format(to, "<h3 id=\"s%lld-%s\">%s</h3>\n", (long long)s, id, words);
-}
-
 static bool is_selected(Json row) { return !strcmp(view_string(json_member(&row, "kind")), "selected"); }
 
 /* ---- comparison ---- */
@@ -176,7 +170,7 @@ static void put_side_effects(const ReportView *view, int64_t s, Text *to) {
     const char *reason;
     const Json rows = view_find(view->steps[s].entry, "side_effects", &reason),
                targets = view_find(view->steps[s].entry, "side_effects_targets", NULL);
-    heading(to, s, "side", "Side effects");
+    report_put_heading(to, s, "side", "Side effects");
     if (json_type(rows) != JSON_ARRAY) {
         html_put_absent(to, "Side effects", reason);
         return;
@@ -271,7 +265,7 @@ static void put_agreement(const ViewStep *step, int64_t s, Text *to) {
     const char *reason;
     const Json rows = view_find(step->entry, "agreement", &reason),
                judge = json_member(&step->entry, "judge");
-    heading(to, s, "agreement", "Agreement of labels");
+    report_put_heading(to, s, "agreement", "Agreement of labels");
     if (json_type(rows) != JSON_ARRAY) {
         html_put_absent(to, "Agreement of labellers", reason);
         return;
@@ -312,11 +306,11 @@ void report_put_outcomes(const ReportView *view, int64_t s, const Figures *figur
                 : "<p class=\"soft\">Replies to the same prompts with experts edited in the router.</p>\n");
     report_put_facts(step, to);
     put_judge(step, to);
-    heading(to, s, "comparison", "Comparison with controls");
+    report_put_heading(to, s, "comparison", "Comparison with controls");
     report_put_figures(view, s, 1u << FIGURE_OUTCOMES, figures, to);
     put_comparison(view, outcomes, to);
     put_conditions(view, step, to);
-    heading(to, s, "transitions", "Transitions");
+    report_put_heading(to, s, "transitions", "Transitions");
     put_transitions(view, outcomes, to);
     put_side_effects(view, s, to);
     put_agreement(step, s, to);

@@ -15,6 +15,8 @@ void html_put_json(Text *to, Json at);
 void html_put_double(Text *to, double value);
 
 /* ---- tables ---- */
+#define COUNT(columns) ((int64_t)(sizeof(columns) / sizeof *(columns)))
+
 typedef struct {
     const char *key;  /* path in a row's object, as view_find takes it */
     const char *head; /* our own words */
@@ -35,6 +37,8 @@ typedef struct {
 /* caption: escaped; NULL: none. */
 void table_begin(Table *table, Text *to, const char *caption, const Column *columns, int64_t n_columns);
 void table_row(Table *table, Json row, const Column *columns, int64_t n_columns); /* a whole row */
+/* A row of which the first column is a text and the others come from `row`. */
+void table_named_row(Table *table, const char *name, Json row, const Column *columns, int64_t n_columns);
 /* Parts of a row. */
 void table_row_begin(Table *table);
 void table_row_end(Table *table);
@@ -47,6 +51,8 @@ void html_put_defined(Text *to, Json object, const char *path);
 void html_put_absent(Text *to, const char *what, const char *reason);
 
 /* ---- sections ---- */
+/* A part of step s, to which the contents point by `id`. */
+void report_put_heading(Text *to, int64_t s, const char *id, const char *words);
 /* Figures of a step (or -1: of the run) of these kinds, side by side. */
 void report_put_figures(const ReportView *view, int64_t step, unsigned kinds, const Figures *figures,
                         Text *to);

@@ -82,7 +82,7 @@ void report_put_samples(const ReportView *view, int64_t s, Text *to) {
     const char *reason;
     const Json samples = view_find(view->steps[s].entry, "samples", &reason),
                prompts = json_member(&samples, "prompts");
-    text_format(to, "<h3 id=\"s%lld-samples\">Replies side by side</h3>\n", (long long)s);
+    report_put_heading(to, s, "samples", "Replies side by side");
     if (json_type(samples) != JSON_OBJECT) {
         html_put_absent(to, "Replies", reason);
         return;

@@ -3,12 +3,6 @@
 #include "report_parts.h"
 #include <string.h>
 
-#define COUNT(columns) ((int64_t)(sizeof(columns) / sizeof *(columns)))
-
-static void heading(Text *to, int64_t s, const char *id, const char *words) {
-    text_format(to, "<h3 id=\"s%lld-%s\">%s</h3>\n", (long long)s, id, words);
-}
-
 /* ---- classes ---- */
 static void put_class_row(const ViewStep *step, Json at, Table *table) {
     const Json counts = json_member(&at, "counts"), low = json_member(&at, "counts_low"),
@@ -48,7 +42,7 @@ static void put_classes(const ReportView *view, int64_t s, const Figures *figure
     const ViewStep *step = &view->steps[s];
     const char *reason;
     const Json classes = view_find(step->statistics, "classes", &reason);
-    heading(to, s, "classes", "Classes");
+    report_put_heading(to, s, "classes", "Classes");
     if (json_type(classes) != JSON_ARRAY) {
         html_put_absent(to, "Classes", reason);
         return;
@@ -85,7 +79,7 @@ static void put_overlap(const ReportView *view, int64_t s, const Figures *figure
     const ViewStep *step = &view->steps[s];
     const Json steps = json_member(&step->statistics, "between_steps");
     Table table = {.fallback = "they are made between the first two groups"};
-    heading(to, s, "overlap", "Overlap of top sets");
+    report_put_heading(to, s, "overlap", "Overlap of top sets");
     report_put_figures(view, s, 1u << FIGURE_OVERLAP, figures, to);
     table_begin(&table, to, NULL, columns, COUNT(columns));
     put_overlap_rows(json_member(&step->statistics, "overlap"), "the first two groups", "", &table);
@@ -141,7 +135,7 @@ static void put_stable(const ReportView *view, int64_t s, Text *to) {
     const Json pair = view_find(step->statistics, "stable_selection", &reason),
                only = json_member(&pair, "only");
     Table table = {0};
-    heading(to, s, "stable", "Stable selection");
+    report_put_heading(to, s, "stable", "Stable selection");
     text_put_string(
         to, "<p class=\"soft small\">Cells that every resample of the prompts has among the first of their "
             "layer (share ");
@@ -171,17 +165,15 @@ static void put_reliability(const ReportView *view, int64_t s, Text *to) {
                                      {"split_half.n", "splits", false, false}};
     const ViewStep *step = &view->steps[s];
     Table table = {.fallback = "there is one group"};
-    heading(to, s, "reliability", "Reliability");
+    report_put_heading(to, s, "reliability", "Reliability");
     text_put_string(
         to, "<p class=\"soft small\">Scores from random halves of the prompts, correlated over cells; "
             "reliability: of all prompts, by Spearman and Brown.</p>\n");
     table_begin(&table, to, NULL, columns, COUNT(columns));
     for (int64_t g = 0; g <= step->n_groups; g++) {
-        table_row_begin(&table);
-        table_text(&table, g < step->n_groups ? step->groups[g] : "difference of the first two");
-        for (int64_t i = 1; i < COUNT(columns); i++)
-            table_cell(&table, g < step->n_groups ? view_group(step, g) : step->statistics, &columns[i]);
-        table_row_end(&table);
+        const bool of_group = g < step->n_groups;
+        table_named_row(&table, of_group ? step->groups[g] : "difference of the first two",
+                        of_group ? view_group(step, g) : step->statistics, columns, COUNT(columns));
     }
     table_end(&table);
 }
@@ -194,16 +186,13 @@ static void put_near_ties(const ReportView *view, int64_t s, Text *to) {
                                      {"near_ties.share", "share", false, false}};
     const ViewStep *step = &view->steps[s];
     Table table = {0};
-    heading(to, s, "ties", "Near ties");
+    report_put_heading(to, s, "ties", "Near ties");
     text_put_string(
         to,
         "<p class=\"soft small\">Choices of the router that a small change of arithmetic could turn.</p>\n");
     table_begin(&table, to, NULL, columns, COUNT(columns));
     for (int64_t g = 0; g < step->n_groups; g++) {
-        table_row_begin(&table);
-        table_text(&table, step->groups[g]);
-        for (int64_t i = 1; i < COUNT(columns); i++) table_cell(&table, view_group(step, g), &columns[i]);
-        table_row_end(&table);
+        table_named_row(&table, step->groups[g], view_group(step, g), columns, COUNT(columns));
     }
     table_end(&table);
 }
@@ -214,17 +203,14 @@ static void put_depth(const ReportView *view, int64_t s, Text *to) {
         {"", "group", true, false}, {"k", "k", false, false}, {"mean_depth", "mean depth", false, true}};
     const ViewStep *step = &view->steps[s];
     Table table = {0};
-    heading(to, s, "depth", "Depth of the top sets");
+    report_put_heading(to, s, "depth", "Depth of the top sets");
     text_put_string(
         to, "<p class=\"soft small\">Mean over the set, from the first layer to the last as a share.</p>\n");
     table_begin(&table, to, NULL, columns, COUNT(columns));
     for (int64_t g = 0; g < step->n_groups; g++) {
         const Json group = view_group(step, g), list = json_member(&group, "depth");
         for (Json at = {0}; json_next(&list, &at);) {
-            table_row_begin(&table);
-            table_text(&table, step->groups[g]);
-            for (int64_t i = 1; i < COUNT(columns); i++) table_cell(&table, at, &columns[i]);
-            table_row_end(&table);
+            table_named_row(&table, step->groups[g], at, columns, COUNT(columns));
         }
     }
     table_end(&table);

@@ -3,14 +3,6 @@
 #include "report_parts.h"
 #include <string.h>
 
-#define COUNT(columns) ((int64_t)(sizeof(columns) / sizeof *(columns)))
-
-static const char *reason_of(Json object, const char *key) {
-    const char *reason;
-    view_find(object, key, &reason);
-    return reason;
-}
-
 static void put_resamples(const ViewStep *step, Text *to) {
     const Json group = view_group(step, 0);
     if (json_type(view_find(group, "bootstrap", NULL)) != JSON_OBJECT) return;
@@ -37,7 +29,7 @@ static void put_concentration(const ViewStep *step, Text *to) {
                                      {"concentration.rotation.k95_p", "p", false, false},
                                      {"concentration.uniform.k95", "uniform", false, false},
                                      {"unused_cells", "unused cells", false, false}};
-    Table table = {.fallback = reason_of(view_group(step, 0), "bootstrap")};
+    Table table = {.fallback = view_reason(view_group(step, 0), "bootstrap")};
     text_put_string(
         to, "<p class=\"soft small\">Rotated: the experts of every layer and prompt turned by a random "
             "number of places, which leaves each prompt's own concentration and takes away what "
@@ -45,10 +37,7 @@ static void put_concentration(const ViewStep *step, Text *to) {
             "equal scores.</p>\n");
     table_begin(&table, to, NULL, columns, COUNT(columns));
     for (int64_t g = 0; g < step->n_groups; g++) {
-        table_row_begin(&table);
-        table_text(&table, step->groups[g]);
-        for (int64_t i = 1; i < COUNT(columns); i++) table_cell(&table, view_group(step, g), &columns[i]);
-        table_row_end(&table);
+        table_named_row(&table, step->groups[g], view_group(step, g), columns, COUNT(columns));
     }
     table_end(&table);
 }
@@ -59,10 +48,7 @@ static void put_layer_rows(const ReportView *view, const ViewStep *step, const C
     for (int64_t g = 0; g < step->n_groups; g++) {
         const Json group = view_group(step, g), layers = json_member(&group, "layers");
         for (Json at = {0}; json_next(&layers, &at) && table->n_rows < view_limit(view, "rows");) {
-            table_row_begin(table);
-            table_text(table, step->groups[g]);
-            for (int64_t i = 1; i < n; i++) table_cell(table, at, &columns[i]);
-            table_row_end(table);
+            table_named_row(table, step->groups[g], at, columns, n);
         }
     }
 }
@@ -75,8 +61,8 @@ static void put_layers(const ReportView *view, int64_t s, const Figures *figures
                                      {"effective_experts", "effective", false, true},
                                      {"effective_experts_simpson", "Simpson", false, true}};
     const ViewStep *step = &view->steps[s];
-    Table table = {.fallback = reason_of(view_group(step, 0), "bootstrap")};
-    text_format(to, "<h3 id=\"s%lld-layers\">Layers</h3>\n", (long long)s);
+    Table table = {.fallback = view_reason(view_group(step, 0), "bootstrap")};
+    report_put_heading(to, s, "layers", "Layers");
     report_put_figures(view, s, 1u << FIGURE_LAYERS, figures, to);
     text_put_string(to, "<details><summary>table of layers</summary>");
     table_begin(&table, to, NULL, columns, COUNT(columns));
@@ -113,7 +99,7 @@ static void put_cells(const ReportView *view, Json pair, Json group, Text *to) {
                                      {"p_value", "p", false, false},
                                      {"p_value_max", "p over all cells", false, false}};
     const Json list = json_member(&pair, "differences");
-    const char *no_test = reason_of(pair, "permutation"), *no_samples = reason_of(group, "bootstrap");
+    const char *no_test = view_reason(pair, "permutation"), *no_samples = view_reason(group, "bootstrap");
     Table table = {.fallback = no_test ? no_test : no_samples};
     table_begin(&table, to, "Largest differences", columns, COUNT(columns));
     for (Json at = {0}; json_next(&list, &at) && table.n_rows < view_limit(view, "cells");)
@@ -134,7 +120,7 @@ static void put_selectivity(const ReportView *view, Json pair, Json group, Text 
                                      {"js_divergence", "JS divergence", false, true},
                                      {"p_value", "p", false, false}};
     const Json list = json_member(&pair, "selectivity");
-    const char *no_test = reason_of(pair, "permutation"), *no_samples = reason_of(group, "bootstrap");
+    const char *no_test = view_reason(pair, "permutation"), *no_samples = view_reason(group, "bootstrap");
     Table table = {.fallback = no_test ? no_test : no_samples};
     text_put_string(to, "<details><summary>selectivity by layer</summary>");
     table_begin(&table, to, NULL, columns, COUNT(columns));
@@ -177,7 +163,7 @@ static void put_other_pairs(const ReportView *view, const ViewStep *step, Text *
 static void put_differences(const ReportView *view, int64_t s, const Figures *figures, Text *to) {
     const ViewStep *step = &view->steps[s];
     const char *reason;
-    text_format(to, "<h3 id=\"s%lld-differences\">Differences of groups</h3>\n", (long long)s);
+    report_put_heading(to, s, "differences", "Differences of groups");
     if (json_type(view_find(step->statistics, "differences", &reason)) != JSON_ARRAY) {
         html_put_absent(to, "Differences", reason);
         return;
@@ -195,7 +181,7 @@ static void put_differences(const ReportView *view, int64_t s, const Figures *fi
 }
 
 void report_put_statistics(const ReportView *view, int64_t s, const Figures *figures, Text *to) {
-    text_format(to, "<h3 id=\"s%lld-concentration\">Concentration</h3>\n", (long long)s);
+    report_put_heading(to, s, "concentration", "Concentration");
     report_put_figures(view, s, 1u << FIGURE_CONCENTRATION, figures, to);
     put_resamples(&view->steps[s], to);
     put_concentration(&view->steps[s], to);

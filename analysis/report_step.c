@@ -19,9 +19,7 @@ static void put_overview_rows(const ViewStep *step, Table *table) {
     for (int64_t g = 0; g < step->n_groups; g++) {
         const Json group = view_group(step, g), curve = json_member(&group, "curve");
         Json first = {0};
-        const char *reason;
-        view_find(group, "bootstrap", &reason);
-        table->fallback = reason;
+        table->fallback = view_reason(group, "bootstrap");
         table_row_begin(table);
         table_text(table, step->name);
         table_text(table, step->groups[g]);
@@ -182,7 +180,7 @@ static void put_largest(Json group, Text *to) {
 
 static void put_scores(const ReportView *view, int64_t s, const Figures *figures, Text *to) {
     const Json groups = json_member(&view->steps[s].entry, "largest");
-    text_format(to, "<h3 id=\"s%lld-scores\">Scores</h3>\n", (long long)s);
+    report_put_heading(to, s, "scores", "Scores");
     report_put_figures(view, s, 1u << FIGURE_HEATMAP | 1u << FIGURE_CURVE | 1u << FIGURE_CUMULATIVE, figures,
                        to);
     text_put_string(to, "<h4>Largest cells</h4>\n<p class=\"soft small\">The first ");
@@ -200,7 +198,7 @@ static void put_prompts(const ViewStep *step, int64_t s, Text *to) {
     const int64_t n = sizeof columns / sizeof *columns;
     const Json groups = json_member(&step->entry, "prompts");
     Table table = {0};
-    text_format(to, "<h3 id=\"s%lld-prompts\">Prompts</h3>\n", (long long)s);
+    report_put_heading(to, s, "prompts", "Prompts");
     table_begin(&table, to, NULL, columns, n);
     for (Json at = {0}; json_next(&groups, &at);) table_row(&table, at, columns, n);
     table_end(&table);

@@ -48,6 +48,12 @@ Json view_find(Json object, const char *path, const char **reason) {
     return at;
 }
 
+const char *view_reason(Json object, const char *path) {
+    const char *reason;
+    view_find(object, path, &reason);
+    return reason;
+}
+
 Json view_group(const ViewStep *step, int64_t group) {
     const Json groups = json_member(&step->statistics, "groups");
     return alone(json_member(&groups, step->groups[group]));

@@ -34,6 +34,7 @@ int64_t view_limit(const ReportView *view, const char *key); /* of page */
 /* "a.b.c" from an object. Where it is null or absent, *reason (may be NULL) is the reason beside the value
  * or beside one on the way; NULL: none is given. */
 Json view_find(Json object, const char *path, const char **reason);
+const char *view_reason(Json object, const char *path); /* that reason alone */
 /* A group of a step's statistics. */
 Json view_group(const ViewStep *step, int64_t group);
 
