@@ -64,6 +64,21 @@ static bool prompts_new(const Bench *b, int64_t n, Prompts *p) {
 }
 
 /* ---- passes ---- */
+/* The median of passes after a first that does not count. *result is that of the last, the caller's. */
+static bool time_pass(const Bench *b, const Prompts *prompts, const PassOptions *options, PassResult *result,
+                      double *median) {
+    double seconds[RUNS];
+    for (int run = -1; run < RUNS; run++) {
+        pass_result_free(result);
+        *result = (PassResult){0};
+        const double begin = clock_seconds();
+        if (!model_pass(&b->model, &prompts->batch, options, NULL, result, b->error)) return false;
+        seconds[run < 0 ? 0 : run] = clock_seconds() - begin;
+    }
+    *median = timing_of(seconds, RUNS).median;
+    return true;
+}
+
 static bool bench_pass(const Bench *b, const char *name, int64_t n, PassOptions options, bool gradient) {
     Prompts prompts;
     if (!prompts_new(b, n, &prompts)) return false;
@@ -73,16 +88,10 @@ static bool bench_pass(const Bench *b, const char *name, int64_t n, PassOptions 
     const Model *m = &b->model;
     bool ok =
         model_plan(&m->config, m->compute, m->weights.head.dtype, &prompts.batch, &options, &plan, b->error);
-    double seconds[RUNS];
-    for (int run = -1; ok && run < RUNS; run++) {
-        pass_result_free(&result);
-        result = (PassResult){0};
-        const double begin = clock_seconds();
-        ok = model_pass(m, &prompts.batch, &options, NULL, &result, b->error);
-        seconds[run < 0 ? 0 : run] = clock_seconds() - begin;
-    }
+    double median = 0;
+    ok = ok && time_pass(b, &prompts, &options, &result, &median);
     if (ok) {
-        const double median = timing_of(seconds, RUNS).median, tokens = (double)(n * b->request->tokens);
+        const double tokens = (double)(n * b->request->tokens);
         print_row(b, name, median, tokens / median, b->ceilings.product,
                   plan.cost.flops / median / b->ceilings.product);
         const double row = (double)m->config.hidden_size * (double)dtype_bytes(m->compute);
@@ -147,18 +156,10 @@ static bool time_width(const Bench *b, int64_t n, double *flops, double *median)
     const PassOptions options = {.recompute = RECOMPUTE_ALWAYS, .want_nll = true};
     const Model *m = &b->model;
     PassResult result = {0};
-    double seconds[RUNS];
     bool ok = model_plan(&m->config, m->compute, m->weights.head.dtype, &prompts.batch, &options, &result,
                          b->error);
     *flops = result.cost.flops;
-    for (int run = -1; ok && run < RUNS; run++) {
-        pass_result_free(&result);
-        result = (PassResult){0};
-        const double begin = clock_seconds();
-        ok = model_pass(m, &prompts.batch, &options, NULL, &result, b->error);
-        seconds[run < 0 ? 0 : run] = clock_seconds() - begin;
-    }
-    if (ok) *median = timing_of(seconds, RUNS).median;
+    ok = ok && time_pass(b, &prompts, &options, &result, median);
     pass_result_free(&result);
     prompts_free(&prompts);
     return ok;
