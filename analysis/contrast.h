@@ -136,7 +136,6 @@ int64_t contrast_column(const ContrastStatistics *s, ContrastPart part, Contrast
 /* The same bits for any number of threads. Caller frees, also after an error. */
 bool contrast_statistics_make(const ContrastInput *input, ContrastStatistics *statistics, Error *error);
 void contrast_statistics_free(ContrastStatistics *statistics);
-bool contrast_draw_controls(const ContrastInput *input, ContrastControls *controls, Error *error);
 bool contrast_rank_cells(const ContrastInput *input, ContrastStatistics *s, Error *error);
 /* How many cells a ranking selects; an Error where that is none, or more than there are. */
 bool contrast_count_wanted(const StepOptions *step, const ModelConfig *config, int64_t *n, Error *error);
@@ -155,6 +154,5 @@ bool contrast_write(const ContrastResults *results, Error *error);
 void contrast_put_json(const ContrastInput *input, const ContrastStatistics *s, const char *warnings,
                        Text *to);
 const char *contrast_alignment(const StepOptions *step); /* how tokens are compared, in words */
-const char *contrast_ranking_definition(ContrastRankingKind kind);
 
 #endif

@@ -18,7 +18,7 @@ const char *contrast_alignment(const StepOptions *step) {
                                                     : prompts[step->contrast_tokens];
 }
 
-const char *contrast_ranking_definition(ContrastRankingKind kind) {
+static const char *ranking_definition(ContrastRankingKind kind) {
     static const char *const definitions[N_RANKINGS] = {
         "share of the first text's counted tokens that choose the expert - share of the second's, mean over "
         "pairs",
@@ -140,7 +140,7 @@ static void put_ranking(const ContrastInput *in, const ContrastStatistics *s, in
         return;
     }
     write_begin(to, contrast_ranking_names[kind], '{');
-    write_string(to, "definition", contrast_ranking_definition((ContrastRankingKind)kind));
+    write_string(to, "definition", ranking_definition((ContrastRankingKind)kind));
     write_integer(to, "n_wanted", s->n_wanted);
     write_integer(to, "n_selected", r->n_selected);
     write_number(to, "parameter_share", (double)(r->n_selected * expert) / (double)n_total);
@@ -220,15 +220,7 @@ void contrast_put_json(const ContrastInput *in, const ContrastStatistics *s, con
     write_end(to, '}');
     put_between(s, to);
     write_line(to);
-    write_begin(to, "warnings", '[');
-    while (warnings && *warnings) {
-        size_t n = 0;
-        while (warnings[n] && warnings[n] != '\n') n++;
-        write_key(to, NULL);
-        text_put_json(to, warnings, n);
-        warnings += n + (warnings[n] == '\n');
-    }
-    write_end(to, ']');
+    write_lines(to, "warnings", warnings);
     write_end(to, '}');
     text_put_string(to, "\n");
 }

@@ -59,7 +59,7 @@ static void compare_partners(const ContrastInput *in, int64_t i, uint8_t *mark, 
     }
 }
 
-bool contrast_draw_controls(const ContrastInput *in, ContrastControls *c, Error *error) {
+static bool draw_controls(const ContrastInput *in, ContrastControls *c, Error *error) {
     int64_t P = in->measures->n_prompts, E = in->measures->n_experts, n_threads = omp_get_max_threads();
     int64_t most = in->step->controls < P ? in->step->controls : P;
     size_t n = (size_t)(P * most);
@@ -154,7 +154,7 @@ bool contrast_statistics_make(const ContrastInput *in, ContrastStatistics *s, Er
                               .no_samples = in->step->bootstraps ? NULL : "bootstraps is 0"};
     if (m->n_prompts < 2) s->no_samples = "one pair has no resamples";
     bool ok = contrast_count_wanted(in->step, in->config, &s->n_wanted, error) && make_room(s, error) &&
-              (s->no_controls || contrast_draw_controls(in, &s->controls, error));
+              (s->no_controls || draw_controls(in, &s->controls, error));
     for (int64_t i = 0; ok && i < s->n_pairs; i++) fill_pair(in, s, i);
     return ok && estimate(in, s, error) && contrast_rank_cells(in, s, error);
 }

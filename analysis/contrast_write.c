@@ -185,17 +185,6 @@ static void put_string(Text *to, const char *key, const char *text) {
     text_put_json(to, text, strlen(text));
 }
 
-static void put_shape(const ModelConfig *config, Text *to) {
-    text_format(to,
-                ",\n  \"family\": \"%s\",\n  \"n_layers\": %lld,\n  \"n_experts\": %lld,\n"
-                "  \"n_experts_per_token\": %lld,\n  \"moe_layers\": [",
-                config->family, (long long)config->n_layers, (long long)config->n_experts,
-                (long long)config->n_experts_per_token);
-    for (int64_t l = 0; l < config->n_moe_layers; l++)
-        text_format(to, "%s%lld", l ? ", " : "", (long long)model_config_decoder_layer(config, l));
-    text_put_string(to, "]");
-}
-
 static void put_prompts(const ContrastResults *r, Text *to) {
     const StepOptions *step = r->run->step;
     int64_t n_tokens = 0, n_truncated = 0, n_left_out = 0;
@@ -226,17 +215,11 @@ static bool write_facts(const ContrastResults *r, Error *error) {
                "Jensen-Shannon divergence of router distributions, overlap@k, weighted Jaccard");
     put_string(&text, "alignment", contrast_alignment(run->step));
     put_prompts(r, &text);
-    put_shape(&run->model->config, &text);
+    results_put_shape(&run->model->config, &text);
     text_put_string(&text, ",\n  \"switches\": {\n");
     options_write(SCOPE_STEP, STEP_CONTRAST, run->step, 4, true, &text);
     text_put_string(&text, "\n  },\n  \"warnings\": [");
-    const char *separator = "\n    ";
-    for (const char *line = r->warnings; line && *line; separator = ",\n    ") {
-        size_t n = strcspn(line, "\n");
-        text_put_string(&text, separator);
-        text_put_json(&text, line, n);
-        line += n + (line[n] == '\n');
-    }
+    results_put_warnings(r->warnings, &text);
     text_put_string(&text, "\n  ]\n}\n");
     return results_write_text(run->folder, "step.json", &text, error);
 }

@@ -124,17 +124,6 @@ static bool write_responses(const Intervention *all, Error *error) {
 /* ---- step.json ---- */
 static void put_string(Text *to, const char *text) { text_put_json(to, text, strlen(text)); }
 
-static void put_warnings(const char *lines, Text *to) {
-    bool first = true;
-    while (lines && *lines) {
-        size_t n = strcspn(lines, "\n");
-        text_put_string(to, first ? "\n    " : ",\n    ");
-        text_put_json(to, lines, n);
-        first = false;
-        lines += n + (lines[n] == '\n');
-    }
-}
-
 static bool write_facts(const Intervention *all, Error *error) {
     const StepOptions *step = all->run->step;
     const ModelConfig *config = &all->run->model->config;
@@ -163,7 +152,7 @@ static bool write_facts(const Intervention *all, Error *error) {
                 (long long)config->n_experts_per_token);
     options_write(SCOPE_STEP, step->kind, step, 4, true, &text);
     text_put_string(&text, "\n  },\n  \"warnings\": [");
-    put_warnings(all->warnings, &text);
+    results_put_warnings(all->warnings, &text);
     text_put_string(&text, "\n  ]\n}\n");
     return results_write_text(all->run->folder, "step.json", &text, error);
 }

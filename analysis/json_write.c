@@ -49,6 +49,17 @@ static void suffixed(char name[100], const char *key, const char *suffix) {
     snprintf(name, 100, "%.80s%s", key, suffix);
 }
 
+void write_lines(Text *to, const char *key, const char *lines) {
+    write_begin(to, key, '[');
+    while (lines && *lines) {
+        const size_t n = strcspn(lines, "\n");
+        write_key(to, NULL);
+        text_put_json(to, lines, n);
+        lines += n + (lines[n] == '\n');
+    }
+    write_end(to, ']');
+}
+
 void write_null(Text *to, const char *key, const char *reason) {
     char name[100];
     write_key(to, key);

@@ -25,6 +25,10 @@ bool results_write(const StepResults *results, Error *error);
 /* FOLDER/README.txt: files, columns, units. */
 bool results_write_readme(const char *folder, Error *error);
 
+/* ---- parts of a step.json, behind what stands there ---- */
+void results_put_shape(const ModelConfig *config, Text *to); /* family, layers, experts */
+void results_put_warnings(const char *lines, Text *to);      /* the entries of a list, a line each */
+
 /* ---- for results_*.c ---- */
 /* What is derived from a group's measures. */
 typedef struct {

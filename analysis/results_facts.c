@@ -111,19 +111,24 @@ static void put_groups(const StepResults *r, Text *to) {
         (long long)n_prompts, (long long)n_tokens, (long long)n_truncated, (long long)n_left_out);
 }
 
-static void put_shape(const ModelConfig *config, Text *to) {
+void results_put_shape(const ModelConfig *config, Text *to) {
     text_format(to,
                 ",\n  \"family\": \"%s\",\n  \"n_layers\": %lld,\n  \"n_experts\": %lld,\n"
                 "  \"n_experts_per_token\": %lld,\n  \"moe_layers\": [",
                 config->family, (long long)config->n_layers, (long long)config->n_experts,
                 (long long)config->n_experts_per_token);
-    bool first = true;
-    for (int64_t l = 0; l < config->n_layers; l++) {
-        if (config->layer_is_dense[l]) continue;
-        text_format(to, "%s%lld", first ? "" : ", ", (long long)l);
-        first = false;
-    }
+    for (int64_t l = 0; l < config->n_moe_layers; l++)
+        text_format(to, "%s%lld", l ? ", " : "", (long long)model_config_decoder_layer(config, l));
     text_put_string(to, "]");
+}
+
+void results_put_warnings(const char *lines, Text *to) {
+    for (const char *separator = "\n    "; lines && *lines; separator = ",\n    ") {
+        const size_t n = strcspn(lines, "\n");
+        text_put_string(to, separator);
+        text_put_json(to, lines, n);
+        lines += n + (lines[n] == '\n');
+    }
 }
 
 bool results_write_facts(const StepResults *r, const GroupScores *scores, Error *error) {
@@ -146,7 +151,7 @@ bool results_write_facts(const StepResults *r, const GroupScores *scores, Error 
     text_put_string(&text, ",\n  \"score\": ");
     put_score(r, &text);
     put_groups(r, &text);
-    put_shape(r->config, &text);
+    results_put_shape(r->config, &text);
     text_put_string(&text, ",\n  \"switches\": {\n");
     options_write(SCOPE_STEP, r->step->kind, r->step, 4, true, &text);
     text_put_string(&text, "\n  },\n  \"warnings\": [\n    ");

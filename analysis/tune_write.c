@@ -60,15 +60,6 @@ static bool write_updates(const Tuning *t, Error *error) {
 }
 
 /* ---- step.json ---- */
-static void put_warnings(const char *lines, Text *to) {
-    while (lines && *lines) {
-        size_t n = strcspn(lines, "\n");
-        write_key(to, NULL);
-        text_put_json(to, lines, n);
-        lines += n + (lines[n] == '\n');
-    }
-}
-
 static void put_counts(const Tuning *t, Text *to) {
     const ModelConfig *config = &t->run->model->config;
     int64_t n_total, n_active, n_values = 0, n_cells = 0;
@@ -117,9 +108,7 @@ static bool write_step(const Tuning *t, Error *error) {
     for (int64_t g = 0; g < step->groups.n; g++) write_string(&text, NULL, step->groups.names[g]);
     write_end(&text, ']');
     put_counts(t, &text);
-    write_begin(&text, "warnings", '[');
-    put_warnings(t->warnings, &text);
-    write_end(&text, ']');
+    write_lines(&text, "warnings", t->warnings);
     write_key(&text, "switches");
     text_put_string(&text, "{\n");
     options_write(SCOPE_STEP, step->kind, step, 4, true, &text);
