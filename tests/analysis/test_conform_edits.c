@@ -1,60 +1,8 @@
 /* conform on the interventions of a golden case: they agree, are written under the names of the reference,
  * and a fault planted in their expected values is found; files that are not such a list are refused. */
-#include "tests/engine/scratch.h"
-#include "analysis/conform.h"
-#include "engine/safetensors.h"
-#include "kernels/device.h"
-#include <errno.h>
-
 #define GOLDEN SOURCE_DIR "/tests/golden/olmoe"
-
-enum { MAX_TENSORS = 40 };
-
-typedef struct {
-    NamedTensor tensors[MAX_TENSORS];
-    TensorSet *set;
-    int64_t n;
-} File;
-
-static File read_file(const char *path) {
-    Error error = {0};
-    File f = {.set = safetensors_open(path, &error)};
-    if (!f.set) fail_msg("%s", error.text);
-    assert_true(safetensors_count(f.set) <= MAX_TENSORS);
-    for (f.n = 0; f.n < safetensors_count(f.set); f.n++) {
-        const TensorEntry *entry = safetensors_entry(f.set, f.n);
-        Tensor t = {
-            .dtype = entry->dtype, .n_dims = entry->n_dims, .data = mem_alloc((size_t)entry->n_bytes)};
-        memcpy(t.shape, entry->shape, (size_t)entry->n_dims * sizeof *entry->shape);
-        assert_true(safetensors_read(f.set, entry, 0, t.data, (size_t)entry->n_bytes, &error));
-        f.tensors[f.n] = (NamedTensor){entry->name, t};
-    }
-    return f;
-}
-
-static Tensor *find(File *f, const char *name) {
-    for (int64_t i = 0; i < f->n; i++)
-        if (!strcmp(f->tensors[i].name, name)) return &f->tensors[i].tensor;
-    fail_msg("no tensor %s", name);
-    return NULL;
-}
-
-static void free_file(File *f) {
-    for (int64_t i = 0; i < f->n; i++) mem_free(f->tensors[i].tensor.data);
-    safetensors_close(f->set);
-}
-
-static void copy_file(const char *name) {
-    char from[200], to[60];
-    Error error = {0};
-    size_t n;
-    snprintf(from, sizeof from, GOLDEN "/%s", name);
-    snprintf(to, sizeof to, "case/%s", name);
-    char *bytes = io_read_all(from, 1 << 24, &n, &error);
-    if (!bytes) fail_msg("%s", error.text);
-    scratch_write(to, bytes, n);
-    mem_free(bytes);
-}
+#include "golden_case.h"
+#include <errno.h>
 
 static int set_up(void **state) {
     (void)state;
@@ -63,20 +11,6 @@ static int set_up(void **state) {
     copy_file("interventions.json");
     copy_file("expected_interventions.safetensors");
     return 0;
-}
-
-static bool conform(bool *agrees, char printed[16384], Error *error) {
-    char folder[300], out[300];
-    FILE *to = tmpfile();
-    snprintf(folder, sizeof folder, "%s", scratch_path("case"));
-    snprintf(out, sizeof out, "%s", scratch_path("out"));
-    ConformOptions options = {
-        .folder = folder, .model = GOLDEN, .out = out, .device = cpu_device(), .compute = DTYPE_F32};
-    bool ok = conform_run(&options, to, agrees, error);
-    rewind(to);
-    printed[fread(printed, 1, 16383, to)] = '\0';
-    fclose(to);
-    return ok;
 }
 
 /* Every expected tensor stands in the file written, near it by a comparison made here. */

@@ -1,11 +1,10 @@
 /* Jobs with contrasts on the demo model: the same bytes whatever the batch, the threads and wherever a
  * run was stopped; selections that an intervention reads; what is refused. */
-#include "../../analysis/run.h"
+#include "scratch_run.h"
 #include "statistics_file.h"
 #include <errno.h>
 #include <omp.h>
 
-#define DEMO SOURCE_DIR "/configs/demo/"
 #define MODEL                                                                                                \
     "{\"schema_version\": 1, \"models\": {\"demo\": {\"path\": \"" DEMO                                      \
     "model\", \"chat_template\": \"phi35moe\"}},\n"
@@ -39,50 +38,14 @@ static const char *const tables[] = {"README.txt",
                                      "matched/selection_probability.csv"};
 enum { N_TABLES = sizeof tables / sizeof *tables };
 
-static bool run_file(const char *job, const char *out, const char *const *sets, int64_t n_sets,
-                     Error *error) {
-    RunRequest request = {.job = scratch_path(job),
-                          .out = scratch_path(out),
-                          .sets = sets,
-                          .n_sets = n_sets,
-                          .version = "test",
-                          .to = stdout};
-    *error = (Error){0};
-    return run_job(&request, error);
-}
-
-static void must_run(const char *job, const char *out, const char *const *sets, int64_t n_sets) {
-    Error error;
-    if (!run_file(job, out, sets, n_sets, &error)) fail_msg("%s: %s", out, error.text);
-}
-
-static void remove_run(const char *out) {
-    if (io_exists(scratch_path(out))) nftw(scratch_path(out), scratch_remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-}
-
-static char *read_table(const char *out, const char *table, size_t *n) {
-    char name[200];
-    Error error = {0};
-    snprintf(name, sizeof name, "%s/%s", out, table);
-    char *bytes = io_read_all(scratch_path(name), 1 << 30, n, &error);
-    if (!bytes) fail_msg("%s", error.text);
-    return bytes;
-}
-
 static void assert_same_run(const char *out) {
-    for (int i = 0; i < N_TABLES; i++) {
-        size_t n = 0, m = 0;
-        char *one = read_table("whole", tables[i], &n), *two = read_table(out, tables[i], &m);
-        if (n != m || memcmp(one, two, n) != 0) fail_msg("%s of whole and %s differ", tables[i], out);
-        mem_free(one);
-        mem_free(two);
-    }
+    for (int i = 0; i < N_TABLES; i++) assert_same_table("whole", out, tables[i]);
 }
 
 static int set_up(void **state) {
     (void)state;
     scratch_write_text("job.json", job_text);
-    must_run("job.json", "whole", NULL, 0);
+    must_run("whole", NULL, 0);
     return 0;
 }
 
@@ -101,7 +64,7 @@ static void batches_and_threads_change_no_byte(void **state) {
     int n_threads = omp_get_max_threads();
     for (int i = 0; i < 3; i++) {
         omp_set_num_threads(1 + i % 2);
-        must_run("job.json", "batch", sets[i], 2);
+        must_run("batch", sets[i], 2);
         omp_set_num_threads(n_threads);
         assert_same_run("batch");
         remove_run("batch");
@@ -112,7 +75,7 @@ static void a_stopped_run_is_gone_on_with(void **state) {
     (void)state;
     Error error;
     io_fail_after(0, 0, false);
-    must_run("job.json", "count", NULL, 0);
+    must_run("count", NULL, 0);
     remove_run("count");
     int64_t n_calls = io_fail_after(0, 0, false), n_blocks = 0;
     for (int64_t k = 1; k < n_calls; k += 1 + n_calls / 15) {
@@ -122,7 +85,7 @@ static void a_stopped_run_is_gone_on_with(void **state) {
         if (ok) fail_msg("file call %d failed and nothing was said", (int)k);
         assert_clean_error(&error, error.code);
         n_blocks += io_exists(scratch_path("stopped/matched/blocks/many.0000.safetensors"));
-        must_run("job.json", "stopped", NULL, 0);
+        must_run("stopped", NULL, 0);
         assert_same_run("stopped");
         assert_false(io_exists(scratch_path("stopped/matched/blocks")));
         remove_run("stopped");
@@ -134,7 +97,7 @@ static void memory_may_run_out_anywhere(void **state) {
     (void)state;
     Error error;
     mem_fail_after(0, false);
-    must_run("job.json", "count", NULL, 0);
+    must_run("count", NULL, 0);
     remove_run("count");
     int64_t n = mem_fail_after(0, false);
     for (int64_t k = 1; k < n; k += 1 + n / 40) {
@@ -182,7 +145,7 @@ static void pairs_and_controls_are_as_asked_for(void **state) {
 static void the_other_logarithm_is_another_unit(void **state) {
     (void)state;
     static const char *const sets[] = {"steps.matched.js_log=base2"};
-    must_run("job.json", "bits", sets, 1);
+    must_run("bits", sets, 1);
     JsonDocument *nats = contrast_of("whole", "matched"), *bits = contrast_of("bits", "matched");
     assert_value(bits, "overall.control.js", value_at(nats, "overall.control.js") / log(2));
     assert_value(bits, "layers[1].contrast.js_low", value_at(nats, "layers[1].contrast.js_low") / log(2));
@@ -203,7 +166,7 @@ static void an_intervention_reads_a_selection(void **state) {
                    "\"whole/reply/selection_gradient.csv\", \"exclude_super\": false, \"random_sets\": 0,\n"
                    " \"layer_matched_sets\": 0, \"traffic_matched_sets\": 0, \"max_new_tokens\": 2}]}\n");
     scratch_write_text("silence.json", job);
-    must_run("silence.json", "silence", NULL, 0);
+    must_run_file("silence.json", "silence", NULL, 0);
     size_t n;
     char *cells = read_table("silence", "silence/cells.csv", &n);
     int n_lines = 0;
@@ -235,7 +198,7 @@ static void groups_are_paired_by_id(void **state) {
     scratch_write_text("a.jsonl", first_text);
     scratch_write_text("b.jsonl", second_text);
     write_job("\"groups\": [\"a\", \"b\"]");
-    must_run("small.json", "small", NULL, 0);
+    must_run_file("small.json", "small", NULL, 0);
     size_t n;
     char *pairs = read_table("small", "s/pairs.csv", &n), *line = strchr(pairs, '\n') + 1;
     assert_true(!strncmp(line, "0,x,x,", 6));
@@ -250,7 +213,7 @@ static void long_texts_take_their_partner_along(void **state) {
     (void)state;
     static const char *const sets[] = {"prompts.r.max_tokens=65", "prompts.r.over_long=skip"};
     Error error;
-    must_run("job.json", "skip", sets, 2);
+    must_run("skip", sets, 2);
     JsonDocument *d = contrast_of("skip", "reply");
     assert_true(value_at(d, "n_pairs") > 1 && value_at(d, "n_pairs") < 15);
     assert_contains(string_of(find(d, "warnings[0]")), "second side, group r: ");

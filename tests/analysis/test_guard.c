@@ -4,16 +4,11 @@
 #include "../../analysis/csv.h"
 #include "../../analysis/guard.h"
 #include "../../analysis/outcomes.h"
-#include "../../analysis/run.h"
-#include "../../kernels/device.h"
-#include "../engine/scratch.h"
+#include "demo_model.h"
 #include <errno.h>
 #include <math.h>
 
-#define DEMO SOURCE_DIR "/configs/demo/"
 #define STANDARD SOURCE_DIR "/configs/judge/guard_three_way.json"
-#define PROMPTS(name, file, limit)                                                                           \
-    "\"" name "\": {\"path\": \"" DEMO "prompts/" file ".jsonl\", \"limit\": " limit "}"
 
 /* Answers of several tokens, of which all begin with the same. */
 static const char guard_text[] =
@@ -45,67 +40,16 @@ static const char job_text[] =
                       "\"guard.json\"}]}\n";
 
 static Error error;
-static Model model;
-static ModelOptions model_options;
-static PromptEncoder encoder;
-static TextPool pool;
-
-static bool run(const char *out, const char *const *sets, int64_t n_sets) {
-    RunRequest request = {.job = scratch_path("job.json"),
-                          .out = scratch_path(out),
-                          .sets = sets,
-                          .n_sets = n_sets,
-                          .version = "test",
-                          .to = stdout};
-    error = (Error){0};
-    return run_job(&request, &error);
-}
-
-static void must_run(const char *out, const char *const *sets, int64_t n_sets) {
-    if (!run(out, sets, n_sets)) fail_msg("%s: %s", out, error.text);
-}
-
-static char *read_file(const char *name) {
-    size_t n;
-    Error own = {0};
-    char *bytes = io_read_all(scratch_path(name), 1 << 30, &n, &own);
-    if (!bytes) fail_msg("%s", own.text);
-    return bytes;
-}
-
-static void assert_same_file(const char *a, const char *b) {
-    char *one = read_file(a), *other = read_file(b);
-    if (strcmp(one, other) != 0) fail_msg("%s and %s differ", a, b);
-    mem_free(one);
-    mem_free(other);
-}
-
-static void remove_run(const char *out) {
-    if (io_exists(scratch_path(out))) nftw(scratch_path(out), scratch_remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-}
-
 static int set_up(void **state) {
     (void)state;
     scratch_write_text("job.json", job_text);
     scratch_write_text("guard.json", guard_text);
     must_run("whole", NULL, 0);
-    assert_true(options_preset(SCOPE_MODEL, &model_options, &pool, &error));
-    model_options.name = "demo";
-    model_options.path = DEMO "model";
-    model_options.chat_template = "phi35moe";
-    assert_true(model_open(model_options.path, cpu_device(), DTYPE_F32, &model, &error));
-    assert_true(prompt_encoder_open(&model_options, &model.config, &encoder, &error));
+    open_demo_model();
     return 0;
 }
 
-static int tear_down(void **state) {
-    prompt_encoder_close(&encoder);
-    model_close(&model);
-    pool_free(&pool);
-    return scratch_remove(state);
-}
-
-static void read_table(const char *name, Csv *csv) {
+static void read_csv(const char *name, Csv *csv) {
     Error own = {0};
     if (!csv_read(scratch_path(name), 1 << 20, csv, &own)) fail_msg("%s", own.text);
 }
@@ -128,7 +72,8 @@ static void a_judge_writes_its_own_folder(void **state) {
     assert_same_file("whole/ruled/outcomes.csv", "whole/edit/outcomes.csv");
     assert_false(io_exists(scratch_path("whole/ruled/agreement.csv")));
     assert_false(io_exists(scratch_path("whole/asked/blocks")));
-    char *facts = read_file("whole/asked/step.json"), *manifest = read_file("whole/manifest.json");
+    char *facts = read_file("whole/asked/step.json", NULL),
+         *manifest = read_file("whole/manifest.json", NULL);
     assert_non_null(strstr(facts, "\"kind\": \"judge\""));
     assert_non_null(strstr(facts, "\"from\": \"edit\""));
     assert_non_null(strstr(manifest, "steps.asked.guard"));
@@ -166,7 +111,7 @@ static double answer_log_p(const char *text, const char *answer) {
 
 /* The text of a member of line n of a JSONL file. */
 static char *line_member(const char *name, int64_t n, const char *key) {
-    char *lines = read_file(name), *line = lines;
+    char *lines = read_file(name, NULL), *line = lines;
     for (int64_t i = 0; i < n; i++) line = strchr(line, '\n') + 1;
     JsonDocument *document = json_parse(line, strcspn(line, "\n"), name, &error);
     const Json root = json_root(document);
@@ -199,7 +144,7 @@ static void probabilities_are_those_of_logits(void **state) {
     (void)state;
     Csv csv = {0};
     int n_labels[2] = {0};
-    read_table("whole/asked/labels.csv", &csv);
+    read_csv("whole/asked/labels.csv", &csv);
     assert_int_equal(csv.n_rows, 21);
     for (int64_t r = 0; r < csv.n_rows; r++) {
         char name[100], text[4000];
@@ -303,8 +248,8 @@ static void labels_are_those_of_who_decides(void **state) {
         snprintf(decides, sizeof decides, "steps.asked.decides=%s", orders[i]);
         const char *const sets[] = {labels_set, decides};
         must_run("decided", sets, 2);
-        read_table("decided/asked/labels.csv", &csv);
-        read_table("decided/asked/agreement.csv", &agreement);
+        read_csv("decided/asked/labels.csv", &csv);
+        read_csv("decided/asked/agreement.csv", &agreement);
         for (int64_t r = 0; r < csv.n_rows; r++) {
             const char *human = field(&csv, r, "human"), *rules = field(&csv, r, "rules"),
                        *guard = strcmp(rules, "degraded") ? field(&csv, r, "guard") : rules;
@@ -318,7 +263,7 @@ static void labels_are_those_of_who_decides(void **state) {
         check_pair(&csv, &agreement, "guard", "rules", "guard", "rules");
         csv_free(&csv);
         csv_free(&agreement);
-        char *facts = read_file("decided/asked/judge.json");
+        char *facts = read_file("decided/asked/judge.json", NULL);
         assert_non_null(strstr(facts, "\"guard_kappa\": "));
         assert_non_null(strstr(facts, "\"compliant\": {\"text\": \"I can do this\", \"tokens\": ["));
         mem_free(facts);
@@ -370,7 +315,7 @@ static void a_stopped_judge_is_gone_on_with(void **state) {
     int64_t n_calls = io_fail_after(0, 0, false), n_blocks = 0;
     for (int64_t k = n_calls - 44; k < n_calls; k += 11) {
         io_fail_after(k, ENOSPC, true);
-        bool ok = run("stopped", NULL, 0);
+        bool ok = run("stopped", NULL, 0, &error);
         io_fail_after(0, 0, false);
         if (ok) fail_msg("file call %d failed and nothing was said", (int)k);
         assert_clean_error(&error, error.code);
@@ -393,7 +338,7 @@ static void memory_may_run_out_anywhere(void **state) {
     for (int64_t k = 3 * n / 5; k < n; k += 1 + n / 16) {
         remove_run("short");
         mem_fail_after(k, true);
-        bool ok = run("short", few, 2);
+        bool ok = run("short", few, 2, &error);
         mem_fail_after(0, false);
         if (ok) fail_msg("allocation %d failed and nothing was said", (int)k);
         assert_clean_error(&error, ERROR_UNAVAILABLE);
@@ -403,7 +348,7 @@ static void memory_may_run_out_anywhere(void **state) {
 
 /* ---- refusals ---- */
 static void refuse(const char *set, const char *want) {
-    assert_false(run("refused", &set, 1));
+    assert_false(run("refused", &set, 1, &error));
     assert_clean_error(&error, ERROR_BAD_INPUT);
     if (!strstr(error.text, want)) fail_msg("%s: expected \"%s\": got \"%s\"", set, want, error.text);
     remove_run("refused");
@@ -505,5 +450,5 @@ int main(void) {
         cmocka_unit_test(bad_guards_are_refused),
         cmocka_unit_test(an_answer_without_tokens_is_refused),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, set_up, close_demo_model);
 }

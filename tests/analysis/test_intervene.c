@@ -2,14 +2,9 @@
  * what the model says without any, every run has the same bytes, stopped or batched as it may be; and what
  * is refused. */
 #include "../../analysis/conditions.h"
-#include "../../analysis/run.h"
 #include "../../kernels/device.h"
-#include "../engine/scratch.h"
+#include "scratch_run.h"
 #include <errno.h>
-
-#define DEMO SOURCE_DIR "/configs/demo/"
-#define PROMPTS(name, file, limit)                                                                           \
-    "\"" name "\": {\"path\": \"" DEMO "prompts/" file ".jsonl\", \"limit\": " limit "}"
 
 static const char job_text[] =
     "{\"schema_version\": 1, \"seed\": 3,\n"
@@ -48,46 +43,12 @@ static const char *const tables[] = {"edit/step.json",
                                      "edit/responses/cells.layer_matched.0.jsonl",
                                      "edit/responses/grad.top2.traffic_matched.0.jsonl"};
 
-static bool run(const char *out, const char *const *sets, int64_t n_sets, FILE *to, Error *error) {
-    RunRequest request = {.job = scratch_path("job.json"),
-                          .out = scratch_path(out),
-                          .sets = sets,
-                          .n_sets = n_sets,
-                          .dry_run = to != NULL,
-                          .version = "test",
-                          .to = to};
-    *error = (Error){0};
-    return run_job(&request, error);
-}
-
-static void must_run(const char *out, const char *const *sets, int64_t n_sets) {
-    Error error;
-    if (!run(out, sets, n_sets, NULL, &error)) fail_msg("%s: %s", out, error.text);
-}
-
-static void remove_run(const char *out) {
-    if (io_exists(scratch_path(out))) nftw(scratch_path(out), scratch_remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-}
-
-static char *read_table(const char *out, const char *table) {
-    char name[200];
-    Error error = {0};
-    size_t n;
-    snprintf(name, sizeof name, "%s/%s", out, table);
-    char *bytes = io_read_all(scratch_path(name), 1 << 30, &n, &error);
-    if (!bytes) fail_msg("%s", error.text);
-    return bytes;
-}
-
 static void assert_same_run(const char *a, const char *b) {
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
         char path[200];
         snprintf(path, sizeof path, "%s/%s", a, tables[i]);
         if (i >= 7 && !io_exists(scratch_path(path))) continue; /* a condition that this job has not */
-        char *one = read_table(a, tables[i]), *two = read_table(b, tables[i]);
-        if (strcmp(one, two) != 0) fail_msg("%s of %s and %s differ", tables[i], a, b);
-        mem_free(one);
-        mem_free(two);
+        assert_same_table(a, b, tables[i]);
     }
 }
 
@@ -101,8 +62,9 @@ static int set_up(void **state) {
 /* ---- what is written ---- */
 static void conditions_are_listed(void **state) {
     (void)state;
-    char *conditions = read_table("whole", "edit/conditions.csv"),
-         *cells = read_table("whole", "edit/cells.csv"), *facts = read_table("whole", "edit/step.json");
+    char *conditions = read_table("whole", "edit/conditions.csv", NULL),
+         *cells = read_table("whole", "edit/cells.csv", NULL),
+         *facts = read_table("whole", "edit/step.json", NULL);
     assert_contains(conditions, "baseline,baseline,,,,,,0,,1,\n");
     assert_contains(conditions, "act.top2,selected,act,top,2,,,2,0.");
     assert_contains(conditions, "act.traffic0.01,selected,act,traffic,0.01,,,0,0,0,the first cell alone");
@@ -133,7 +95,7 @@ static double traffic_of(const char *conditions, const char *row) {
 
 static void controls_match(void **state) {
     (void)state;
-    char *conditions = read_table("whole", "edit/conditions.csv");
+    char *conditions = read_table("whole", "edit/conditions.csv", NULL);
     double selected = traffic_of(conditions, "\ngrad.top2,"),
            matched = traffic_of(conditions, "\ngrad.top2.traffic_matched.0,"),
            random = traffic_of(conditions, "\nrandom.traffic6.0,"),
@@ -156,9 +118,9 @@ static const char *response(const char *lines, int n, size_t *length) {
  * change some replies. */
 static void the_baseline_is_the_model(void **state) {
     (void)state;
-    char *said = read_table("whole", "said/responses.jsonl"),
-         *baseline = read_table("whole", "edit/responses/baseline.jsonl"),
-         *top = read_table("whole", "edit/responses/act.top2.jsonl");
+    char *said = read_table("whole", "said/responses.jsonl", NULL),
+         *baseline = read_table("whole", "edit/responses/baseline.jsonl", NULL),
+         *top = read_table("whole", "edit/responses/act.top2.jsonl", NULL);
     int n_changed = 0;
     for (int i = 0; i < 66; i++) {
         size_t n, m, k;
@@ -201,7 +163,7 @@ static void a_stopped_run_is_gone_on_with(void **state) {
     int64_t n_calls = io_fail_after(0, 0, false), n_resumed = 0;
     for (int64_t k = n_calls / 2; k < n_calls; k += 1 + n_calls / 12) {
         io_fail_after(k, ENOSPC, true);
-        bool ok = run("stopped", small, N_SMALL - 1, NULL, &error);
+        bool ok = run("stopped", small, N_SMALL - 1, &error);
         io_fail_after(0, 0, false);
         if (ok) fail_msg("file call %d failed and nothing was said", (int)k);
         assert_clean_error(&error, error.code);
@@ -224,7 +186,7 @@ static void memory_may_run_out_anywhere(void **state) {
     for (int64_t k = n / 2; k < n; k += 1 + n / 20) {
         remove_run("short");
         mem_fail_after(k, true);
-        bool ok = run("short", few, 1, NULL, &error);
+        bool ok = run("short", few, 1, &error);
         mem_fail_after(0, false);
         if (ok) fail_msg("allocation %d failed and nothing was said", (int)k);
         assert_clean_error(&error, ERROR_UNAVAILABLE);
@@ -240,8 +202,8 @@ static void tokens_are_edited_where_asked(void **state) {
         "steps.edit.applies_to=generated", "prompts.t.limit=8",    "steps.edit.mode=zero", "steps.edit.top=6",
         "steps.edit.temperature=0",        "steps.edit.traffic=[]"};
     must_run("generated", sets, 6);
-    char *baseline = read_table("generated", "edit/responses/baseline.jsonl"),
-         *edited = read_table("generated", "edit/responses/grad.top6.jsonl");
+    char *baseline = read_table("generated", "edit/responses/baseline.jsonl", NULL),
+         *edited = read_table("generated", "edit/responses/grad.top6.jsonl", NULL);
     const char *a = baseline, *b = edited;
     int n_changed = 0;
     for (int i = 0; i < 8; i++) {
@@ -263,7 +225,8 @@ static void a_selection_is_imported(void **state) {
     const char *const sets[] = {set, "prompts.t.limit=1", "steps.edit.top=[]", "steps.edit.traffic=[]",
                                 "steps.edit.cells=[]"};
     must_run("import", sets, 5);
-    char *cells = read_table("import", "edit/cells.csv"), *manifest = read_table("import", "manifest.json");
+    char *cells = read_table("import", "edit/cells.csv", NULL),
+         *manifest = read_table("import", "manifest.json", NULL);
     assert_contains(cells, "selection,0,2,5,mask,");
     assert_contains(cells, "selection,1,0,3,mask,");
     assert_contains(manifest, "steps.edit.selection");
@@ -271,7 +234,7 @@ static void a_selection_is_imported(void **state) {
     mem_free(manifest);
     scratch_write_text("mine.csv", "layer,expert,why\n2,5,x\n");
     Error error;
-    assert_false(run("import", sets, 5, NULL, &error));
+    assert_false(run("import", sets, 5, &error));
     assert_contains(error.text, "expected steps.edit.selection with sha256");
     remove_run("import");
 }
@@ -283,7 +246,7 @@ static void equal_scores_select_nothing(void **state) {
                                        "prompts.t.limit=1", "steps.edit.top=2,40", "steps.edit.cells=[]",
                                        "steps.edit.mode=zero"};
     must_run("alike", sets, 5);
-    char *conditions = read_table("alike", "edit/conditions.csv");
+    char *conditions = read_table("alike", "edit/conditions.csv", NULL);
     assert_contains(conditions, "act.top2,selected,act,top,2,,,0,0,0,all ");
     assert_contains(conditions, " cells that can be ranked have the same value\n");
     assert_contains(conditions, "act.traffic6,selected,act,traffic,6,,,0,0,0,all ");
@@ -298,8 +261,13 @@ static void a_plan_counts_conditions(void **state) {
     char *text = NULL;
     size_t n = 0;
     FILE *to = open_memstream(&text, &n);
-    Error error;
-    if (!run("plan", NULL, 0, to, &error)) fail_msg("%s", error.text);
+    Error error = {0};
+    RunRequest plan = {.job = scratch_path("job.json"),
+                       .out = scratch_path("plan"),
+                       .dry_run = true,
+                       .version = "test",
+                       .to = to};
+    if (!run_job(&plan, &error)) fail_msg("%s", error.text);
     fclose(to);
     assert_contains(text, "step edit: intervention of model demo");
     assert_contains(text, "at most 26 conditions"); /* baseline, 7 selected, 14 matched, 4 random */
@@ -309,7 +277,7 @@ static void a_plan_counts_conditions(void **state) {
 /* ---- refusals ---- */
 static void refuse(const char *set, const char *want) {
     Error error;
-    assert_false(run("refused", &set, 1, NULL, &error));
+    assert_false(run("refused", &set, 1, &error));
     assert_clean_error(&error, ERROR_BAD_INPUT);
     assert_contains(error.text, want);
     remove_run("refused");

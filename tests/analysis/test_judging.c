@@ -2,16 +2,8 @@
  * logits, one text at a time, and labels by what the perplexity allows. */
 #include "../../analysis/csv.h"
 #include "../../analysis/judge_folder.h"
-#include "../../analysis/prompts.h"
-#include "../../analysis/run.h"
-#include "../../engine/model.h"
-#include "../../kernels/device.h"
-#include "../engine/scratch.h"
+#include "demo_model.h"
 #include <math.h>
-
-#define DEMO SOURCE_DIR "/configs/demo/"
-#define PROMPTS(name, file, limit)                                                                           \
-    "\"" name "\": {\"path\": \"" DEMO "prompts/" file ".jsonl\", \"limit\": " limit "}"
 
 static const char job_text[] =
     "{\"schema_version\": 1, \"seed\": 3, \"device\": \"cpu\",\n"
@@ -32,52 +24,12 @@ static const char job_text[] =
 
 static Error error;
 
-static bool run(const char *out, const char *const *sets, int64_t n_sets) {
-    RunRequest request = {.job = scratch_path("job.json"),
-                          .out = scratch_path(out),
-                          .sets = sets,
-                          .n_sets = n_sets,
-                          .version = "test",
-                          .to = stdout};
-    error = (Error){0};
-    return run_job(&request, &error);
-}
-
-static void must_run(const char *out, const char *const *sets, int64_t n_sets) {
-    if (!run(out, sets, n_sets)) fail_msg("%s: %s", out, error.text);
-}
-
-static char *read_file(const char *name) {
-    size_t n;
-    char *bytes = io_read_all(scratch_path(name), 1 << 30, &n, &error);
-    if (!bytes) fail_msg("%s", error.text);
-    return bytes;
-}
-
-/* ---- the model, one text at a time ---- */
-static Model model;
-static ModelOptions model_options;
-static PromptEncoder encoder;
-static TextPool pool;
-
 static int set_up(void **state) {
     (void)state;
     scratch_write_text("job.json", job_text);
     must_run("whole", NULL, 0);
-    assert_true(options_preset(SCOPE_MODEL, &model_options, &pool, &error));
-    model_options.name = "demo";
-    model_options.path = DEMO "model";
-    model_options.chat_template = "phi35moe";
-    assert_true(model_open(model_options.path, cpu_device(), DTYPE_F32, &model, &error));
-    assert_true(prompt_encoder_open(&model_options, &model.config, &encoder, &error));
+    open_demo_model();
     return 0;
-}
-
-static int tear_down(void **state) {
-    prompt_encoder_close(&encoder);
-    model_close(&model);
-    pool_free(&pool);
-    return scratch_remove(state);
 }
 
 static void read_group(const char *path, int64_t limit, PromptGroup *group) {
@@ -92,6 +44,7 @@ static void read_group(const char *path, int64_t limit, PromptGroup *group) {
         fail_msg("%s", error.text);
 }
 
+/* ---- the model, one text at a time ---- */
 /* Mean of -log p of the tokens [begin, n), from the logits of a pass of this text alone. */
 static double score_by_logits(const int32_t *tokens, int64_t begin, int64_t n, const PassOptions *more) {
     const int64_t offsets[] = {0, n}, V = model.config.vocab_size;
@@ -138,7 +91,7 @@ static double read_number(const char *line, const char *key) {
 /* ---- likelihood of replies ---- */
 static void check_replies(const char *file, int64_t *n_checked) {
     PromptGroup group;
-    char *lines = read_file(file);
+    char *lines = read_file(file, NULL);
     const char *line = lines;
     read_group(DEMO "prompts/test_restricted.jsonl", 5, &group);
     for (int64_t p = 0; p < group.n; p++, line = strchr(line, '\n') + 1, ++*n_checked) {
@@ -212,7 +165,7 @@ static void perplexity_degrades_beyond_its_limit(void **state) {
         assert_true(i != 1 || (n_degraded > 0 && n_beyond > 0));
         assert_true(i || !n_degraded);
         csv_free(&csv);
-        char *facts = read_file("whole/edit/judge.json");
+        char *facts = read_file("whole/edit/judge.json", NULL);
         near(read_number(facts, "\"value\": "), largest, "judge.json");
         mem_free(facts);
     }
@@ -224,8 +177,8 @@ static void perplexity_may_be_absent(void **state) {
     (void)state;
     static const char *const sets[] = {"steps.edit.reply_perplexity=false"};
     must_run("without", sets, 1);
-    char *lines = read_file("without/edit/responses/baseline.jsonl"),
-         *facts = read_file("without/edit/judge.json");
+    char *lines = read_file("without/edit/responses/baseline.jsonl", NULL),
+         *facts = read_file("without/edit/judge.json", NULL);
     assert_null(strstr(lines, "nll"));
     assert_non_null(
         strstr(facts, "\"value\": null, \"reason\": \"not defined: the baseline's replies have no nll\""));
@@ -314,7 +267,7 @@ static void side_effects_are_those_of_one_text(void **state) {
     check_effects("whole", false, "t", DEMO "prompts/test_restricted.jsonl", true, true);
     check_effects("whole", false, "o", DEMO "prompts/test_ordinary.jsonl", true, true);
     check_effects("whole", true, "o", DEMO "prompts/test_ordinary.jsonl", true, true);
-    char *table = read_file("whole/edit/side_effects.csv");
+    char *table = read_file("whole/edit/side_effects.csv", NULL);
     assert_non_null(strstr(table, "\nact.top3,selected,t,5,"));
     assert_true(strstr(table, "\nact.top3,selected,t,") < strstr(table, "\nrandom.top3.0,random,t,5,"));
     assert_true(strstr(table, "\nrandom.top3.0,random,t,") < strstr(table, "\nact.top3,selected,o,4,"));
@@ -327,7 +280,7 @@ static void untouched_prompts_are_not_defined(void **state) {
     (void)state;
     static const char *const sets[] = {"steps.edit.applies_to=generated"};
     must_run("generated", sets, 1);
-    char *table = read_file("generated/edit/side_effects.csv");
+    char *table = read_file("generated/edit/side_effects.csv", NULL);
     assert_non_null(strstr(table,
                            ",,,,,,\"not defined: generated tokens alone are edited, the prompt's stay as "
                            "they are\"\n"));
@@ -343,7 +296,7 @@ static void untouched_prompts_are_not_defined(void **state) {
                                       "prompts.t.limit=1"};
     must_run("one", one, 3);
     assert_false(io_exists(scratch_path("one/edit/side_effects_targets.csv")));
-    table = read_file("one/edit/side_effects.csv");
+    table = read_file("one/edit/side_effects.csv", NULL);
     assert_non_null(strstr(table, "no interval: one prompt"));
     mem_free(table);
 }
@@ -358,7 +311,7 @@ static void batches_change_no_number(void **state) {
         char one[100], other[100];
         snprintf(one, sizeof one, "whole/edit/%s", files[i]);
         snprintf(other, sizeof other, "split/edit/%s", files[i]);
-        char *a = read_file(one), *b = read_file(other);
+        char *a = read_file(one, NULL), *b = read_file(other, NULL);
         assert_string_equal(a, b);
         mem_free(a);
         mem_free(b);
@@ -374,5 +327,5 @@ int main(void) {
         cmocka_unit_test(untouched_prompts_are_not_defined),
         cmocka_unit_test(batches_change_no_number),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, set_up, close_demo_model);
 }

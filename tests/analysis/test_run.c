@@ -1,15 +1,13 @@
 /* Runs of a small job on the demo model: same bytes whatever the batch and wherever it was stopped; what
  * is refused; what a full disk leaves. */
 #include "../../analysis/csv.h"
-#include "../../analysis/run.h"
 #include "../../engine/safetensors.h"
 #include "../../kernels/device.h"
+#include "scratch_run.h"
 #include "statistics_file.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/file.h>
-
-#define DEMO SOURCE_DIR "/configs/demo/"
 
 static const char job_text[] =
     "{\"schema_version\": 1,\n"
@@ -38,43 +36,6 @@ static const char *const tables[] = {"README.txt",
                                      "act/per_prompt.safetensors",
                                      "grad/per_prompt.safetensors",
                                      "act/traces/b.0000.safetensors"};
-
-static bool run(const char *out, const char *const *sets, int64_t n_sets, Error *error) {
-    RunRequest request = {.job = scratch_path("job.json"),
-                          .out = scratch_path(out),
-                          .sets = sets,
-                          .n_sets = n_sets,
-                          .version = "test",
-                          .to = stdout};
-    *error = (Error){0};
-    return run_job(&request, error);
-}
-
-static void must_run(const char *out, const char *const *sets, int64_t n_sets) {
-    Error error;
-    if (!run(out, sets, n_sets, &error)) fail_msg("%s: %s", out, error.text);
-}
-
-static void remove_run(const char *out) {
-    if (io_exists(scratch_path(out))) nftw(scratch_path(out), scratch_remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-}
-
-static char *read_table(const char *out, const char *table, size_t *n) {
-    char name[200];
-    Error error = {0};
-    snprintf(name, sizeof name, "%s/%s", out, table);
-    char *bytes = io_read_all(scratch_path(name), 1 << 30, n, &error);
-    if (!bytes) fail_msg("%s", error.text);
-    return bytes;
-}
-
-static void assert_same_table(const char *a, const char *b, const char *table) {
-    size_t n = 0, m = 0;
-    char *one = read_table(a, table, &n), *two = read_table(b, table, &m);
-    if (n != m || memcmp(one, two, n) != 0) fail_msg("%s of %s and %s differ", table, a, b);
-    mem_free(one);
-    mem_free(two);
-}
 
 static void assert_same_run(const char *a, const char *b) {
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) assert_same_table(a, b, tables[i]);
