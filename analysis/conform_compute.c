@@ -1,6 +1,7 @@
 /* The tensors of a golden case, computed as every job computes: packed batches, hooks, the tape. Two passes a
  * batch: the loss over the whole prompts, where everything is looked at, and the loss over the targets, for
  * its gate rows. */
+#include "../kernels/half.h"
 #include "conform_parts.h"
 #include "../engine/alloc.h"
 #include "../engine/generate.h"
@@ -93,10 +94,7 @@ static bool copy_rows(Part *part, HookSite *site, float *to, Tensor from) {
     if (!site_sync(site)) return false;
     const uint16_t *bf16 = part->staging;
     int64_t n = tensor_count(from);
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits = (uint32_t)bf16[i] << 16;
-        memcpy(to + i, &bits, 4);
-    }
+    for (int64_t i = 0; i < n; i++) to[i] = bf16_to_f32(bf16[i]);
     return true;
 }
 

@@ -1,5 +1,6 @@
 /* Reading an adapter folder. Names are made from the model and looked up, so that a tensor which is no update
  * of an expert is found by being left over. */
+#include "../kernels/half.h"
 #include "adapter_parts.h"
 #include "alloc.h"
 #include "io.h"
@@ -12,22 +13,14 @@ const char *const adapter_form_names[N_ADAPTER_FORMS + 1] = {"dense", "sparse", 
 
 /* ---- tensors ---- */
 float adapter_element(const void *from, DType dtype, int64_t i) {
-    float x;
+    float wide;
     uint16_t half;
     if (dtype == DTYPE_F32) {
-        memcpy(&x, (const char *)from + i * 4, sizeof x);
-        return x;
+        memcpy(&wide, (const char *)from + i * 4, sizeof wide);
+        return wide;
     }
     memcpy(&half, (const char *)from + i * 2, sizeof half);
-    uint32_t bits = (uint32_t)half << 16;
-    if (dtype == DTYPE_BF16) {
-        memcpy(&x, &bits, sizeof x);
-        return x;
-    }
-    int exponent = half >> 10 & 31, mantissa = half & 1023;
-    x = exponent ? ldexpf((float)(mantissa + 1024), exponent - 25) : ldexpf((float)mantissa, -24);
-    if (exponent == 31) x = mantissa ? NAN : INFINITY;
-    return half >> 15 ? -x : x;
+    return dtype == DTYPE_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
 }
 
 bool adapter_has_tensor(const AdapterReader *r, const char *name) {
