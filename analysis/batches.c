@@ -4,6 +4,10 @@
 #include "../engine/alloc.h"
 #include <string.h>
 
+bool batch_fits(BatchLimits limits, int64_t n_prompts, int64_t n_tokens) {
+    return n_tokens <= limits.most_tokens && (!limits.most_prompts || n_prompts <= limits.most_prompts);
+}
+
 bool step_reads_targets(const StepOptions *step) {
     if (step->kind == STEP_INTERVENTION) return false;
     if (step->kind == STEP_CONTRAST) return step->contrast == CONTRAST_CONTINUATIONS;
@@ -36,7 +40,7 @@ int64_t batch_size(const Block *block, int64_t at, int64_t extra, BatchLimits li
     int64_t n = 0, n_tokens = 0;
     while (at + n < block->n) {
         n_tokens += extra + block_prompt_tokens(block, at + n);
-        if (n && (n_tokens > limits.most_tokens || n == limits.most_prompts)) break;
+        if (n && !batch_fits(limits, n + 1, n_tokens)) break;
         n++;
     }
     return n;

@@ -12,6 +12,9 @@ typedef struct {
     int64_t most_tokens, most_prompts; /* most_prompts 0: any number */
 } BatchLimits;
 
+/* Whether so many prompts and tokens go through the model together. One prompt does always: the caller's. */
+bool batch_fits(BatchLimits limits, int64_t n_prompts, int64_t n_tokens);
+
 /* Whether a step's passes read targets, or replies that are to be generated first. */
 bool step_reads_targets(const StepOptions *step);
 bool step_generates(const StepOptions *step);

@@ -14,6 +14,7 @@
  * selection_RANKING.csv and last step.json. Finished blocks of 64 pairs are not measured again. */
 #ifndef GATETAPE_CONTRAST_H
 #define GATETAPE_CONTRAST_H
+#include "resample.h"
 #include "step.h"
 
 bool contrast_run(const StepRun *run, Error *error);
@@ -123,6 +124,7 @@ typedef enum { PART_CONTRAST, PART_CONTROL, PART_DIFFERENCE, N_PARTS } ContrastP
 typedef struct {
     int64_t n_pairs, n_layers, n_cells, n_wanted;
     const char *no_controls, *no_samples; /* why there are none, or NULL */
+    Resamples draws;                      /* of the pairs, the same for curves and rankings */
     ContrastControls controls;
     int64_t n_columns;         /* by contrast_column */
     double *values;            /* [P,n_columns] */

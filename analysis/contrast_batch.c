@@ -43,8 +43,7 @@ int64_t contrast_batch_size(const StepOptions *step, const ContrastPairs *pairs,
     int64_t n = 0, n_tokens = 0;
     for (; first + n < end; n++) {
         for (int s = 0; s < 2; s++) n_tokens += text_length(step, &pairs->side[s].prompts[first + n]);
-        bool full = limits.most_prompts && 2 * (n + 1) > limits.most_prompts;
-        if (n && (n_tokens > limits.most_tokens || full)) break;
+        if (n && !batch_fits(limits, 2 * (n + 1), n_tokens)) break;
     }
     return n;
 }

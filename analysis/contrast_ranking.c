@@ -113,16 +113,13 @@ static bool rank_samples(const ContrastInput *in, ContrastRankingKind kind, cons
 static bool resample_cells(const ContrastInput *in, ContrastRankingKind kind, const StatGroup *group,
                            const Cells *cells, const ContrastStatistics *s, ContrastRanking *r,
                            Error *error) {
-    Resamples resamples = {0};
     Pool pool = {cells, {group}, 1};
-    bool ok = resamples_bootstrap(in->seed, 0, in->step->bootstraps, s->n_pairs, &resamples, error);
-    double *samples = ok ? resample_scores(&pool, &resamples, 0, s->n_pairs, error) : NULL;
-    ok = samples &&
-         resample_intervals((SampleTable){samples, NULL, resamples.n, s->n_cells}, in->step->confidence,
-                            r->low, r->high, error) &&
-         rank_samples(in, kind, samples, s, r, error);
+    double *samples = resample_scores(&pool, &s->draws, 0, s->n_pairs, error);
+    const bool ok = samples &&
+                    resample_intervals((SampleTable){samples, NULL, s->draws.n, s->n_cells},
+                                       in->step->confidence, r->low, r->high, error) &&
+                    rank_samples(in, kind, samples, s, r, error);
     mem_free(samples);
-    resamples_free(&resamples);
     return ok;
 }
 

@@ -117,14 +117,12 @@ static bool estimate(const ContrastInput *in, ContrastStatistics *s, Error *erro
     if (!stat_group_mean(&columns, &group))
         return error_out_of_memory(error, "means", 8 * (size_t)s->n_pairs);
     if (s->no_samples) return true;
-    Resamples resamples = {0};
+    if (!resamples_bootstrap(in->seed, 0, in->step->bootstraps, s->n_pairs, &s->draws, error)) return false;
     Pool pool = {&columns, {&group}, 1};
-    bool ok = resamples_bootstrap(in->seed, 0, in->step->bootstraps, s->n_pairs, &resamples, error);
-    double *samples = ok ? resample_scores(&pool, &resamples, 0, s->n_pairs, error) : NULL;
-    ok = samples && resample_intervals((SampleTable){samples, NULL, resamples.n, s->n_columns},
-                                       in->step->confidence, s->low, s->high, error);
+    double *samples = resample_scores(&pool, &s->draws, 0, s->n_pairs, error);
+    const bool ok = samples && resample_intervals((SampleTable){samples, NULL, s->draws.n, s->n_columns},
+                                                  in->step->confidence, s->low, s->high, error);
     mem_free(samples);
-    resamples_free(&resamples);
     return ok;
 }
 
@@ -161,6 +159,7 @@ bool contrast_statistics_make(const ContrastInput *in, ContrastStatistics *s, Er
 
 void contrast_statistics_free(ContrastStatistics *s) {
     controls_free(&s->controls);
+    resamples_free(&s->draws);
     void *blocks[] = {s->values, s->mean, s->low, s->high};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     for (int r = 0; r < N_RANKINGS; r++) {

@@ -72,7 +72,7 @@ static int64_t batch_length(const Work *w, const PromptGroup *group, int64_t fir
         int64_t n_behind = group->prompts[first + (at + n) / w->n_run].n_target;
         if (n_behind < w->run->step->max_new_tokens) n_behind = w->run->step->max_new_tokens;
         n_tokens += w->n_forks * (n_prompt + n_behind);
-        if (n && (n_tokens > limits.most_tokens || n == limits.most_prompts * w->n_forks)) break;
+        if (n && !batch_fits(limits, n / w->n_forks + 1, n_tokens)) break;
     }
     return n;
 }
