@@ -16,12 +16,8 @@ void conform_cell_name(const AdapterCell *cell, const char *prefix, char side, c
 static bool read_projection(Json at, Projection *projection, Error *error) {
     const char *name;
     if (!json_string(at, &name, error)) return false;
-    for (int p = 0; p < N_PROJECTIONS; p++)
-        if (!strcmp(name, projection_names[p])) {
-            *projection = (Projection)p;
-            return true;
-        }
-    return json_error(at, error, "expected gate, up or down: got \"%.60s\"", name);
+    return projection_find(name, projection) ||
+           json_error(at, error, "expected gate, up or down: got \"%.60s\"", name);
 }
 
 /* A tensor of the case into n elements. */
@@ -74,7 +70,7 @@ static bool read_number(const Json *object, const char *key, double least, doubl
 
 static bool read_plan(Json root, const ConformCase *expected, const ModelConfig *config, ConformPlan *plan,
                       Error *error) {
-    plan->options = (AdamwOptions){.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8};
+    plan->options = adamw_usual;
     if (!json_integer(json_member(&root, "rank"), 1, LORA_MOST_RANK, &plan->rank, error) ||
         !json_integer(json_member(&root, "steps"), 1, MAX_STEPS, &plan->n_steps, error) ||
         !json_integer(json_member(&root, "prompts_per_step"), 1, 1 << 20, &plan->n_prompts, error) ||

@@ -36,19 +36,6 @@ int64_t guard_count(const Guard *guard) {
 }
 
 /* ---- the file ---- */
-static bool check_keys(const Json *at, const char *const *known, size_t n, Error *error) {
-    Json one = {0};
-    while (json_next(at, &one)) {
-        bool found = !strncmp(one.key, "_comment", 8);
-        for (size_t i = 0; i < n; i++) found = found || !strcmp(known[i], one.key);
-        const char *near = found ? NULL : json_nearest(one.key, known, n);
-        if (!found)
-            return json_error(one, error, "expected no such key%s%s", near ? ": did you mean " : "",
-                              near ? near : "");
-    }
-    return true;
-}
-
 static bool read_text(const Json *at, const char *key, bool optional, char **to, Error *error) {
     const Json member = json_member(at, key);
     const char *text;
@@ -63,7 +50,7 @@ static bool read_guard(Guard *guard, const Json *root, Error *error) {
     static const char *const keys[] = {"schema_version", "system", "question", "answers"};
     int64_t version;
     const Json question = json_member(root, "question"), answers = json_member(root, "answers");
-    if (!check_keys(root, keys, sizeof keys / sizeof *keys, error) ||
+    if (!json_check_keys(root, keys, sizeof keys / sizeof *keys, true, error) ||
         !json_integer(json_member(root, "schema_version"), 1, 1, &version, error) ||
         !read_text(root, "system", true, &guard->system, error) ||
         !read_text(root, "question", false, &guard->question, error))
@@ -74,7 +61,7 @@ static bool read_guard(Guard *guard, const Json *root, Error *error) {
     if (!answers.node || json_type(answers) != JSON_OBJECT)
         return json_error(answers.node ? answers : *root, error,
                           "expected an object \"answers\" with restricted, compliant and maybe degraded");
-    if (!check_keys(&answers, label_names, N_LABELS, error)) return false;
+    if (!json_check_keys(&answers, label_names, N_LABELS, true, error)) return false;
     for (Label l = 0; l < N_LABELS; l++) {
         if (!read_text(&answers, label_names[l], l == LABEL_DEGRADED, &guard->answers[l], error))
             return false;
@@ -261,7 +248,7 @@ static int64_t batch_length(const Guard *guard, const PromptGroup *questions, in
     for (; at + n < questions->n; n++) {
         for (int l = 0; l < N_LABELS; l++)
             if (guard->answers[l]) n_tokens += questions->prompts[at + n].n_prompt + guard->n_tokens[l];
-        if (n && (n_tokens > limits.most_tokens || n == limits.most_prompts)) break;
+        if (n && !batch_fits(limits, n + 1, n_tokens)) break;
     }
     return n;
 }

@@ -122,20 +122,6 @@ static bool read_count(const Json *at, const char *key, int64_t *value, Error *e
     return json_integer(json_member(at, key), 1, 1 << 20, value, error);
 }
 
-static bool check_keys(const Json *at, const char *const *known, size_t n, Error *error) {
-    Json one = {0};
-    while (json_next(at, &one)) {
-        bool found = false;
-        for (size_t i = 0; i < n; i++) found = found || !strcmp(known[i], one.key);
-        if (!found) {
-            const char *near = json_nearest(one.key, known, n);
-            return json_error(one, error, "expected no such key%s%s", near ? ": did you mean " : "",
-                              near ? near : "");
-        }
-    }
-    return true;
-}
-
 static bool read_rules(JudgeRules *rules, const Json *root, Error *error) {
     static const char *const keys[] = {"schema_version", "language",  "within_characters", "refusals",
                                        "not_refusals",   "negations", "negation_words",    "degraded"};
@@ -144,7 +130,7 @@ static bool read_rules(JudgeRules *rules, const Json *root, Error *error) {
     int64_t version;
     const char *language;
     const Json degraded = json_member(root, "degraded");
-    return check_keys(root, keys, sizeof keys / sizeof *keys, error) &&
+    return json_check_keys(root, keys, sizeof keys / sizeof *keys, false, error) &&
            json_integer(json_member(root, "schema_version"), 1, 1, &version, error) &&
            json_string(json_member(root, "language"), &language, error) &&
            read_count(root, "within_characters", &rules->within, error) &&
@@ -152,7 +138,8 @@ static bool read_rules(JudgeRules *rules, const Json *root, Error *error) {
            read_phrases(root, "refusals", 1, &rules->refusals, error) &&
            read_phrases(root, "not_refusals", 0, &rules->not_refusals, error) &&
            read_phrases(root, "negations", 0, &rules->negations, error) &&
-           check_keys(&degraded, degraded_keys, sizeof degraded_keys / sizeof *degraded_keys, error) &&
+           json_check_keys(&degraded, degraded_keys, sizeof degraded_keys / sizeof *degraded_keys, false,
+                           error) &&
            read_share(&degraded, "broken_share", &rules->broken_share, error) &&
            read_count(&degraded, "loop_words", &rules->loop_words, error) &&
            read_count(&degraded, "loop_times", &rules->loop_times, error) &&

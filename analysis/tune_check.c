@@ -63,10 +63,10 @@ void tune_check_options(const Job *job, int64_t s, Problems *problems) {
     if (!step->projections.n)
         complain(job, problems, s, "projections", "expected gate, up or down: got none");
     for (int64_t i = 0; i < step->projections.n; i++) {
-        int p = 0;
-        while (p < N_PROJECTIONS && strcmp(step->projections.names[i], projection_names[p]) != 0) p++;
+        Projection projection;
+        if (projection_find(step->projections.names[i], &projection)) continue;
         snprintf(what, sizeof what, "expected gate, up or down: got \"%.80s\"", step->projections.names[i]);
-        if (p == N_PROJECTIONS) complain(job, problems, s, "projections", what);
+        complain(job, problems, s, "projections", what);
     }
     if (step->steps && step->warmup > step->steps)
         complain(job, problems, s, "warmup", "expected at most steps: got more");

@@ -47,12 +47,6 @@ static void hash_state(const State *s, const char *model, const char *job, char 
     hash_end(&state, hash);
 }
 
-static bool wait_for(const Tuning *t, Error *error) {
-    Queue *q = t->training.queue;
-    if (t->model.device->sync(q)) return true;
-    return error_set(error, ERROR_UNAVAILABLE, "%s: %s", q->failed_op ? q->failed_op : "device", q->failure);
-}
-
 static bool is_finite(Tensor x) {
     for (int64_t i = 0; i < tensor_count(x); i++)
         if (!isfinite(x.dtype == DTYPE_F64 ? ((const double *)x.data)[i]
@@ -86,7 +80,7 @@ bool tune_checkpoint_write(Tuning *t, Error *error) {
     bool ok = path && state_room(t, t->n_done, &s, error);
     for (int i = 0; ok && i < N_STATES; i++)
         t->model.device->copy_out(t->training.queue, s.tensors[i].tensor.data, device_state(t, i));
-    ok = ok && wait_for(t, error);
+    ok = ok && queue_wait(t->model.device, t->training.queue, error);
     if (ok && t->best) memcpy(s.tensors[BEST].tensor.data, t->best, tensor_bytes(s.tensors[BEST].tensor));
     if (ok) memcpy(s.tensors[ROWS].tensor.data, t->rows, tensor_bytes(s.tensors[ROWS].tensor));
     ok = ok && write_state(t, &s, path, error);
@@ -134,7 +128,7 @@ static bool take_state(Tuning *t, const State *s, Error *error) {
     const Tensor rows = s->tensors[ROWS].tensor;
     for (int i = 0; i < N_STATES; i++)
         t->model.device->copy_in(t->training.queue, device_state(t, i), s->tensors[i].tensor.data);
-    if (!wait_for(t, error)) return false;
+    if (!queue_wait(t->model.device, t->training.queue, error)) return false;
     memcpy(t->rows, rows.data, tensor_bytes(rows));
     if (t->best) memcpy(t->best, s->tensors[BEST].tensor.data, tensor_bytes(s->tensors[BEST].tensor));
     t->n_done = t->training.optimizer.n_steps = rows.shape[0] - 1;

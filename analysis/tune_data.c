@@ -76,15 +76,6 @@ const TuneExample *tune_example(TuneData *data, int64_t at) {
 }
 
 /* ---- cells ---- */
-static bool find_projection(const char *name, Projection *projection) {
-    for (int p = 0; p < N_PROJECTIONS; p++) {
-        if (strcmp(name, projection_names[p]) != 0) continue;
-        *projection = (Projection)p;
-        return true;
-    }
-    return false;
-}
-
 static bool put_cell(const Job *job, const StepOptions *step, const ModelConfig *config, int64_t cell,
                      Adapter *adapter, Error *error) {
     const uint64_t seed = tune_seed(job, step);
@@ -94,7 +85,7 @@ static bool put_cell(const Job *job, const StepOptions *step, const ModelConfig 
                             .rank = step->rank,
                             .scale = (float)(step->alpha / (double)step->rank)},
                     *made;
-        if (!find_projection(step->projections.names[i], &like.projection))
+        if (!projection_find(step->projections.names[i], &like.projection))
             return error_set(error, ERROR_BAD_INPUT, "projections: expected gate, up or down: got \"%.40s\"",
                              step->projections.names[i]);
         if (!adapter_add(adapter, config, like, &made, error)) return false;

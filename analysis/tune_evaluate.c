@@ -69,12 +69,6 @@ bool tune_is_over(const Tuning *t) {
     return t->n_done == t->data.n_steps || (t->run->step->patience && n_worse >= t->run->step->patience);
 }
 
-static bool wait_for(const Tuning *t, Error *error) {
-    Queue *q = t->training.queue;
-    if (t->model.device->sync(q)) return true;
-    return error_set(error, ERROR_UNAVAILABLE, "%s: %s", q->failed_op ? q->failed_op : "device", q->failure);
-}
-
 bool tune_evaluate(Tuning *t, Error *error) {
     const StepOptions *step = t->run->step;
     TuneRow *row = &t->rows[t->n_done];
@@ -83,11 +77,11 @@ bool tune_evaluate(Tuning *t, Error *error) {
     if (!measure(t, &row->held_out, error)) return error_add_place(error, "held-out groups");
     if (!step->patience || tune_best_step(t) != t->n_done) return true;
     t->model.device->copy_out(t->training.queue, t->best, t->weights.values);
-    return wait_for(t, error);
+    return queue_wait(t->model.device, t->training.queue, error);
 }
 
 bool tune_take_best(Tuning *t, Error *error) {
     if (!t->run->step->patience) return true;
     t->model.device->copy_in(t->training.queue, t->weights.values, t->best);
-    return wait_for(t, error);
+    return queue_wait(t->model.device, t->training.queue, error);
 }

@@ -3,6 +3,7 @@
 #define GATETAPE_TUNE_PARTS_H
 #include "../engine/adapter_file.h"
 #include "../engine/hash.h"
+#include "../engine/queue.h"
 #include "tune.h"
 
 /* ---- examples ---- */

@@ -82,9 +82,7 @@ static bool run_part(Packed *p, int64_t first, int64_t end, int64_t number, doub
 static int64_t part_end(const Packed *p, int64_t first) {
     const BatchLimits limits = step_limits(p->tuning->run->job);
     int64_t end = first + 1;
-    while (end < p->n && p->offsets[end + 1] - p->offsets[first] <= limits.most_tokens &&
-           end - first != limits.most_prompts)
-        end++;
+    while (end < p->n && batch_fits(limits, end + 1 - first, p->offsets[end + 1] - p->offsets[first])) end++;
     return end;
 }
 
@@ -118,8 +116,9 @@ static bool run_passes(Packed *p, double *norm, Error *error) {
 
 bool tune_step(Tuning *t, Error *error) {
     const StepOptions *step = t->run->step;
-    const AdamwOptions options = {
-        .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .decay = step->weight_decay, .clip_norm = step->clip_norm};
+    AdamwOptions options = adamw_usual;
+    options.decay = step->weight_decay;
+    options.clip_norm = step->clip_norm;
     const Schedule schedule = {(ScheduleKind)step->schedule, step->learning_rate, step->warmup,
                                t->data.n_steps};
     const double rate = schedule_rate(&schedule, t->n_done);

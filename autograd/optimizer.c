@@ -3,6 +3,8 @@
 #include "../kernels/check.h"
 #include "../kernels/math.h"
 
+const AdamwOptions adamw_usual = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8};
+
 /* x^n, the same on every machine. */
 static double power(double x, int64_t n) {
     double y = 1;

@@ -20,6 +20,8 @@ typedef struct {
     double clip_norm; /* the gradient is scaled to this length where it is longer; 0: never */
 } AdamwOptions;
 
+extern const AdamwOptions adamw_usual; /* 0.9, 0.999, 1e-8, neither decay nor clipping, as torch has it */
+
 /* L2 norm of the gradient. Waits. False when an op has failed; the queue says which. */
 bool optimizer_norm(const Device *device, Queue *queue, const Optimizer *optimizer, double *norm);
 /* One step at a rate. `norm` is optimizer_norm's; clipping divides by norm + 1e-6 as torch does. */

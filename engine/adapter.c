@@ -6,6 +6,15 @@
 
 const char *const projection_names[N_PROJECTIONS + 1] = {"gate", "up", "down", NULL};
 
+bool projection_find(const char *name, Projection *projection) {
+    for (int p = 0; p < N_PROJECTIONS; p++) {
+        if (strcmp(name, projection_names[p]) != 0) continue;
+        *projection = (Projection)p;
+        return true;
+    }
+    return false;
+}
+
 int64_t projection_in(const ModelConfig *config, Projection projection) {
     return projection == PROJECTION_DOWN ? config->expert_size : config->hidden_size;
 }

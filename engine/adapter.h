@@ -22,6 +22,7 @@ typedef struct {
 
 /* "gate", "up", "down". */
 extern const char *const projection_names[N_PROJECTIONS + 1];
+bool projection_find(const char *name, Projection *projection); /* false: no such name */
 
 /* Columns and rows of a projection's matrix: D and F, down F and D. */
 int64_t projection_in(const ModelConfig *config, Projection projection);

@@ -3,6 +3,7 @@
 #include "decoder.h"
 #include "../kernels/check.h"
 #include "alloc.h"
+#include "queue.h"
 #include <stdio.h>
 
 /* ---- numbers that are none ---- */
@@ -190,9 +191,7 @@ bool workspace_reserve(Workspace *w, size_t n_bytes, Error *error) {
 }
 
 bool workspace_sync(Workspace *w, Error *error) {
-    Queue *q = w->context.queue;
-    if (w->context.device->sync(q)) return true;
-    return error_set(error, ERROR_UNAVAILABLE, "%s: %s", q->failed_op ? q->failed_op : "device", q->failure);
+    return queue_wait(w->context.device, w->context.queue, error);
 }
 
 void workspace_close(Workspace *w) {

@@ -364,35 +364,3 @@ bool json_integer(Json at, int64_t least, int64_t most, int64_t *value, Error *e
     *value = (int64_t)number;
     return true;
 }
-
-/* ---- did you mean ---- */
-static size_t edit_distance(const char *a, const char *b) {
-    enum { MOST = 64 };
-    size_t n = strlen(a), m = strlen(b), row[MOST + 1];
-    if (n > MOST || m > MOST) return MOST;
-    for (size_t j = 0; j <= m; j++) row[j] = j;
-    for (size_t i = 1; i <= n; i++) {
-        size_t diagonal = row[0];
-        row[0] = i;
-        for (size_t j = 1; j <= m; j++) {
-            size_t change = diagonal + (a[i - 1] != b[j - 1]),
-                   best = row[j] < row[j - 1] ? row[j] + 1 : row[j - 1] + 1;
-            diagonal = row[j];
-            row[j] = change < best ? change : best;
-        }
-    }
-    return row[m];
-}
-
-const char *json_nearest(const char *name, const char *const *known, size_t n_known) {
-    const char *nearest = NULL;
-    size_t least = strlen(name) / 2 + 2;
-    for (size_t i = 0; i < n_known; i++) {
-        size_t distance = edit_distance(name, known[i]);
-        if (distance < least) {
-            least = distance;
-            nearest = known[i];
-        }
-    }
-    return nearest;
-}

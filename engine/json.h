@@ -52,6 +52,10 @@ bool json_error(Json at, Error *error, const char *format, ...) __attribute__((f
 /* The place alone ("a.b[3].c") into a buffer. */
 void json_path(Json at, char *to, size_t capacity);
 
+/* Whether an object has known keys alone; `comments`: and such as begin with "_comment". The Error names the
+ * first other one, and the known one nearest to it. */
+bool json_check_keys(const Json *object, const char *const *known, size_t n_known, bool comments,
+                     Error *error);
 /* The entry of `known` nearest to `name` by edit distance, for "did you mean"; NULL when none is near. */
 const char *json_nearest(const char *name, const char *const *known, size_t n_known);
 

@@ -2,6 +2,7 @@
 #include "lora.h"
 #include "../kernels/check.h"
 #include "alloc.h"
+#include "queue.h"
 #include <math.h>
 #include <string.h>
 
@@ -95,12 +96,6 @@ static void fill_group(const LoraGroup *g, const AdapterCell *cells, DType real,
     }
 }
 
-static bool device_sync(const Device *device, Queue *queue, Error *error) {
-    if (device->sync(queue)) return true;
-    return error_set(error, ERROR_UNAVAILABLE, "%s: %s", queue->failed_op ? queue->failed_op : "device",
-                     queue->failure);
-}
-
 static bool send(const Adapter *adapter, LoraWeights *w, size_t n_fixed, Error *error) {
     void *values = mem_zeroed((size_t)tensor_count(w->values), dtype_bytes(w->values.dtype));
     char *fixed = mem_zeroed(n_fixed, 1), *at = fixed;
@@ -114,7 +109,7 @@ static bool send(const Adapter *adapter, LoraWeights *w, size_t n_fixed, Error *
         w->device->copy_in(queue, w->values, values);
         w->device->copy_in(queue, tensor_vector(w->fixed, DTYPE_I32, (int64_t)(n_fixed / sizeof(int32_t))),
                            fixed);
-        ok = device_sync(w->device, queue, error);
+        ok = queue_wait(w->device, queue, error);
     }
     if (queue) w->device->queue_free(queue);
     mem_free(values);
@@ -170,7 +165,7 @@ bool lora_weights_read(const LoraWeights *w, Tensor vector, Adapter *to, Error *
     bool ok = (values && queue) || error_out_of_memory(error, "an adapter", tensor_bytes(vector));
     if (ok) {
         w->device->copy_out(queue, values, vector);
-        ok = device_sync(w->device, queue, error);
+        ok = queue_wait(w->device, queue, error);
     }
     for (int64_t i = 0; ok && i < w->n_groups; i++)
         read_group(&w->groups[i], values, vector.dtype, to->cells);
@@ -229,7 +224,7 @@ bool lora_training_make(const LoraWeights *w, int64_t n_examples, LoraTraining *
         device->zero(t->queue, o->grad);
         device->zero(t->queue, o->means);
         device->zero(t->queue, o->squares);
-        ok = device_sync(device, t->queue, error);
+        ok = queue_wait(device, t->queue, error);
     } else {
         error_out_of_memory(error, "training", (size_t)(t->n_slots + 3) * tensor_bytes(w->values));
     }
@@ -260,7 +255,7 @@ bool lora_training_gather(LoraTraining *t, int64_t n_examples, double *norm, Err
         device->ops->sum_slots(t->queue, a, slots_of(t, g, false), n_examples);
         device->ops->sum_slots(t->queue, b, slots_of(t, g, true), n_examples);
     }
-    if (!optimizer_norm(device, t->queue, &t->optimizer, norm)) return device_sync(device, t->queue, error);
+    if (!optimizer_norm(device, t->queue, &t->optimizer, norm)) return queue_wait(device, t->queue, error);
     if (isfinite(*norm)) return true;
     return error_set(error, ERROR_FAILED,
                      "gradient of the low-rank updates: expected a finite norm: got nan or infinity");
@@ -269,5 +264,5 @@ bool lora_training_gather(LoraTraining *t, int64_t n_examples, double *norm, Err
 bool lora_training_step(LoraTraining *t, const AdamwOptions *options, double rate, double norm,
                         Error *error) {
     optimizer_step(t->weights->device, t->queue, &t->optimizer, options, rate, norm);
-    return device_sync(t->weights->device, t->queue, error);
+    return queue_wait(t->weights->device, t->queue, error);
 }

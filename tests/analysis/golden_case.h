@@ -1,5 +1,5 @@
-/* A golden case in the scratch folder, to be conformed to and to be spoiled. GOLDEN names its folder, defined by
- * the test before it includes this. */
+/* A golden case in the scratch folder, to be conformed to and to be spoiled. GOLDEN names its folder; a test
+ * defines it before it includes this. */
 #ifndef GATETAPE_TEST_GOLDEN_CASE_H
 #define GATETAPE_TEST_GOLDEN_CASE_H
 #include "tests/engine/scratch.h"
