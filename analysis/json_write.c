@@ -49,6 +49,11 @@ static void suffixed(char name[100], const char *key, const char *suffix) {
     snprintf(name, 100, "%.80s%s", key, suffix);
 }
 
+void write_bool(Text *to, const char *key, bool value) {
+    write_key(to, key);
+    text_put_string(to, value ? "true" : "false");
+}
+
 void write_lines(Text *to, const char *key, const char *lines) {
     write_begin(to, key, '[');
     while (lines && *lines) {

@@ -15,6 +15,7 @@ void write_integer(Text *to, const char *key, int64_t value);
 void write_number(Text *to, const char *key, double value); /* not finite: null, said to be so elsewhere */
 void write_string(Text *to, const char *key, const char *value);
 void write_lines(Text *to, const char *key, const char *lines); /* a list, a string each; lines may be NULL */
+void write_bool(Text *to, const char *key, bool value);
 void write_null(Text *to, const char *key, const char *reason);
 /* A number, or null with the reason where it is not finite. */
 void write_number_or(Text *to, const char *key, double value, const char *reason);

@@ -17,9 +17,7 @@ void gather_value(const char *key, Json at, Text *to) {
         if (json_string(at, &text, &none)) write_string(to, key, text);
         return;
     case JSON_BOOL:
-        if (!json_bool(at, &yes, &none)) return;
-        write_key(to, key);
-        text_put_string(to, yes ? "true" : "false");
+        if (json_bool(at, &yes, &none)) write_bool(to, key, yes);
         return;
     case JSON_NUMBER:
         if (json_number(at, &number, &none)) write_number(to, key, number);
@@ -184,10 +182,8 @@ static bool put_step(const char *folder, const ReportStep *step, Text *to, Error
     write_begin(to, NULL, '{');
     write_string(to, "name", step->name);
     write_string(to, "kind", step->kind);
-    write_key(to, "finished");
-    text_put_string(to, step->finished ? "true" : "false");
-    write_key(to, "measures");
-    text_put_string(to, step->measures ? "true" : "false");
+    write_bool(to, "finished", step->finished);
+    write_bool(to, "measures", step->measures);
     if (step->finished) {
         put_text("facts", &step->facts_text, to);
         if (step->measures)

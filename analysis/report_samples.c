@@ -285,10 +285,8 @@ static void put_samples(const Samples *s, Text *to) {
         write_line(to);
         write_begin(to, NULL, '{');
         write_string(to, "group", s->groups.names[s->prompts[pick->place].group]);
-        write_key(to, "index");
-        text_format(to, "%lld", pick->index ? strtoll(pick->index, NULL, 10) : -1LL);
-        write_key(to, "changed");
-        text_put_string(to, s->prompts[pick->place].changed ? "true" : "false");
+        write_integer(to, "index", pick->index ? strtoll(pick->index, NULL, 10) : -1);
+        write_bool(to, "changed", s->prompts[pick->place].changed);
         write_begin(to, "replies", '[');
         for (int64_t c = 0; c < s->n_conditions; c++) put_reply(s, pick, c, to);
         write_end(to, ']');
