@@ -41,40 +41,47 @@ static void put_change(Table *table, Json row) {
     text_put_string(table->to, "]</small></td>");
 }
 
-static void put_comparison(const ReportView *view, Json outcomes, Text *to) {
-    static const Column before[] = {{"condition", "condition", true, false},
-                                    {"group", "group", true, false},
-                                    {"n", "prompts", false, false},
-                                    {"restricted_before", "restricted before", false, false},
-                                    {"restricted_after", "after", false, false}};
-    static const Column change[] = {{"", "change", false, false}};
-    static const Column after[] = {{"lost", "lost", false, false},
-                                   {"gained", "reversed", false, false},
-                                   {"mcnemar_p", "McNemar p", false, false},
-                                   {"random_n", "random sets", false, false}};
-    static const Column controls[] = {{"", "their change", false, false},
-                                      {"random_p", "p", false, false},
-                                      {"", "layer matched", false, false},
-                                      {"", "traffic matched", false, false}};
-    Column heads[COUNT(before) + COUNT(change) + COUNT(after) + COUNT(controls)];
-    memcpy(heads, before, sizeof before);
-    memcpy(heads + COUNT(before), change, sizeof change);
-    memcpy(heads + COUNT(before) + COUNT(change), after, sizeof after);
-    memcpy(heads + COUNT(before) + COUNT(change) + COUNT(after), controls, sizeof controls);
-    Table table = {0};
-    table_begin(&table, to, NULL, heads, COUNT(heads));
-    for (Json at = {0}; json_next(&outcomes, &at) && table.n_rows < view_limit(view, "rows");) {
-        if (!is_selected(at)) continue;
-        table_row_begin(&table);
-        for (int64_t i = 0; i < COUNT(before); i++) table_cell(&table, at, &before[i]);
-        put_change(&table, at);
-        for (int64_t i = 0; i < COUNT(after); i++) table_cell(&table, at, &after[i]);
-        put_range(&table, at, "random");
-        table_cell(&table, at, &controls[1]);
-        put_range(&table, at, "layer");
-        put_range(&table, at, "traffic");
-        table_row_end(&table);
+/* A column of its own kind: a change or a mean of controls with its range; or any other. */
+static void put_cell(Table *table, Json row, const Column *column) {
+    static const char *const controls[] = {"random", "layer", "traffic"};
+    if (!strcmp(column->key, "change")) {
+        put_change(table, row);
+        return;
     }
+    for (size_t i = 0; i < sizeof controls / sizeof *controls; i++) {
+        const size_t n = strlen(controls[i]);
+        if (strncmp(column->key, controls[i], n) != 0 || strcmp(column->key + n, "_mean") != 0) continue;
+        put_range(table, row, controls[i]);
+        return;
+    }
+    table_cell(table, row, column);
+}
+
+static void put_cells(Table *table, Json row, const Column *columns, int64_t n) {
+    table_row_begin(table);
+    for (int64_t i = 0; i < n; i++) put_cell(table, row, &columns[i]);
+    table_row_end(table);
+}
+
+static void put_comparison(const ReportView *view, Json outcomes, Text *to) {
+    static const Column columns[] = {{"condition", "condition", true, false},
+                                     {"group", "group", true, false},
+                                     {"n", "prompts", false, false},
+                                     {"restricted_before", "restricted before", false, false},
+                                     {"restricted_after", "after", false, false},
+                                     {"change", "change", false, false},
+                                     {"lost", "lost", false, false},
+                                     {"gained", "reversed", false, false},
+                                     {"mcnemar_p", "McNemar p", false, false},
+                                     {"random_n", "random sets", false, false},
+                                     {"random_mean", "their change", false, false},
+                                     {"random_p", "p", false, false},
+                                     {"layer_mean", "layer matched", false, false},
+                                     {"traffic_mean", "traffic matched", false, false}};
+    Table table = {0};
+    table_begin(&table, to, NULL, columns, COUNT(columns));
+    for (Json at = {0}; json_next(&outcomes, &at) && table.n_rows < view_limit(view, "rows");)
+        if (is_selected(at)) put_cells(&table, at, columns, COUNT(columns));
     table_end(&table);
     text_put_string(
         to, "<p class=\"soft small\">Change: of the share of restricted replies, with its bootstrap interval "
@@ -150,19 +157,12 @@ static void put_effects(const ReportView *view, Json rows, const char *caption, 
                                      {"tokens", "tokens", false, false},
                                      {"nll_before", "nll before", false, false},
                                      {"nll_after", "nll after", false, false},
-                                     {"", "change", false, false},
+                                     {"change", "change", false, false},
                                      {"perplexity_ratio", "perplexity ratio", false, false}};
     Table table = {0};
     table_begin(&table, to, caption, columns, COUNT(columns));
-    for (Json at = {0}; json_next(&rows, &at) && table.n_rows < view_limit(view, "rows");) {
-        table_row_begin(&table);
-        for (int64_t i = 0; i < COUNT(columns); i++)
-            if (columns[i].key[0])
-                table_cell(&table, at, &columns[i]);
-            else
-                put_change(&table, at);
-        table_row_end(&table);
-    }
+    for (Json at = {0}; json_next(&rows, &at) && table.n_rows < view_limit(view, "rows");)
+        put_cells(&table, at, columns, COUNT(columns));
     table_end(&table);
 }
 
