@@ -255,6 +255,18 @@ typedef void cross_entropy_fn(Queue *q, Tensor nll, Tensor lse, Tensor scratch, 
 /* dx += dnll[t] (softmax - onehot) w, rows with targets[t] < 0 excepted */
 typedef void cross_entropy_bwd_fn(Queue *q, Tensor dx, Tensor scratch, Tensor dnll, Tensor lse, Tensor x,
                                   Tensor w, Tensor bias, Tensor targets);
+/* Losses on what a router says, a row each, p = softmax(logits[t]) with no edit; logits [T,E] real.
+ * kl[t] = KL(softmax(frozen[t] / T) || softmax(logits[t] / T)), T the temperature (SafeMoE, arXiv 2509.22745);
+ * exactly 0 where both rows are equal        kl [T] real, frozen [T,E] real */
+typedef void router_kl_fn(Queue *q, Tensor kl, Tensor logits, Tensor frozen, float temperature);
+/* dlogits[t,:] += dkl[t] (softmax(logits[t] / T) - softmax(frozen[t] / T)) / T; rows with dkl[t] 0 stay */
+typedef void router_kl_bwd_fn(Queue *q, Tensor dlogits, Tensor dkl, Tensor logits, Tensor frozen,
+                              float temperature);
+/* distance[t] = sum over e of (p[e] - aim[e])^2 (SEUF's anchor, arXiv 2411.18797)
+ * distance [T] real, aim [E] real */
+typedef void router_anchor_fn(Queue *q, Tensor distance, Tensor logits, Tensor aim);
+/* dlogits[t,e] += ddistance[t] p[e] (d[e] - sum of d p), d = 2 (p - aim); rows with ddistance[t] 0 stay */
+typedef void router_anchor_bwd_fn(Queue *q, Tensor dlogits, Tensor ddistance, Tensor logits, Tensor aim);
 /* ids[i] = argmax of logits[i, 0..n_valid)       ids [N] i32, logits [N,V] real */
 typedef void argmax_fn(Queue *q, Tensor ids, Tensor logits, int64_t n_valid);
 /* ids[i] drawn from softmax(logits[i] / temperature) cut to the top_k largest, then to the least number of
@@ -275,7 +287,8 @@ typedef void sample_fn(Queue *q, Tensor ids, Tensor scratch, Tensor logits, Tens
     X(lora) X(lora_bwd) X(sum_slots) X(adamw)                                                            \
     X(count_experts) X(expert_peaks) X(route_margin) X(gate_grad) X(row_norms) X(segment_sums)           \
     X(find_nonfinite)                                                                                    \
-    X(cross_entropy) X(cross_entropy_bwd) X(argmax) X(sample)
+    X(cross_entropy) X(cross_entropy_bwd)                                                                \
+    X(router_kl) X(router_kl_bwd) X(router_anchor) X(router_anchor_bwd) X(argmax) X(sample)
 /* clang-format on */
 
 typedef struct {

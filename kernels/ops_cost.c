@@ -292,6 +292,21 @@ static void cost_cross_entropy_bwd(Queue *q, Tensor dx, Tensor scratch, Tensor d
            product = 2 * logits * (double)tensor_columns(x);
     spend(q, 2 * product + 4 * logits, 2 * product, TOUCHES(dx, dx, dnll, lse, x, w, w, bias, targets));
 }
+static void cost_router_kl(Queue *q, Tensor kl, Tensor logits, Tensor frozen, float temperature) {
+    (void)temperature;
+    spend(q, 11 * count(logits), 0, TOUCHES(kl, logits, frozen));
+}
+static void cost_router_kl_bwd(Queue *q, Tensor dlogits, Tensor dkl, Tensor logits, Tensor frozen,
+                               float temperature) {
+    (void)temperature;
+    spend(q, 13 * count(logits), 0, TOUCHES(dlogits, dlogits, dkl, logits, frozen));
+}
+static void cost_router_anchor(Queue *q, Tensor distance, Tensor logits, Tensor aim) {
+    spend(q, 7 * count(logits), 0, TOUCHES(distance, logits, aim));
+}
+static void cost_router_anchor_bwd(Queue *q, Tensor dlogits, Tensor ddistance, Tensor logits, Tensor aim) {
+    spend(q, 12 * count(logits), 0, TOUCHES(dlogits, dlogits, ddistance, logits, aim));
+}
 static void cost_argmax(Queue *q, Tensor ids, Tensor logits, int64_t n_valid) {
     spend(q, (double)tensor_rows(logits) * (double)n_valid, 0, TOUCHES(ids, logits));
 }

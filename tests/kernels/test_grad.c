@@ -41,6 +41,8 @@ BACKWARD(swiglu) { o->swiglu_bwd(q, g[0], c, t[1], activation_of(p)); }
 BACKWARD(sigmoid_scale) { (void)p, o->sigmoid_scale_bwd(q, g[0], g[1], c, t[1], t[2]); }
 BACKWARD(route) { o->route_bwd(q, g[0], c, t[0], t[1], t[2], t[3], edits_at(t + 4), rule_of(p)); }
 BACKWARD(cross_entropy) { (void)p, o->cross_entropy_bwd(q, g[0], t[2], c, t[1], t[3], t[4], t[5], t[6]); }
+BACKWARD(router_kl) { o->router_kl_bwd(q, g[0], c, t[1], t[2], temperature_of(p)); }
+BACKWARD(router_anchor) { (void)p, o->router_anchor_bwd(q, g[0], c, t[1], t[2]); }
 
 BACKWARD(moe_gate_up) {
     Tensor dx = g[0], scratch = t[7];
@@ -178,6 +180,8 @@ static const Gradient GRADIENTS[] = {
     {"sigmoid_scale", {1, 2}, 2, 0, backward_sigmoid_scale, NULL, NULL},
     {"route", {3}, 1, 2, backward_route, NULL, NULL},
     {"cross_entropy", {3}, 1, 0, backward_cross_entropy, NULL, NULL},
+    {"router_kl", {1}, 1, 0, backward_router_kl, NULL, NULL},
+    {"router_anchor", {1}, 1, 0, backward_router_anchor, NULL, NULL},
     {"moe_gate_up", {4}, 1, 3, backward_moe_gate_up, &GATE_UP, NULL},
     {"expert", {4, 5}, 2, 3, backward_expert, &EXPERT, "moe_down_bwd moe_swiglu_bwd moe_hidden_bwd"},
     {"lora tokens", {4, 6, 7}, 3, 3, backward_lora_tokens, &LORA_TOKENS, "lora_bwd"},
