@@ -55,6 +55,10 @@ typedef struct {
     Tensor ids;   /* [T,K] i32 */
 } Routed;
 Routed nn_route(Context *c, Var *logits, RouteEdits edits, int64_t n_chosen, RouterRule rule);
+/* A value a row in `place` [T] real: KL to frozen [T,E] real, distance to aim [E] real. The caller sets
+ * place->g to what each row weighs in its loss. */
+void nn_router_kl(Context *c, Var *place, Var *logits, Tensor frozen, float temperature);
+void nn_router_anchor(Context *c, Var *place, Var *logits, Tensor aim);
 MoePlan nn_moe_plan(Context *c, Tensor ids, int64_t n_experts);
 /* What low-rank updates add to a layer's experts, and where gradients of them go. */
 typedef enum { PROJECTION_GATE, PROJECTION_UP, PROJECTION_DOWN, N_PROJECTIONS } Projection;

@@ -55,6 +55,7 @@ struct Step {
             RouterRule rule;
         } route;
         Activation activation;
+        float temperature;
         struct {
             block_fn *run;
             void *arguments;

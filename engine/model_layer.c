@@ -114,6 +114,7 @@ static void experts_block(Context *c, void *arguments) {
     if (d->wants_grad) run->logits->wanted = true;
     if (!c->replay) decoder_check(d, c, CHECK_ROUTER, run->layer, run->logits->x);
     tape_tap(c, run->logits, route_grad_hook, run);
+    router_loss_add(c, run);
     Routed routed = route(c, run);
     run->chosen = routed.weights;
     run->ids = routed.ids;
