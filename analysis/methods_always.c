@@ -25,6 +25,8 @@ const MethodNeed method_needs[] = {
     {"class_ratio", "from", {NULL}, "[]"},
     {"epochs", "steps", {"0"}, NULL},
     {"ranking", "from", {NULL}, "[]"},
+    {"beta", "objective", {"preference"}, NULL},
+    {"router_temperature", "router_kl", {NULL}, "0"},
     {"evaluate_every", "evaluate", {NULL}, "[]"},
     {"patience", "evaluate", {NULL}, "[]"},
     {"guard", "model", {NULL}, "\"\""},

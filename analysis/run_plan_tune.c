@@ -11,6 +11,19 @@ static int64_t count_examples(const Planner *p, const PromptGroup *groups) {
     return n;
 }
 
+bool plan_frozen(const Planner *p, const Batch *batch, PlannedWork *work, Error *error) {
+    if (p->step->kind != STEP_TUNE || !(p->step->router_kl > 0 || p->step->objective == OBJECTIVE_PREFERENCE))
+        return true;
+    const PromptBatch view = batch_view(batch);
+    PassOptions options = {.want_nll = p->step->objective == OBJECTIVE_PREFERENCE};
+    PassResult result = {0};
+    bool ok = model_plan(p->config, p->compute, p->weights, &view, &options, &result, error);
+    work->flops += result.cost.flops;
+    work->bytes += result.cost.bytes;
+    pass_result_free(&result);
+    return ok;
+}
+
 void plan_training(const Planner *p, const PromptGroup *groups, PlannedWork *work) {
     const int64_t n = count_examples(p, groups);
     int64_t n_total = 0;
