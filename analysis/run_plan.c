@@ -291,10 +291,9 @@ static bool plan_step(const Planner *p, PlannedWork *work, Error *error) {
     const int64_t n = p->step->groups.n;
     if (p->step->kind == STEP_CONTRAST) return plan_contrast(p, work, error);
     TuneGroups read = {.n = n};
-    bool ok =
-        p->step->kind == STEP_TUNE
-            ? tune_groups_read(p->job, p->step, &p->step->groups, p->encoder, NULL, &read, &notes, error)
-            : step_read_groups(p->job, p->step, p->encoder, NULL, &read.groups, &notes, error);
+    bool ok = p->step->kind == STEP_TUNE
+                  ? tune_groups_read(p->job, p->step, p->encoder, NULL, &read, &notes, error)
+                  : step_read_groups(p->job, p->step, p->encoder, NULL, &read.groups, &notes, error);
     const PromptGroup *groups = read.groups;
     for (int64_t g = 0; ok && g < n; g++)
         ok = plan_group(p, &groups[g], work, error) &&

@@ -126,9 +126,11 @@ static bool open_training(Tuning *t, Error *error) {
     return true;
 }
 
-static bool read_groups(const StepRun *run, const NameList *names, TuneGroups *groups, Text *notes,
-                        Error *error) {
-    return tune_groups_read(run->job, run->step, names, run->encoder, run->inputs, groups, notes, error);
+static bool read_groups(Tuning *t, Text *notes, Error *error) {
+    const StepRun *run = t->run;
+    const StepOptions held_out = tune_held_out_of(run->step);
+    return tune_groups_read(run->job, run->step, run->encoder, run->inputs, &t->groups, notes, error) &&
+           tune_groups_read(run->job, &held_out, run->encoder, run->inputs, &t->held_out, notes, error);
 }
 
 bool tune_run(const StepRun *run, Error *error) {
@@ -136,8 +138,7 @@ bool tune_run(const StepRun *run, Error *error) {
     Text notes = {0};
     hash_model(run, t.model_hash);
     bool ok = hash_job(run, t.job_hash, error) && io_make_folders(run->folder, error) &&
-              read_groups(run, &run->step->groups, &t.groups, &notes, error) &&
-              read_groups(run, &run->step->evaluate, &t.held_out, &notes, error);
+              read_groups(&t, &notes, error);
     if (ok) step_show_notes(run, &notes);
     t.warnings = notes.bytes;
     ok = ok && open_training(&t, error) && tune_checkpoint_read(&t, error);

@@ -112,6 +112,7 @@ bool tune_check(const Job *job, const StepOptions *step, Error *error) {
     const ModelOptions *options = job_model(job, step->model);
     ModelConfig config = {0};
     PromptEncoder encoder = {0};
+    const StepOptions evaluated = tune_held_out_of(step);
     TuneGroups groups = {0}, held_out = {0};
     Adapter adapter = {0};
     Text notes = {0};
@@ -119,8 +120,8 @@ bool tune_check(const Job *job, const StepOptions *step, Error *error) {
               prompt_encoder_open(options, &config, &encoder, error);
     if (!ok) error_add_place(error, "models.%s", options->name);
     ok = ok && tune_adapter_make(job, step, &config, NULL, &adapter, error) &&
-         ((tune_groups_read(job, step, &step->groups, &encoder, NULL, &groups, &notes, error) &&
-           tune_groups_read(job, step, &step->evaluate, &encoder, NULL, &held_out, &notes, error) &&
+         ((tune_groups_read(job, step, &encoder, NULL, &groups, &notes, error) &&
+           tune_groups_read(job, &evaluated, &encoder, NULL, &held_out, &notes, error) &&
            check_warmup(step, &groups, error)) ||
           error_add_place(error, "step %s", step->name));
     tune_groups_free(&groups);

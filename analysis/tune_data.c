@@ -19,27 +19,30 @@ int64_t tune_count_steps(const StepOptions *step, int64_t n_examples, int64_t *n
     return (*n_total + step->examples - 1) / step->examples;
 }
 
-bool tune_groups_read(const Job *job, const StepOptions *step, const NameList *names,
-                      const PromptEncoder *encoder, const Inputs *inputs, TuneGroups *to, Text *notes,
-                      Error *error) {
+StepOptions tune_held_out_of(const StepOptions *step) {
     StepOptions own = *step;
-    own.groups = *names;
-    *to = (TuneGroups){.n = names->n};
-    if (!names->n) return true;
+    own.groups = step->evaluate;
+    return own;
+}
+
+bool tune_groups_read(const Job *job, const StepOptions *step, const PromptEncoder *encoder,
+                      const Inputs *inputs, TuneGroups *to, Text *notes, Error *error) {
+    *to = (TuneGroups){.n = step->groups.n};
+    if (!to->n) return true;
     if (step->objective != OBJECTIVE_PREFERENCE)
-        return step_read_groups(job, &own, encoder, inputs, &to->groups, notes, error);
+        return step_read_groups(job, step, encoder, inputs, &to->groups, notes, error);
     to->groups = mem_zeroed((size_t)to->n, sizeof *to->groups);
     to->others = mem_zeroed((size_t)to->n, sizeof *to->others);
     bool ok = (to->groups && to->others) ||
               error_out_of_memory(error, "groups", 2 * (size_t)to->n * sizeof *to->groups);
-    /* pairs are read as a contrast of continuations reads them */
+    StepOptions own = *step; /* pairs are read as a contrast of continuations reads them */
     own.kind = STEP_CONTRAST;
     own.contrast = CONTRAST_CONTINUATIONS;
     own.groups.n = 1;
     own.select = 1;
     for (int64_t g = 0; ok && g < to->n; g++) {
         ContrastPairs pairs;
-        own.groups.names = names->names + g;
+        own.groups.names = step->groups.names + g;
         ok = contrast_pairs_read(job, &own, encoder, inputs, &pairs, notes, error);
         to->groups[g] = pairs.side[0];
         to->others[g] = pairs.side[1];

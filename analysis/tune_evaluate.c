@@ -31,30 +31,37 @@ typedef struct {
     int64_t n; /* what the sum is divided by: target tokens, or pairs */
 } HeldOut;
 
+/* What goes through the model together. */
+typedef struct {
+    const PromptGroup *group, *other; /* other NULL: no pairs */
+    int64_t first, n;                 /* prompts of them */
+    double *references;               /* [2 n] of pairs: made where they are not known */
+    double *sums;                     /* room for 2 n */
+} HeldOutPart;
+
 /* Losses of the targets, tokens counted alike. */
-static bool add_losses(const Tuning *t, const PromptGroup *group, int64_t first, int64_t n, double *sums,
-                       HeldOut *to, Error *error) {
-    if (!sum_losses(&t->model, group, first, n, sums, error)) return false;
-    for (int64_t i = 0; i < n; i++) {
-        to->sum += sums[i];
-        to->n += group->prompts[first + i].n_target;
+static bool add_losses(const Tuning *t, const HeldOutPart *p, HeldOut *to, Error *error) {
+    if (!sum_losses(&t->model, p->group, p->first, p->n, p->sums, error)) return false;
+    for (int64_t i = 0; i < p->n; i++) {
+        to->sum += p->sums[i];
+        to->n += p->group->prompts[p->first + i].n_target;
     }
     return true;
 }
 
-/* Losses of preferences; references [2 n], which are made where they are not known. sums: room for 2 n. */
-static bool add_preferences(const Tuning *t, const PromptGroup *const sides[2], int64_t first, int64_t n,
-                            double *references, double *sums, HeldOut *to, Error *error) {
+static bool add_preferences(const Tuning *t, const HeldOutPart *p, HeldOut *to, Error *error) {
     Model frozen = t->model;
     frozen.adapter = NULL;
+    const PromptGroup *const sides[] = {p->group, p->other};
     for (int64_t s = 0; s < 2; s++) {
-        const bool known = !isnan(references[s * n]);
-        if (!sum_losses(&t->model, sides[s], first, n, sums + s * n, error) ||
-            (!known && !sum_losses(&frozen, sides[s], first, n, references + s * n, error)))
+        double *references = p->references + s * p->n;
+        if (!sum_losses(&t->model, sides[s], p->first, p->n, p->sums + s * p->n, error) ||
+            (isnan(*references) && !sum_losses(&frozen, sides[s], p->first, p->n, references, error)))
             return false;
     }
-    for (int64_t i = 0; i < n; i++) {
-        const double nll[2] = {sums[i], sums[n + i]}, reference[2] = {references[i], references[n + i]};
+    for (int64_t i = 0; i < p->n; i++) {
+        const double nll[] = {p->sums[i], p->sums[p->n + i]},
+                     reference[] = {p->references[i], p->references[p->n + i]};
         to->sum += tune_preference_loss(tune_margin(t->run->step, nll, reference));
         to->n++;
     }
@@ -63,23 +70,18 @@ static bool add_preferences(const Tuning *t, const PromptGroup *const sides[2], 
 
 /* A group, from number n_before of all held-out prompts on. */
 static bool measure_group(const Tuning *t, int64_t g, int64_t n_before, HeldOut *to, Error *error) {
-    const TuneGroups *held_out = &t->held_out;
-    const PromptGroup *group = &held_out->groups[g];
+    const PromptGroup *group = &t->held_out.groups[g];
     const Block block = {.step = t->run->step, .group = group, .n = group->n};
-    double *sums = mem_zeroed(2 * (size_t)group->n, sizeof *sums);
-    bool ok = sums || error_out_of_memory(error, "held-out prompts", 2 * (size_t)group->n * sizeof *sums);
-    for (int64_t first = 0, n; ok && first < group->n; first += n) {
-        n = batch_size(&block, first, 0, step_limits(t->run->job));
-        if (held_out->others) {
-            const PromptGroup *const sides[] = {group, &held_out->others[g]};
-            double *references = t->held_out_references + 2 * (n_before + first);
-            ok = add_preferences(t, sides, first, n, references, sums, to, error);
-        } else {
-            ok = add_losses(t, group, first, n, sums, to, error);
-        }
-        ok = ok && step_goes_on(t->run, error);
+    HeldOutPart part = {.group = group, .other = t->held_out.others ? &t->held_out.others[g] : NULL};
+    part.sums = mem_zeroed(2 * (size_t)group->n, sizeof *part.sums);
+    bool ok =
+        part.sums || error_out_of_memory(error, "held-out prompts", 2 * (size_t)group->n * sizeof(double));
+    for (; ok && part.first < group->n; part.first += part.n) {
+        part.n = batch_size(&block, part.first, 0, step_limits(t->run->job));
+        if (part.other) part.references = t->held_out_references + 2 * (n_before + part.first);
+        ok = (part.other ? add_preferences : add_losses)(t, &part, to, error) && step_goes_on(t->run, error);
     }
-    mem_free(sums);
+    mem_free(part.sums);
     return ok;
 }
 

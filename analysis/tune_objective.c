@@ -2,8 +2,8 @@
  * 2305.18290); and what is held of routers.
  *
  * The frozen model is the same weights without the updates: where its losses or routers are asked for, a
- * forward pass over the same texts goes before. Its losses of a pair are computed once in a run; a resumed run
- * computes them again, with the same bits. A pair is in one pass whole: what its gradient weighs is known
+ * forward pass over the same texts goes before. Its losses of a pair are computed once in a run; a resumed
+ * run computes them again, with the same bits. A pair is in one pass whole: what its gradient weighs is known
  * between the forward and the walk back. */
 #include "../engine/alloc.h"
 #include "../kernels/math.h"

@@ -21,11 +21,12 @@ typedef struct {
     int64_t n;
 } TuneGroups;
 
-/* The named groups as the step's objective reads them; nothing where there are none. inputs NULL: hashes are
- * not compared. Caller frees, also after an error. */
-bool tune_groups_read(const Job *job, const StepOptions *step, const NameList *names,
-                      const PromptEncoder *encoder, const Inputs *inputs, TuneGroups *groups, Text *notes,
-                      Error *error);
+/* The step's groups as its objective reads them; nothing where there are none. inputs NULL: hashes are not
+ * compared. Caller frees, also after an error. */
+bool tune_groups_read(const Job *job, const StepOptions *step, const PromptEncoder *encoder,
+                      const Inputs *inputs, TuneGroups *groups, Text *notes, Error *error);
+/* The step with the held-out groups in the place of its own. */
+StepOptions tune_held_out_of(const StepOptions *step);
 void tune_groups_free(TuneGroups *groups);
 
 typedef struct {

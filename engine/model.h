@@ -100,7 +100,8 @@ typedef struct {
 } RouteReplay;
 
 /* A loss on the routers' distributions beside the one on tokens: the sum over expert layers and tokens of
- *   kl_weights[t] KL(softmax(frozen / T) || softmax(logits / T)) + anchor_weights[t] |softmax(logits) - aim|^2
+ *   kl_weights[t] KL(softmax(frozen / T) || softmax(logits / T))
+ *   + anchor_weights[t] |softmax(logits) - aim|^2
  * of the logits before any edit, T the temperature. All on the host. */
 typedef struct {
     const float *kl_weights; /* [T]; NULL: no such term */

@@ -256,8 +256,8 @@ typedef void cross_entropy_fn(Queue *q, Tensor nll, Tensor lse, Tensor scratch, 
 typedef void cross_entropy_bwd_fn(Queue *q, Tensor dx, Tensor scratch, Tensor dnll, Tensor lse, Tensor x,
                                   Tensor w, Tensor bias, Tensor targets);
 /* Losses on what a router says, a row each, p = softmax(logits[t]) with no edit; logits [T,E] real.
- * kl[t] = KL(softmax(frozen[t] / T) || softmax(logits[t] / T)), T the temperature (SafeMoE, arXiv 2509.22745);
- * exactly 0 where both rows are equal        kl [T] real, frozen [T,E] real */
+ * kl[t] = KL(softmax(frozen[t] / T) || softmax(logits[t] / T)), T the temperature (SafeMoE, arXiv
+ * 2509.22745); exactly 0 where both rows are equal        kl [T] real, frozen [T,E] real */
 typedef void router_kl_fn(Queue *q, Tensor kl, Tensor logits, Tensor frozen, float temperature);
 /* dlogits[t,:] += dkl[t] (softmax(logits[t] / T) - softmax(frozen[t] / T)) / T; rows with dkl[t] 0 stay */
 typedef void router_kl_bwd_fn(Queue *q, Tensor dlogits, Tensor dkl, Tensor logits, Tensor frozen,

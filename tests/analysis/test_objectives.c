@@ -1,6 +1,7 @@
-/* The objectives of a training against PyTorch: tests/data/objectives holds losses, gradients and trained weights of
- * each, made by tools/make_objectives_golden.py on a golden checkpoint. The steps here are those of a job: tune_step on
- * options as a job has them. Faults planted in what is expected are found; the bits do not depend on the passes. */
+/* The objectives of a training against PyTorch: tests/data/objectives holds losses, gradients and trained
+ * weights of each, made by tools/make_objectives_golden.py on a golden checkpoint. The steps here are those
+ * of a job: tune_step on options as a job has them. Options a little off are seen; the bits do not depend on
+ * the passes. */
 #include "tests/engine/scratch.h"
 #include "analysis/tune_parts.h"
 #include "engine/json.h"
