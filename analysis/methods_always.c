@@ -25,6 +25,7 @@ const MethodNeed method_needs[] = {
     {"class_ratio", "from", {NULL}, "[]"},
     {"epochs", "steps", {"0"}, NULL},
     {"ranking", "from", {NULL}, "[]"},
+    {"gate_rate", "gate_rows", {"true"}, NULL},
     {"beta", "objective", {"preference"}, NULL},
     {"router_temperature", "router_kl", {NULL}, "0"},
     {"evaluate_every", "evaluate", {NULL}, "[]"},

@@ -26,6 +26,15 @@ const MethodSentence objective_sentences[] = {
          "Added was {} times the squared distance between the router's softmax and the one-hot vector of the "
          "layer's trained cell (SEUF, arXiv 2411.18797; several cells share the one in equal parts), the "
          "mean over tokens and layers with such cells"),
+    STEP("gate_rows", "false", "The routers' own rows were frozen"),
+    STEP("gate_rows", "true",
+         "The rows of the routers that choose the trained cells were trained too (as in the second phase of "
+         "RASA, arXiv 2602.04448, without its divergence between mean routings)"),
+    STEP("gate_rate", NULL, "The largest learning rate of router rows was {}, on the same schedule"),
+    STEP("dropout", "0", "There was no dropout"),
+    STEP("dropout", NULL,
+         "In training passes the share {} of what the updates read was left out at random, the rest scaled "
+         "up"),
     STEP("router_tokens", "last", "Terms on routers counted the last token of each prompt"),
     STEP("router_tokens", "all", "Terms on routers counted all tokens of prompt and target"),
 };

@@ -323,6 +323,15 @@ const Option option_table[] = {
              "arXiv 2411.18797); 0: none"},
     {STEP(TUNE, router_tokens), CHOICE(router_tokens, "\"last\""),
      .help = "tokens whose routers these two hold: the last of the prompt, or all of prompt and target"},
+    {STEP(TUNE, gate_rows), BOOL("false"),
+     .help =
+         "the trained cells' rows of their routers are trained too (RASA, arXiv 2602.04448): what is added "
+         "to them stands in router_rows.safetensors beside the adapter"},
+    {STEP(TUNE, gate_rate), NUMBER(0, 1e6, "0.000001"),
+     .help = "gate_rows: their largest learning rate; the schedule is the same, weights do not decay"},
+    {STEP(TUNE, dropout), NUMBER(0, 0.99, "0"),
+     .help = "share of what an update reads that is left out in a training pass, by numbers of the seed, the "
+             "example and the token; 0: nothing"},
     {STEP(TUNE, rank), INTEGER(1, 128, "8"), .help = "of each update B A"},
     {STEP(TUNE, alpha), NUMBER(1e-6, 1e6, "16"), .help = "an update is B A times alpha / rank"},
     {STEP(TUNE, examples), INTEGER(1, 1e6, "8"),

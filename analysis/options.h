@@ -136,7 +136,7 @@ typedef struct {
     double alpha, learning_rate, weight_decay, clip_norm;
     int schedule, form, ranking, control; /* ScheduleKind, AdapterForm, ContrastRankingKind, TuneControl */
     int objective, router_tokens;         /* TuneObjective, RouterTokens */
-    double beta, router_kl, router_temperature, router_anchor;
+    double beta, router_kl, router_temperature, router_anchor, gate_rate, dropout;
 } StepOptions;
 
 /* ---- the table ---- */

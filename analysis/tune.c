@@ -92,6 +92,7 @@ static void warn_of_idle_terms(const Tuning *t) {
     }
     for (int64_t l = 0; l < t->model.config.n_layers; l++)
         if (!t->model.config.layer_is_dense[l]) last_router = l;
+    if (step->gate_rows) return;
     if (step->router_kl > 0 && first == last_router)
         progress_warn(t->run->progress, "%s: router_kl has no effect: no router stands behind the cells",
                       step->name);
@@ -107,6 +108,7 @@ static bool open_training(Tuning *t, Error *error) {
     char *folder = io_folder_of(run->folder);
     bool ok = (folder || error_out_of_memory(error, "a path", strlen(run->folder))) &&
               tune_adapter_make(run->job, run->step, &run->model->config, folder, &t->adapter, error) &&
+              tune_rows_make(run->step, &run->model->config, &t->adapter, error) &&
               tune_aims_make(&t->adapter, &run->model->config, &t->aims, error) &&
               tune_held_out_open(t, error) && tune_data_make(run, &t->groups, &t->data, error);
     mem_free(folder);

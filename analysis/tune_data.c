@@ -176,6 +176,19 @@ static bool put_cells(const Job *job, const StepOptions *step, const ModelConfig
     return true;
 }
 
+bool tune_rows_make(const StepOptions *step, const ModelConfig *config, Adapter *adapter, Error *error) {
+    for (int64_t i = 0; step->gate_rows && i < adapter->n; i++) {
+        const AdapterCell *cell = &adapter->cells[i];
+        bool there = false;
+        RouterRow *row;
+        for (int64_t k = 0; k < adapter->n_rows; k++)
+            there =
+                there || (adapter->rows[k].layer == cell->layer && adapter->rows[k].expert == cell->expert);
+        if (!there && !adapter_add_row(adapter, config, cell->layer, cell->expert, &row, error)) return false;
+    }
+    return true;
+}
+
 bool tune_adapter_make(const Job *job, const StepOptions *step, const ModelConfig *config,
                        const char *run_folder, Adapter *adapter, Error *error) {
     const StepOptions *source = tune_contrast_source(job, step);

@@ -7,6 +7,7 @@
  * between the forward and the walk back. */
 #include "../engine/alloc.h"
 #include "../kernels/math.h"
+#include "../kernels/random.h"
 #include "tune_parts.h"
 #include <string.h>
 
@@ -19,6 +20,7 @@ void tune_pack_free(TunePack *p) {
     mem_free(p->loss_weights);
     mem_free(p->kl_weights);
     mem_free(p->anchor_weights);
+    mem_free(p->dropout_keys);
     *p = (TunePack){0};
 }
 
@@ -61,6 +63,23 @@ static bool weigh_routers(const TunePack *p, double weight, int64_t n_layers, fl
     return true;
 }
 
+/* A number of each token, of the seed, the example's place in the training, its text and the token. */
+static bool draw_keys(TunePack *p, int64_t step, Error *error) {
+    const TuneData *data = &p->tuning->data;
+    const size_t n = (size_t)p->offsets[p->n * p->each];
+    if (p->tuning->run->step->dropout <= 0) return true;
+    p->dropout_keys = mem_zeroed(n, sizeof *p->dropout_keys);
+    if (!p->dropout_keys) return error_out_of_memory(error, "a step", n * sizeof *p->dropout_keys);
+    for (int64_t i = 0; i < p->n * p->each; i++) {
+        const int64_t at = step * data->n_of_step + i / p->each, key = p->examples[i / p->each]->key;
+        const uint64_t own = random_bits(data->seed, RANDOM_TUNING_DROPOUT, key, at);
+        for (int64_t k = p->offsets[i]; k < p->offsets[i + 1]; k++)
+            p->dropout_keys[k] =
+                (int64_t)random_bits(own, RANDOM_TUNING_DROPOUT, i % p->each, k - p->offsets[i]);
+    }
+    return true;
+}
+
 bool tune_pack_make(Tuning *t, int64_t step, TunePack *p, Error *error) {
     const StepOptions *options = t->run->step;
     *p = (TunePack){.tuning = t};
@@ -75,7 +94,8 @@ bool tune_pack_make(Tuning *t, int64_t step, TunePack *p, Error *error) {
         for (int64_t k = p->texts[i]->n_prompt - 1; k + 1 < n_own; k++)
             p->loss_weights[at + k] = 1 / (float)p->n_targets;
     }
-    return weigh_routers(p, options->router_kl, t->model.config.n_moe_layers, &p->kl_weights, error) &&
+    return draw_keys(p, step, error) &&
+           weigh_routers(p, options->router_kl, t->model.config.n_moe_layers, &p->kl_weights, error) &&
            weigh_routers(p, options->router_anchor, t->aims.n, &p->anchor_weights, error);
 }
 
@@ -217,6 +237,8 @@ static bool run_pass(const TunePart *part, const PromptBatch *batch, const float
                            .weigh_context = &weighing,
                            .router_loss = p->kl_weights || p->anchor_weights ? &routers : NULL,
                            .training = &t->training,
+                           .dropout_keys = p->dropout_keys ? p->dropout_keys + from : NULL,
+                           .dropout_rate = (float)t->run->step->dropout,
                            .first_example = part->number,
                            .memory_limit_bytes = (size_t)t->run->job->options.memory_limit_mib << 20,
                            .recompute = (Recompute)t->run->step->recompute};

@@ -54,6 +54,8 @@ int64_t tune_count_steps(const StepOptions *step, int64_t n_examples, int64_t *n
  * stands for them. Caller frees, also after an error. */
 bool tune_adapter_make(const Job *job, const StepOptions *step, const ModelConfig *config,
                        const char *run_folder, Adapter *adapter, Error *error);
+/* The router rows of its cells, zero, where they are trained. */
+bool tune_rows_make(const StepOptions *step, const ModelConfig *config, Adapter *adapter, Error *error);
 uint64_t tune_seed(const Job *job, const StepOptions *step);
 
 /* ---- the training ---- */
@@ -107,6 +109,7 @@ typedef struct {
     int32_t *tokens;                    /* [T] */
     float *loss_weights;                /* [T] 1 / n_targets of what predicts a target's token */
     float *kl_weights, *anchor_weights; /* [T]; NULL: none */
+    int64_t *dropout_keys;              /* [T]; NULL: no dropout */
 } TunePack;
 
 /* Sums over examples, in their order. */

@@ -69,9 +69,10 @@ bool tune_step(Tuning *t, Error *error) {
     AdamwOptions options = adamw_usual;
     options.decay = step->weight_decay;
     options.clip_norm = step->clip_norm;
-    const Schedule schedule = {(ScheduleKind)step->schedule, step->learning_rate, step->warmup,
-                               t->data.n_steps};
+    Schedule schedule = {(ScheduleKind)step->schedule, step->learning_rate, step->warmup, t->data.n_steps};
     const double rate = schedule_rate(&schedule, t->n_done);
+    schedule.peak = step->gate_rate;
+    t->training.optimizer.tail_rate = schedule_rate(&schedule, t->n_done);
     TunePack pack;
     TuneSums sums = {0};
     double norm = 0;

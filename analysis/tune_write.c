@@ -89,6 +89,8 @@ static void put_counts(const Tuning *t, Text *to) {
     }
     write_integer(to, "n_cells", n_cells);
     write_integer(to, "n_updates", t->adapter.n);
+    write_integer(to, "n_router_rows", t->adapter.n_rows);
+    n_values += t->adapter.n_rows * config->hidden_size;
     write_integer(to, "n_trained", n_values);
     write_number(to, "share_of_parameters", (double)n_values / (double)n_total);
     write_integer(to, "n_examples", t->data.n);
@@ -135,6 +137,23 @@ static bool write_step(const Tuning *t, Error *error) {
     return results_write_text(t->run->folder, "step.json", &text, error);
 }
 
+/* router_rows.csv: how long what was added became. */
+static bool write_rows(const Tuning *t, Error *error) {
+    Text text = {0};
+    if (!t->adapter.n_rows) return true;
+    text_put_string(&text, "layer,expert,parameters,row_norm\n");
+    for (int64_t i = 0; i < t->adapter.n_rows; i++) {
+        const RouterRow *row = &t->adapter.rows[i];
+        const int64_t n = t->run->model->config.hidden_size;
+        double squares = 0;
+        for (int64_t k = 0; k < n; k++) squares += (double)row->values[k] * (double)row->values[k];
+        text_format(&text, "%lld,%lld,%lld,", (long long)row->layer, (long long)row->expert, (long long)n);
+        text_put_f64(&text, sqrt(squares));
+        text_put_string(&text, "\n");
+    }
+    return results_write_text(t->run->folder, "router_rows.csv", &text, error);
+}
+
 bool tune_write_facts(const Tuning *t, Error *error) {
-    return write_updates(t, error) && write_step(t, error);
+    return write_updates(t, error) && write_rows(t, error) && write_step(t, error);
 }

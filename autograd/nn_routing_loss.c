@@ -1,5 +1,5 @@
-/* Losses on the router's distributions. Their values are no one's input: a caller that wants their gradient
- * gives the values one. */
+/* What a training does to routers: rows added to theirs, and losses on their distributions. Values of these
+ * are no one's input: a caller that wants their gradient gives the values one. */
 #include "../kernels/check.h"
 #include "nn.h"
 
@@ -35,4 +35,21 @@ void nn_router_anchor(Context *c, Var *place, Var *logits, Tensor aim) {
     Step step = {.backward = router_anchor_back, .in = {logits}, .saved = {aim}};
     tape_record(c, place, c->real, tensor_rows(logits->x), 1, step);
     if (!tape_has_value(c, place)) c->device->ops->router_anchor(c->queue, place->x, logits->x, aim);
+}
+
+/* in: x; out: logits, whose gradient is complete and goes on to the router itself */
+static void router_rows_back(Context *c, const Step *s) {
+    const RouterRows *r = s->of.router_rows;
+    c->device->ops->router_rows_bwd(c->queue, tape_grad(c, s->in[0]), r->sums, tape_grad(c, s->out),
+                                    s->in[0]->x, r->experts, r->rows);
+}
+
+void nn_router_rows(Context *c, Var *logits, Var *x, const RouterRows *rows) {
+    check(tensor_columns(x->x) == tensor_columns(rows->rows) && tensor_rows(x->x) == tensor_rows(logits->x),
+          "x [%lld,%lld], rows [.,%lld]", (long long)tensor_rows(x->x), (long long)tensor_columns(x->x),
+          (long long)tensor_columns(rows->rows));
+    Step step = {.backward = router_rows_back, .in = {x}, .trains = tensor_present(rows->sums.a)};
+    step.of.router_rows = rows;
+    tape_record(c, logits, c->real, tensor_rows(logits->x), tensor_columns(logits->x), step);
+    c->device->ops->router_rows(c->queue, logits->x, x->x, rows->experts, rows->rows);
 }

@@ -22,6 +22,7 @@ typedef struct {
     Var *input, *logits, *chosen; /* of the router; chosen: the combine weights. Valid while the block is */
     Tensor ids;
     ExpertUpdates updates; /* of the layer's experts */
+    RouterRows router_rows;
 } LayerRun;
 
 typedef struct {
@@ -38,9 +39,8 @@ struct Decoder {
     const Model *model;
     const Hooks *hooks;
     HookSite site;
-    bool wants_grad;              /* gradients of router logits are asked for */
-    const LoraTraining *training; /* NULL: the model's adapter, if any, is frozen */
-    int64_t first_example;
+    bool wants_grad; /* gradients of router logits are asked for */
+    LoraPass lora;   /* training NULL: the model's adapter, if any, is frozen */
     bool recompute;
     bool failed;        /* a hook did; site.error says why */
     Tensor positions;   /* [T] i32 */

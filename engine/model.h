@@ -132,6 +132,10 @@ typedef struct {
      * gate gradients are then left out unless a hook asks for them. */
     const LoraTraining *training;
     int64_t first_example;
+    /* Dropout of what trained updates read, at a rate in [0, 1): [T] a number of each token, from which follows
+     * what is left out. NULL: none */
+    const int64_t *dropout_keys;
+    float dropout_rate;
     Recompute recompute;
     size_t memory_limit_bytes; /* for RECOMPUTE_AUTO; 0: what the machine has free */
     bool want_nll;             /* implied by loss_weights */

@@ -125,8 +125,9 @@ static void run_program(Pass *p, Context *c, bool recompute) {
                  .hooks = p->hooks,
                  .site = {c->device, c->queue, p->error},
                  .wants_grad = c->tape && (!p->options->training || p->hooks->route_grad),
-                 .training = c->tape ? p->options->training : NULL,
-                 .first_example = p->options->first_example,
+                 .lora = {.training = c->tape ? p->options->training : NULL,
+                          .first_example = p->options->first_example,
+                          .dropout_rate = p->options->dropout_rate},
                  .recompute = recompute,
                  .router_loss = p->options->router_loss,
                  .runs = p->runs};
@@ -135,6 +136,9 @@ static void run_program(Pass *p, Context *c, bool recompute) {
     upload_routing(p, c, &d);
     if (d.router_loss) router_loss_upload(&d, c, &p->router_loss, p->rows.n_rows);
     Tensor ids = decoder_upload(&d, c, &p->rows);
+    d.lora.offsets = d.spans.offsets;
+    if (d.lora.training && p->options->dropout_keys)
+        d.lora.dropout_keys = tape_upload(c, DTYPE_I64, p->rows.n_rows, p->options->dropout_keys);
     size_t before = c->arena.used;
     Var *x = nn_embed(c, NULL, ids, p->model->weights.embedding, c->tape && p->hooks->embedding_grad);
     Var *last = decoder_run(&d, c, x);

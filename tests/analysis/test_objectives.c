@@ -158,6 +158,8 @@ static void open_training(Training *x, const char *name, int64_t batch_prompts) 
                                         .group = "golden",
                                         .key = i,
                                         .reference = {(double)NAN, (double)NAN}};
+    assert_true(tune_rows_make(&x->step, &golden.model.config, &t->adapter, &error));
+    assert_true(tune_rows_make(&x->step, &golden.model.config, &x->grad, &error));
     assert_true(tune_aims_make(&t->adapter, &golden.model.config, &t->aims, &error));
     assert_true(lora_weights_make(&t->adapter, &golden.model, &t->weights, &error));
     assert_true(lora_training_make(&t->weights, n * (pairs + 1), &t->training, &error));
@@ -218,6 +220,13 @@ static double cells_off(const Training *x, const char *what, const Adapter *adap
         side_name(cell, prefix, i % 2, name);
         read_tensor(name, want, side_count(cell, i % 2));
         worst = fmax(worst, off(i % 2 ? cell->b : cell->a, want, side_count(cell, i % 2)));
+    }
+    for (int64_t i = 0; i < adapter->n_rows; i++) {
+        const RouterRow *row = &adapter->rows[i];
+        snprintf(name, sizeof name, "%s.%lld.%lld.row", prefix, (long long)row->layer,
+                 (long long)row->expert);
+        read_tensor(name, want, golden.model.config.hidden_size);
+        worst = fmax(worst, off(row->values, want, golden.model.config.hidden_size));
     }
     return worst;
 }
@@ -294,10 +303,11 @@ static void test_other_options_are_seen(void **state) {
     must_disagree("kl", "router_tokens", "all");
     must_disagree("anchor", "router_anchor", "0.81");
     must_disagree("all", "router_temperature", "1.72");
+    must_disagree("rows", "router_anchor", "1.32");
 }
 
 int main(void) {
-    static char *const names[] = {"preference", "kl", "anchor", "all"};
+    static char *const names[] = {"preference", "kl", "anchor", "all", "rows"};
     enum { N = sizeof names / sizeof *names };
     struct CMUnitTest tests[2 * N + 1];
     for (int i = 0; i < N; i++) {

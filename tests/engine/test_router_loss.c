@@ -20,6 +20,8 @@ typedef struct {
     bool anchored[R_LAYERS];
     double nll[R_TOKENS], kl, distance;
     bool prefers; /* else tokens have the weights above */
+    int64_t keys[R_TOKENS];
+    float dropout; /* 0: none */
 } Setup;
 
 /* The lowest experts' layer, whose own logits do not move, and the last. */
@@ -75,6 +77,13 @@ static void open_setup(Setup *s, RandomModel r, const Device *device, DType comp
         for (int64_t k = 0; k < cell->rank * in; k++) cell->a[k] = 0.4f * (float)random_value(&state);
         for (int64_t k = 0; k < cell->rank * out; k++) cell->b[k] = 0.4f * (float)random_value(&state);
     }
+    for (int64_t i = 0; i < 3; i++) {
+        RouterRow *row;
+        static const int64_t rows[][2] = {{2, 3}, {0, 1}, {2, 0}};
+        assert_true(adapter_add_row(&s->adapter, config, rows[i][0], rows[i][1], &row, &error));
+        for (int k = 0; k < R_HIDDEN; k++) row->values[k] = 0.2f * (float)random_value(&state);
+    }
+    for (int i = 0; i < R_TOKENS; i++) s->keys[i] = 1000 + 7919 * i;
     assert_true(lora_weights_make(&s->adapter, &s->model, &s->weights, &error));
     assert_true(lora_training_make(&s->weights, R_PROMPTS, &s->training, &error));
     s->model.adapter = &s->weights;
@@ -130,10 +139,19 @@ static RouterLoss router_loss_of(const Setup *s, int64_t from) {
                         .anchored = s->anchored};
 }
 
+static PassOptions training_of(const Setup *s, const RouterLoss *router) {
+    PassOptions options = {.loss_weights = s->loss_weights, .router_loss = router, .training = &s->training};
+    if (s->prefers) options.weigh = prefer;
+    if (s->dropout > 0) options.dropout_keys = s->keys, options.dropout_rate = s->dropout;
+    return options;
+}
+
 static double loss_of(Setup *s) {
     const RouterLoss router = router_loss_of(s, 0);
     Hooks hooks = {.context = s, .loss = on_loss, .router_loss = on_router_loss};
-    run_pass(s, 0, R_PROMPTS, (PassOptions){.want_nll = true, .router_loss = &router}, &hooks);
+    PassOptions options = {.want_nll = true, .router_loss = &router};
+    if (s->dropout > 0) options = training_of(s, &router); /* which alone leaves anything out */
+    run_pass(s, 0, R_PROMPTS, options, &hooks);
     double sum = s->kl + s->distance;
     if (s->prefers) return sum + log(1 + exp(-margin(s->nll)));
     for (int i = 0; i < R_TOKENS; i++) sum += (double)s->loss_weights[i] * s->nll[i];
@@ -152,22 +170,22 @@ static double train(Setup *s, Recompute mode) {
     const RouterLoss router = router_loss_of(s, 0);
     Error error = {0};
     double norm;
-    PassOptions options = {
-        .loss_weights = s->loss_weights, .router_loss = &router, .training = &s->training, .recompute = mode};
-    if (s->prefers) options.weigh = prefer;
+    PassOptions options = training_of(s, &router);
+    options.recompute = mode;
     run_pass(s, 0, R_PROMPTS, options, NULL);
     if (!lora_training_gather(&s->training, R_PROMPTS, &norm, &error)) fail_msg("%s", error.text);
     return norm;
 }
 
-static void check_differences(RandomModel r, bool prefers, Recompute mode) {
+static void check_differences(RandomModel r, bool prefers, Recompute mode, float dropout) {
     Setup s;
     open_setup(&s, r, cpu_device_named("f64"), DTYPE_F64);
     s.prefers = prefers;
+    s.dropout = dropout;
     train(&s, mode);
     const double *grad = s.training.optimizer.grad.data, h = 1e-4;
     double worst = 0, largest = 0;
-    for (int64_t i = 0; i < s.weights.n_values; i += 17) {
+    for (int64_t i = 0; i < s.weights.n_values; i += i < s.weights.n_updates ? 47 : 11) {
         double want =
             (8 * (moved(&s, i, h) - moved(&s, i, -h)) - moved(&s, i, 2 * h) + moved(&s, i, -2 * h)) /
             (12 * h);
@@ -184,10 +202,59 @@ static void test_gradients_against_differences(void **state) {
     (void)state;
     for (int prefers = 0; prefers < 2; prefers++)
         for (Recompute mode = RECOMPUTE_ALWAYS; mode <= RECOMPUTE_NEVER; mode++) {
-            check_differences(like_mixtral(DTYPE_F64), prefers, mode);
-            check_differences(like_olmoe(DTYPE_F64), prefers, mode);
-            check_differences(like_qwen3(DTYPE_F64), prefers, mode);
+            check_differences(like_mixtral(DTYPE_F64), prefers, mode, 0);
+            check_differences(like_olmoe(DTYPE_F64), prefers, mode, 0);
+            check_differences(like_qwen3(DTYPE_F64), prefers, mode, 0.25f);
         }
+    check_differences(like_mixtral(DTYPE_F64), false, RECOMPUTE_ALWAYS, 0.6f);
+}
+
+/* A pass without training leaves nothing out, one with it does; the same things again. */
+static void test_dropout_is_of_training_alone(void **state) {
+    (void)state;
+    Setup s;
+    open_setup(&s, like_olmoe(DTYPE_F64), cpu_device_named("f64"), DTYPE_F64);
+    const double whole = loss_of(&s);
+    s.dropout = 0.5f;
+    const double dropped = loss_of(&s);
+    assert_true(dropped != whole && dropped == loss_of(&s));
+    for (int i = 0; i < R_TOKENS; i++) s.keys[i]++;
+    assert_true(dropped != loss_of(&s));
+    close_setup(&s);
+}
+
+/* What is written is read, beside the updates; faults are named. */
+static void test_router_rows_in_a_folder(void **state) {
+    (void)state;
+    Setup s;
+    Error error = {0};
+    Adapter read = {0};
+    open_setup(&s, like_qwen3(DTYPE_F32), cpu_device(), DTYPE_F32);
+    scratch_make_folder("rows");
+    const char *folder = scratch_path("rows");
+    assert_true(adapter_rows_write(folder, &s.adapter, &s.model.config, &error));
+    assert_true(adapter_rows_read(folder, &s.model.config, &read, &error));
+    assert_int_equal(read.n_rows, 3);
+    for (int i = 0; i < 3; i++) {
+        assert_true(read.rows[i].layer == s.adapter.rows[i].layer &&
+                    read.rows[i].expert == s.adapter.rows[i].expert);
+        assert_memory_equal(read.rows[i].values, s.adapter.rows[i].values, R_HIDDEN * sizeof(float));
+    }
+    assert_false(adapter_rows_read(folder, &s.model.config, &read, &error));
+    assert_contains(error.text, "expected a router row once: got it twice");
+    ModelConfig other = s.model.config;
+    other.hidden_size++;
+    Adapter none = {0};
+    Error wide = {0};
+    assert_false(adapter_rows_read(folder, &other, &none, &wide));
+    assert_contains(wide.text, "layers.0.experts.1.router_row: expected layers.L.experts.E.router_row, 25");
+    RouterRow *row;
+    Error dense = {0};
+    assert_false(adapter_add_row(&read, &s.model.config, 1, 0, &row, &dense));
+    assert_contains(dense.text, "got layer 1, expert 0");
+    adapter_free(&read);
+    adapter_free(&none);
+    close_setup(&s);
 }
 
 /* Each term has a part in the gradient: without it another one comes out. */
@@ -216,6 +283,8 @@ static void test_no_distance_to_itself(void **state) {
                (size_t)(s.adapter.cells[i].rank *
                         projection_out(&s.model.config, s.adapter.cells[i].projection)) *
                    sizeof(float));
+    for (int64_t i = 0; i < s.adapter.n_rows; i++)
+        memset(s.adapter.rows[i].values, 0, R_HIDDEN * sizeof(float));
     assert_true(lora_weights_make(&s.adapter, &s.model, &s.weights, &error));
     RouterLoss router = router_loss_of(&s, 0);
     router.anchor_weights = NULL;
@@ -283,6 +352,8 @@ static void test_same_bits_however_split(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gradients_against_differences),
+        cmocka_unit_test(test_dropout_is_of_training_alone),
+        cmocka_unit_test(test_router_rows_in_a_folder),
         cmocka_unit_test(test_every_term_counts),
         cmocka_unit_test(test_no_distance_to_itself),
         cmocka_unit_test(test_same_bits_however_split),
