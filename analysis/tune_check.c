@@ -151,7 +151,7 @@ bool step_adapter_open(const Job *job, const StepOptions *step, const char *run_
     char *path = folder_of(job, step, run_folder);
     bool ok = (path || error_out_of_memory(error, "a path", strlen(run_folder))) &&
               adapter_read(path, &model->config, NULL, &adapter->adapter, NULL, error);
-    if (ok && !adapter->adapter.n)
+    if (ok && !adapter->adapter.n && !adapter->adapter.n_rows)
         ok = error_set(error, ERROR_BAD_INPUT, "%s: expected an adapter that changes something: got zeros",
                        path);
     ok = ok && lora_weights_make(&adapter->adapter, model, &adapter->weights, error);

@@ -41,6 +41,17 @@ column whole kept total_loss | paste - <(column whole kept loss) <(column whole 
 [ "$(column whole kept router_kl | head -n 1)" = 0 ] || fail "kept: expected routers that have not moved before the first step"
 [ -z "$(column whole kept router_distance | tr -d '\n')$(column whole anchored router_kl | tr -d '\n')" ] ||
     fail "expected no numbers of terms that are off"
+rows=whole/anchored/adapter-dense/router_rows.safetensors
+[ -s $rows ] && [ ! -e whole/kept/adapter-dense/router_rows.safetensors ] || fail "expected router rows of one step alone"
+[ "$(cut -d, -f1-3 whole/anchored/router_rows.csv | tr '\n' ' ')" = "layer,expert,parameters 1,2,96 3,4,96 " ] ||
+    fail "expected two router rows: $(cat whole/anchored/router_rows.csv)"
+cmp -s whole/before/scores.csv whole/after/scores.csv && fail "the adapter changed nothing of a later step"
+cp -r whole/anchored/adapter-dense with && cp -r with without && rm without/router_rows.safetensors
+for folder_of in with without; do
+    run $folder_of-rows --set steps.after.adapter= --set steps.after.adapter_path=$folder_of || fail "$(cat $folder_of-rows.log)"
+done
+cmp -s whole/after/scores.csv with-rows/after/scores.csv || fail "the same adapter from its folder: other scores"
+cmp -s whole/after/scores.csv without-rows/after/scores.csv && fail "router rows are not applied"
 # A heavy term against one that is measured and hardly weighs.
 weak=(--set steps.kept.router_kl=1e-6 --set steps.anchored.router_anchor=1e-6)
 heavy=(--set steps.kept.router_kl=300 --set steps.anchored.router_anchor=30)
@@ -93,9 +104,16 @@ bad 'expected other_target, which is set against target: got none' --set "prompt
 bad 'steps.preference.beta: expected a number from 1e-06 to 1e+06: got 0' --set steps.preference.beta=0
 bad 'steps.kept.router_temperature: expected a number from 0.001 to 1000: got 0' --set steps.kept.router_temperature=0
 bad 'steps.kept.router_kl: expected a number from 0 to 1e+06: got -1' --set steps.kept.router_kl=-1
+bad 'steps.kept.dropout: expected a number from 0 to 0.99: got 1' --set steps.kept.dropout=1
+bad 'steps.anchored.gate_rate: expected a number from 0 to 1e+06: got -1' --set steps.anchored.gate_rate=-1
+bad 'top: expected top, traffic, cells or selection' --set steps.anchored.cells=
+printf 'x' >without/router_rows.safetensors
+run damaged --set steps.after.adapter= --set steps.after.adapter_path=without
+[ $? = 0 ] && fail "a damaged file of router rows was taken"
+grep -q 'router_rows.safetensors: expected' damaged.log || fail "damaged router rows: $(tail -n 1 damaged.log)"
 bad 'objective: expected' --set steps.preference.objective=dpo
 bad 'router_tokens: expected' --set steps.kept.router_tokens=some
-run idle --set steps.kept.cells=4:1 --set steps.anchored.cells=4:1 --set steps.preference.steps=1
+run idle --set steps.kept.cells=4:1 --set steps.anchored.cells=4:1 --set steps.anchored.gate_rows=false --set steps.preference.steps=1
 grep -q 'router_kl has no effect: no router stands behind the cells' idle.log || fail "expected a warning: $(cat idle.log)"
 grep -q 'router_anchor has no effect: cells of one layer' idle.log || fail "expected a warning: $(cat idle.log)"
 exit $status
