@@ -175,7 +175,12 @@ static PromptBatch part_batch(const Part *part) {
 
 static bool run_pass(Part *part, bool target, Error *error) {
     Hooks hooks = {.context = part, .route_grad = on_route_grad};
-    if (!target) hooks = (Hooks){part, on_route, on_residual, on_route_grad, on_embedding_grad, NULL};
+    if (!target)
+        hooks = (Hooks){.context = part,
+                        .route = on_route,
+                        .residual = on_residual,
+                        .route_grad = on_route_grad,
+                        .embedding_grad = on_embedding_grad};
     part->gate_grad = target ? CONFORM_GATE_GRAD_TARGET : CONFORM_GATE_GRAD;
     set_loss_weights(part, target);
     PassOptions options = {.loss_weights = part->loss_weights,

@@ -49,8 +49,7 @@ static bool use_other_targets(PromptFile *file, Error *error) {
     for (int64_t i = 0; i < file->n; i++) {
         PromptEntry *entry = &file->entries[i];
         if (!entry->other_target) {
-            error_set(error, ERROR_BAD_INPUT,
-                      "expected other_target, which the contrast of one group sets against target: got none");
+            error_set(error, ERROR_BAD_INPUT, "expected other_target, which is set against target: got none");
             return place_entry(file, entry, error);
         }
         entry->target = entry->other_target;

@@ -98,9 +98,7 @@ const MethodSentence method_sentences[] = {
          "condition, with the same random numbers"),
     STEP(JUDGE, "kind", NULL, "The step labels the replies of an intervention anew, none of them made again"),
     STEP(TUNE, "kind", NULL,
-         "The step trains low-rank updates (LoRA) of the matrices of chosen experts and freezes all else, "
-         "routers included, by the negative log-likelihood of the targets' tokens, the mean over all of them "
-         "in an optimizer step"),
+         "The step trains low-rank updates (LoRA) of the matrices of chosen experts and freezes all else"),
     STEP(REPORT, "kind", NULL, "The step draws the figures and writes this page"),
     STEP(JUDGE, "model", "\"\"", "No guard model was asked"),
     STEP(JUDGE, "model", NULL,
@@ -375,7 +373,8 @@ const MethodSentence method_sentences[] = {
     STEP(TUNE, "seed", NULL, "A and the order of examples come from the seed {}; B begins at 0"),
     STEP(0, "form", NULL, "The adapter was written in the form {}"),
     STEP(0, "evaluate", "[]", "Nothing was held out"),
-    STEP(0, "evaluate", NULL, "Held out, and measured by the same loss, were the groups {}"),
+    STEP(0, "evaluate", NULL,
+         "Held out, and measured by the same loss without its terms on routers, were the groups {}"),
     STEP(0, "evaluate_every", NULL,
          "They were measured before the first step, every {} steps, after the last"),
     STEP(0, "patience", "0", "The last state was taken"),

@@ -40,6 +40,8 @@ static const char *const rank_bys[] = {"difference", "ratio", "score", NULL};
 static const char *const effects[] = {"none", "prompt", "prompt+target", NULL};
 static const char *const rankings[] = {"rate", "probability", "gradient", NULL};
 static const char *const controls[] = {"none", "random", "layer_matched", NULL};
+static const char *const objectives[] = {"nll", "preference", NULL};
+static const char *const router_tokens[] = {"last", "all", NULL};
 static const char *const schedules[] = {"constant", "linear", "cosine", NULL};
 static const char *const applies[] = {"both", "prompt", "generated", NULL};
 
@@ -305,6 +307,31 @@ const Option option_table[] = {
              "as many cells in each layer, without any of its cells"},
     {STEP(TUNE, projections), .type = OPTION_NAMES, .preset = "[\"gate\", \"up\", \"down\"]",
      .help = "matrices of the chosen cells that get a low-rank update; all else is frozen"},
+    {STEP(TUNE, objective), CHOICE(objectives, "\"nll\""),
+     .help = "nll: negative log-likelihood of the targets; preference: DPO (arXiv 2305.18290), target "
+             "preferred to other_target, against the model without the updates"},
+    {STEP(TUNE, beta), NUMBER(1e-6, 1e6, "0.1"),
+     .help = "objective preference: how much a nat of likelihood against that model counts"},
+    {STEP(TUNE, router_kl), NUMBER(0, 1e6, "0"),
+     .help = "weight in the loss of the routers' KL divergence from the model without the updates, mean over "
+             "router_tokens and layers (SafeMoE, arXiv 2509.22745); one more forward pass a step; 0: none"},
+    {STEP(TUNE, router_temperature), NUMBER(1e-3, 1e3, "0.1"),
+     .help = "router_kl: both routers' logits are divided by it"},
+    {STEP(TUNE, router_anchor), NUMBER(0, 1e6, "0"),
+     .help = "weight in the loss of the squared distance between a layer's router probabilities and its "
+             "trained cell (several: equal shares), mean over router_tokens and layers with cells (SEUF, "
+             "arXiv 2411.18797); 0: none"},
+    {STEP(TUNE, router_tokens), CHOICE(router_tokens, "\"last\""),
+     .help = "tokens whose routers these two hold: the last of the prompt, or all of prompt and target"},
+    {STEP(TUNE, gate_rows), BOOL("false"),
+     .help =
+         "the trained cells' rows of their routers are trained too (RASA, arXiv 2602.04448): what is added "
+         "to them stands in router_rows.safetensors beside the adapter"},
+    {STEP(TUNE, gate_rate), NUMBER(0, 1e6, "0.000001"),
+     .help = "gate_rows: their largest learning rate; the schedule is the same, weights do not decay"},
+    {STEP(TUNE, dropout), NUMBER(0, 0.99, "0"),
+     .help = "share of what an update reads that is left out in a training pass, by numbers of the seed, the "
+             "example and the token; 0: nothing"},
     {STEP(TUNE, rank), INTEGER(1, 128, "8"), .help = "of each update B A"},
     {STEP(TUNE, alpha), NUMBER(1e-6, 1e6, "16"), .help = "an update is B A times alpha / rank"},
     {STEP(TUNE, examples), INTEGER(1, 1e6, "8"),
@@ -326,8 +353,8 @@ const Option option_table[] = {
      .help = "of the adapter that is written: dense (zeros for all other experts of a layer, as PEFT on "
              "transformers 5 reads it), sparse (the updates alone) or fused"},
     {STEP(TUNE, evaluate), .type = OPTION_NAMES, .preset = "[]",
-     .help = "groups that are held out: the mean negative log-likelihood of their targets is measured before "
-             "the first step, every evaluate_every steps and after the last"},
+     .help = "groups that are held out: their loss by the objective, without what is held of routers, is "
+             "measured before the first step, every evaluate_every steps and after the last"},
     {STEP(TUNE, evaluate_every), INTEGER(1, 1e6, "10"), .help = "steps between these measures"},
     {STEP(TUNE, patience), INTEGER(0, 1e6, "0"),
      .help = "the training ends after so many measures in a row that are no better than the best, and the "

@@ -71,6 +71,8 @@ typedef enum { RATE_BOTH, RATE_FIRST, RATE_SECOND } RateSide;
 typedef enum { RANK_DIFFERENCE, RANK_RATIO, RANK_SCORE } RankBy;
 typedef enum { EFFECTS_NONE, EFFECTS_PROMPT, EFFECTS_PROMPT_TARGET } SideEffects;
 typedef enum { CONTROL_NONE, CONTROL_RANDOM, CONTROL_LAYER_MATCHED } TuneControl;
+typedef enum { OBJECTIVE_NLL, OBJECTIVE_PREFERENCE } TuneObjective;
+typedef enum { ROUTER_TOKENS_LAST, ROUTER_TOKENS_ALL } RouterTokens;
 typedef enum { APPLIES_TO_BOTH, APPLIES_TO_PROMPT, APPLIES_TO_GENERATED } AppliesTo;
 
 /* ---- records: texts are owned by the job ---- */
@@ -133,6 +135,8 @@ typedef struct {
     int64_t rank, steps, epochs, examples, warmup, seed, checkpoint_every, evaluate_every, patience;
     double alpha, learning_rate, weight_decay, clip_norm;
     int schedule, form, ranking, control; /* ScheduleKind, AdapterForm, ContrastRankingKind, TuneControl */
+    int objective, router_tokens;         /* TuneObjective, RouterTokens */
+    double beta, router_kl, router_temperature, router_anchor, gate_rate, dropout;
 } StepOptions;
 
 /* ---- the table ---- */

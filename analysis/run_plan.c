@@ -7,7 +7,7 @@
 #include "conditions.h"
 #include "contrast.h"
 #include "step.h"
-#include "tune.h"
+#include "tune_parts.h"
 #include <string.h>
 #include <unistd.h>
 
@@ -82,7 +82,7 @@ static bool plan_batch(const Planner *p, const Batch *batch, PlannedWork *work, 
     work->recomputed = work->recomputed || result.recomputed;
     if (result.activation_bytes > work->activation_bytes) work->activation_bytes = result.activation_bytes;
     pass_result_free(&result);
-    return ok;
+    return ok && plan_frozen(p, batch, work, error);
 }
 
 /* Replies are as long as they may be in a plan; their tokens are no one's yet. */
@@ -287,12 +287,17 @@ static bool plan_contrast(const Planner *p, PlannedWork *work, Error *error) {
 }
 
 static bool plan_step(const Planner *p, PlannedWork *work, Error *error) {
-    PromptGroup *groups = NULL;
     Text notes = {0};
-    int64_t n = p->step->groups.n;
+    const int64_t n = p->step->groups.n;
     if (p->step->kind == STEP_CONTRAST) return plan_contrast(p, work, error);
-    bool ok = step_read_groups(p->job, p->step, p->encoder, NULL, &groups, &notes, error);
-    for (int64_t g = 0; ok && g < n; g++) ok = plan_group(p, &groups[g], work, error);
+    TuneGroups read = {.n = n};
+    bool ok = p->step->kind == STEP_TUNE
+                  ? tune_groups_read(p->job, p->step, p->encoder, NULL, &read, &notes, error)
+                  : step_read_groups(p->job, p->step, p->encoder, NULL, &read.groups, &notes, error);
+    const PromptGroup *groups = read.groups;
+    for (int64_t g = 0; ok && g < n; g++)
+        ok = plan_group(p, &groups[g], work, error) &&
+             (!read.others || plan_group(p, &read.others[g], work, error));
     if (p->step->kind == STEP_INTERVENTION) plan_conditions(p->step, work);
     if (p->step->kind == STEP_TUNE) plan_training(p, groups, work);
     if (ok) {
@@ -303,7 +308,7 @@ static bool plan_step(const Planner *p, PlannedWork *work, Error *error) {
         print_lines(p->to, &notes);
         for (int64_t g = 0; ok && g < n; g++) ok = print_sample(p, &groups[g], error);
     }
-    step_free_groups(groups, n);
+    tune_groups_free(&read);
     text_free(&notes);
     return ok;
 }

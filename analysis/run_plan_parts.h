@@ -2,7 +2,7 @@
 #ifndef GATETAPE_RUN_PLAN_PARTS_H
 #define GATETAPE_RUN_PLAN_PARTS_H
 #include "run_plan.h"
-#include "prompts.h"
+#include "batches.h"
 
 enum { RATE_ROWS = 512 }; /* of the product that is measured */
 
@@ -41,5 +41,7 @@ bool plan_judge(const Planner *p, PlannedWork *work, Error *error);
 /* A step of kind tune: what was counted of one pass over its examples, for all of the training. */
 void plan_training(const Planner *p, const PromptGroup *groups, PlannedWork *work);
 bool plan_print_training(const Planner *p, const PromptGroup *groups, Error *error);
+/* Adds the frozen model's forward pass over such a batch, where the objective asks for one. */
+bool plan_frozen(const Planner *p, const Batch *batch, PlannedWork *work, Error *error);
 
 #endif

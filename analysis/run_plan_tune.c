@@ -11,6 +11,19 @@ static int64_t count_examples(const Planner *p, const PromptGroup *groups) {
     return n;
 }
 
+bool plan_frozen(const Planner *p, const Batch *batch, PlannedWork *work, Error *error) {
+    if (p->step->kind != STEP_TUNE || !(p->step->router_kl > 0 || p->step->objective == OBJECTIVE_PREFERENCE))
+        return true;
+    const PromptBatch view = batch_view(batch);
+    PassOptions options = {.want_nll = p->step->objective == OBJECTIVE_PREFERENCE};
+    PassResult result = {0};
+    bool ok = model_plan(p->config, p->compute, p->weights, &view, &options, &result, error);
+    work->flops += result.cost.flops;
+    work->bytes += result.cost.bytes;
+    pass_result_free(&result);
+    return ok;
+}
+
 void plan_training(const Planner *p, const PromptGroup *groups, PlannedWork *work) {
     const int64_t n = count_examples(p, groups);
     int64_t n_total = 0;
@@ -33,6 +46,8 @@ bool plan_print_training(const Planner *p, const PromptGroup *groups, Error *err
     bool ok = tune_adapter_make(p->job, step, config, NULL, &adapter, error);
     for (int64_t i = 0; ok && i < adapter.n; i++) n_values += adapter_cell_count(&adapter.cells[i], config);
     const StepOptions *source = tune_contrast_source(p->job, step);
+    ok = ok && tune_rows_make(step, config, &adapter, error);
+    n_values += adapter.n_rows * config->hidden_size;
     if (source || step->top.n) n_values *= source ? source->select : (int64_t)step->top.values[0];
     while (step->examples >> n_slots) n_slots++;
     model_config_count(config, &n_total, &n_active);

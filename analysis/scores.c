@@ -210,6 +210,9 @@ const char *scores_definition(const StepOptions *step) {
         "combine weight set to 0, routing unchanged",
         "combine weight set to 0, the other weights scaled to the sum they had with it"};
     if (step->kind == STEP_JUDGE) return "replies labelled restricted, compliant or degraded";
+    if (step->kind == STEP_TUNE && step->objective == OBJECTIVE_PREFERENCE)
+        return "-log sigmoid(beta x what target gains over other_target in log-likelihood against the frozen "
+               "model), mean over the pairs of a step";
     if (step->kind == STEP_TUNE)
         return "negative log-likelihood of the targets, mean over all their tokens in a step";
     if (step->kind == STEP_INTERVENTION) return edits[step->mode];

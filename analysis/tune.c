@@ -81,20 +81,46 @@ static bool train(Tuning *t, Error *error) {
 }
 
 /* ---- the step ---- */
+/* Low-rank updates of a layer move the routers of later layers alone. */
+static void warn_of_idle_terms(const Tuning *t) {
+    const StepOptions *step = t->run->step;
+    int64_t first = t->adapter.cells[0].layer, last = first, last_router = 0;
+    for (int64_t i = 0; i < t->adapter.n; i++) {
+        const int64_t layer = t->adapter.cells[i].layer;
+        first = layer < first ? layer : first;
+        last = layer > last ? layer : last;
+    }
+    for (int64_t l = 0; l < t->model.config.n_layers; l++)
+        if (!t->model.config.layer_is_dense[l]) last_router = l;
+    if (step->gate_rows) return;
+    if (step->router_kl > 0 && first == last_router)
+        progress_warn(t->run->progress, "%s: router_kl has no effect: no router stands behind the cells",
+                      step->name);
+    if (step->router_anchor > 0 && first == last)
+        progress_warn(t->run->progress,
+                      "%s: router_anchor has no effect: cells of one layer move the routers of later layers "
+                      "alone",
+                      step->name);
+}
+
 static bool open_training(Tuning *t, Error *error) {
     const StepRun *run = t->run;
     char *folder = io_folder_of(run->folder);
     bool ok = (folder || error_out_of_memory(error, "a path", strlen(run->folder))) &&
               tune_adapter_make(run->job, run->step, &run->model->config, folder, &t->adapter, error) &&
-              tune_data_make(run, t->groups, &t->data, error);
+              tune_rows_make(run->step, &run->model->config, &t->adapter, error) &&
+              tune_aims_make(&t->adapter, &run->model->config, &t->aims, error) &&
+              tune_held_out_open(t, error) && tune_data_make(run, &t->groups, &t->data, error);
     mem_free(folder);
     if (!ok) return false;
     t->rows = mem_zeroed((size_t)t->data.n_steps + 1, sizeof *t->rows);
     if (!t->rows)
         return error_out_of_memory(error, "rows of a training", (size_t)t->data.n_steps * sizeof *t->rows);
+    const int64_t each = run->step->objective == OBJECTIVE_PREFERENCE ? 2 : 1;
     if (!lora_weights_make(&t->adapter, run->model, &t->weights, error) ||
-        !lora_training_make(&t->weights, tune_step_length(&t->data, 0), &t->training, error))
+        !lora_training_make(&t->weights, each * tune_step_length(&t->data, 0), &t->training, error))
         return false;
+    warn_of_idle_terms(t);
     t->model.adapter = &t->weights;
     t->best = run->step->patience ? mem_zeroed(1, tensor_bytes(t->weights.values)) : NULL;
     if (run->step->patience && !t->best)
@@ -102,13 +128,19 @@ static bool open_training(Tuning *t, Error *error) {
     return true;
 }
 
+static bool read_groups(Tuning *t, Text *notes, Error *error) {
+    const StepRun *run = t->run;
+    const StepOptions held_out = tune_held_out_of(run->step);
+    return tune_groups_read(run->job, run->step, run->encoder, run->inputs, &t->groups, notes, error) &&
+           tune_groups_read(run->job, &held_out, run->encoder, run->inputs, &t->held_out, notes, error);
+}
+
 bool tune_run(const StepRun *run, Error *error) {
     Tuning t = {.run = run, .model = *run->model};
     Text notes = {0};
     hash_model(run, t.model_hash);
     bool ok = hash_job(run, t.job_hash, error) && io_make_folders(run->folder, error) &&
-              step_read_groups(run->job, run->step, run->encoder, run->inputs, &t.groups, &notes, error) &&
-              tune_read_held_out(run->job, run->step, run->encoder, run->inputs, &t.held_out, &notes, error);
+              read_groups(&t, &notes, error);
     if (ok) step_show_notes(run, &notes);
     t.warnings = notes.bytes;
     ok = ok && open_training(&t, error) && tune_checkpoint_read(&t, error);
@@ -122,8 +154,10 @@ bool tune_run(const StepRun *run, Error *error) {
     tune_data_free(&t.data);
     mem_free(t.rows);
     mem_free(t.best);
-    step_free_groups(t.held_out, run->step->evaluate.n);
-    step_free_groups(t.groups, run->step->groups.n);
+    mem_free(t.held_out_references);
+    tune_aims_free(&t.aims);
+    tune_groups_free(&t.held_out);
+    tune_groups_free(&t.groups);
     text_free(&notes);
     return ok;
 }

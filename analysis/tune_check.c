@@ -99,9 +99,9 @@ void tune_check_adapter(const Job *job, int64_t s, Problems *problems) {
     }
 }
 
-static bool check_warmup(const StepOptions *step, const PromptGroup *groups, Error *error) {
+static bool check_warmup(const StepOptions *step, const TuneGroups *groups, Error *error) {
     int64_t n = 0, n_total;
-    for (int64_t g = 0; g < step->groups.n; g++) n += groups[g].n;
+    for (int64_t g = 0; g < groups->n; g++) n += groups->groups[g].n;
     n = tune_count_steps(step, n, &n_total);
     return step->warmup <= n || error_set(error, ERROR_BAD_INPUT,
                                           "warmup: expected at most the %lld steps of the training: got %lld",
@@ -112,19 +112,20 @@ bool tune_check(const Job *job, const StepOptions *step, Error *error) {
     const ModelOptions *options = job_model(job, step->model);
     ModelConfig config = {0};
     PromptEncoder encoder = {0};
-    PromptGroup *groups = NULL, *held_out = NULL;
+    const StepOptions evaluated = tune_held_out_of(step);
+    TuneGroups groups = {0}, held_out = {0};
     Adapter adapter = {0};
     Text notes = {0};
     bool ok = model_config_read(options->path, &config, error) &&
               prompt_encoder_open(options, &config, &encoder, error);
     if (!ok) error_add_place(error, "models.%s", options->name);
     ok = ok && tune_adapter_make(job, step, &config, NULL, &adapter, error) &&
-         ((step_read_groups(job, step, &encoder, NULL, &groups, &notes, error) &&
-           tune_read_held_out(job, step, &encoder, NULL, &held_out, &notes, error) &&
-           check_warmup(step, groups, error)) ||
+         ((tune_groups_read(job, step, &encoder, NULL, &groups, &notes, error) &&
+           tune_groups_read(job, &evaluated, &encoder, NULL, &held_out, &notes, error) &&
+           check_warmup(step, &groups, error)) ||
           error_add_place(error, "step %s", step->name));
-    step_free_groups(groups, step->groups.n);
-    step_free_groups(held_out, step->evaluate.n);
+    tune_groups_free(&groups);
+    tune_groups_free(&held_out);
     text_free(&notes);
     adapter_free(&adapter);
     prompt_encoder_close(&encoder);
@@ -150,7 +151,7 @@ bool step_adapter_open(const Job *job, const StepOptions *step, const char *run_
     char *path = folder_of(job, step, run_folder);
     bool ok = (path || error_out_of_memory(error, "a path", strlen(run_folder))) &&
               adapter_read(path, &model->config, NULL, &adapter->adapter, NULL, error);
-    if (ok && !adapter->adapter.n)
+    if (ok && !adapter->adapter.n && !adapter->adapter.n_rows)
         ok = error_set(error, ERROR_BAD_INPUT, "%s: expected an adapter that changes something: got zeros",
                        path);
     ok = ok && lora_weights_make(&adapter->adapter, model, &adapter->weights, error);

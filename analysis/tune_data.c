@@ -19,17 +19,59 @@ int64_t tune_count_steps(const StepOptions *step, int64_t n_examples, int64_t *n
     return (*n_total + step->examples - 1) / step->examples;
 }
 
-bool tune_data_make(const StepRun *run, const PromptGroup *groups, TuneData *data, Error *error) {
+StepOptions tune_held_out_of(const StepOptions *step) {
+    StepOptions own = *step;
+    own.groups = step->evaluate;
+    return own;
+}
+
+bool tune_groups_read(const Job *job, const StepOptions *step, const PromptEncoder *encoder,
+                      const Inputs *inputs, TuneGroups *to, Text *notes, Error *error) {
+    *to = (TuneGroups){.n = step->groups.n};
+    if (!to->n) return true;
+    if (step->objective != OBJECTIVE_PREFERENCE)
+        return step_read_groups(job, step, encoder, inputs, &to->groups, notes, error);
+    to->groups = mem_zeroed((size_t)to->n, sizeof *to->groups);
+    to->others = mem_zeroed((size_t)to->n, sizeof *to->others);
+    bool ok = (to->groups && to->others) ||
+              error_out_of_memory(error, "groups", 2 * (size_t)to->n * sizeof *to->groups);
+    StepOptions own = *step; /* pairs are read as a contrast of continuations reads them */
+    own.kind = STEP_CONTRAST;
+    own.contrast = CONTRAST_CONTINUATIONS;
+    own.groups.n = 1;
+    own.select = 1;
+    for (int64_t g = 0; ok && g < to->n; g++) {
+        ContrastPairs pairs;
+        own.groups.names = step->groups.names + g;
+        ok = contrast_pairs_read(job, &own, encoder, inputs, &pairs, notes, error);
+        to->groups[g] = pairs.side[0];
+        to->others[g] = pairs.side[1];
+    }
+    return ok;
+}
+
+void tune_groups_free(TuneGroups *groups) {
+    step_free_groups(groups->groups, groups->n);
+    step_free_groups(groups->others, groups->n);
+    *groups = (TuneGroups){0};
+}
+
+bool tune_data_make(const StepRun *run, const TuneGroups *groups, TuneData *data, Error *error) {
     *data = (TuneData){.seed = tune_seed(run->job, run->step), .n_of_step = run->step->examples, .epoch = -1};
-    for (int64_t g = 0; g < run->step->groups.n; g++) data->n += groups[g].n;
+    for (int64_t g = 0; g < groups->n; g++) data->n += groups->groups[g].n;
     data->list = mem_zeroed((size_t)data->n, sizeof *data->list);
     data->order = mem_zeroed((size_t)data->n, sizeof *data->order);
     if (!data->list || !data->order)
         return error_out_of_memory(error, "examples", (size_t)data->n * sizeof *data->list);
-    for (int64_t g = 0, n = 0; g < run->step->groups.n; g++)
-        for (int64_t i = 0; i < groups[g].n; i++)
-            data->list[n++] = (TuneExample){&groups[g].prompts[i], groups[g].options->name,
-                                            step_prompt_key(run, &groups[g], i)};
+    for (int64_t g = 0, n = 0; g < groups->n; g++)
+        for (int64_t i = 0; i < groups->groups[g].n; i++) {
+            const PromptGroup *group = &groups->groups[g];
+            data->list[n++] = (TuneExample){.prompt = &group->prompts[i],
+                                            .other = groups->others ? &groups->others[g].prompts[i] : NULL,
+                                            .group = group->options->name,
+                                            .key = step_prompt_key(run, group, i),
+                                            .reference = {(double)NAN, (double)NAN}};
+        }
     data->n_steps = tune_count_steps(run->step, data->n, &data->n_total);
     return true;
 }
@@ -70,7 +112,7 @@ static const int64_t *order_of(TuneData *data, int64_t epoch) {
     return data->order;
 }
 
-const TuneExample *tune_example(TuneData *data, int64_t at) {
+TuneExample *tune_example(TuneData *data, int64_t at) {
     const int64_t *order = order_of(data, at / data->n);
     return order ? &data->list[order[at % data->n]] : NULL;
 }
@@ -131,6 +173,19 @@ static bool put_cells(const Job *job, const StepOptions *step, const ModelConfig
     for (int64_t i = 0; i < n; i++)
         if (!put_cell(job, step, config, cells[i], adapter, error))
             return error_add_place(error, "step %s", step->name);
+    return true;
+}
+
+bool tune_rows_make(const StepOptions *step, const ModelConfig *config, Adapter *adapter, Error *error) {
+    for (int64_t i = 0; step->gate_rows && i < adapter->n; i++) {
+        const AdapterCell *cell = &adapter->cells[i];
+        bool there = false;
+        RouterRow *row;
+        for (int64_t k = 0; k < adapter->n_rows; k++)
+            there =
+                there || (adapter->rows[k].layer == cell->layer && adapter->rows[k].expert == cell->expert);
+        if (!there && !adapter_add_row(adapter, config, cell->layer, cell->expert, &row, error)) return false;
+    }
     return true;
 }
 

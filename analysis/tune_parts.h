@@ -9,9 +9,25 @@
 /* ---- examples ---- */
 typedef struct {
     const EncodedPrompt *prompt;
+    const EncodedPrompt *other; /* the same prompt with what is not preferred behind it; NULL: no pair */
     const char *group;
-    int64_t key; /* step_prompt_key */
+    int64_t key;         /* step_prompt_key */
+    double reference[2]; /* summed NLL of both continuations by the frozen model; NaN: not known yet */
 } TuneExample;
+
+/* Groups with, for pairs, their prompts once more before the other targets, in the same order. */
+typedef struct {
+    PromptGroup *groups, *others; /* [n]; others NULL: no pairs */
+    int64_t n;
+} TuneGroups;
+
+/* The step's groups as its objective reads them; nothing where there are none. inputs NULL: hashes are not
+ * compared. Caller frees, also after an error. */
+bool tune_groups_read(const Job *job, const StepOptions *step, const PromptEncoder *encoder,
+                      const Inputs *inputs, TuneGroups *groups, Text *notes, Error *error);
+/* The step with the held-out groups in the place of its own. */
+StepOptions tune_held_out_of(const StepOptions *step);
+void tune_groups_free(TuneGroups *groups);
 
 typedef struct {
     TuneExample *list; /* [n]: the groups one after another */
@@ -24,11 +40,11 @@ typedef struct {
 } TuneData;
 
 /* The examples of the groups, which must outlive it. Caller frees, also after an error. */
-bool tune_data_make(const StepRun *run, const PromptGroup *groups, TuneData *data, Error *error);
+bool tune_data_make(const StepRun *run, const TuneGroups *groups, TuneData *data, Error *error);
 void tune_data_free(TuneData *data);
 int64_t tune_step_length(const TuneData *data, int64_t step);
 /* Example number `at` of the training, each epoch in its own order. */
-const TuneExample *tune_example(TuneData *data, int64_t at);
+TuneExample *tune_example(TuneData *data, int64_t at);
 /* What the options alone say, of n examples. */
 int64_t tune_count_steps(const StepOptions *step, int64_t n_examples, int64_t *n_total);
 
@@ -38,19 +54,31 @@ int64_t tune_count_steps(const StepOptions *step, int64_t n_examples, int64_t *n
  * stands for them. Caller frees, also after an error. */
 bool tune_adapter_make(const Job *job, const StepOptions *step, const ModelConfig *config,
                        const char *run_folder, Adapter *adapter, Error *error);
+/* The router rows of its cells, zero, where they are trained. */
+bool tune_rows_make(const StepOptions *step, const ModelConfig *config, Adapter *adapter, Error *error);
 uint64_t tune_seed(const Job *job, const StepOptions *step);
 
 /* ---- the training ---- */
 typedef struct {
     double loss, norm, rate, n_examples, n_targets, n_tokens;
     double held_out; /* loss of the held-out groups after the step; NaN: not measured */
+    /* means, before the step: over counted tokens and layers, without their weights; over pairs */
+    double router_kl, router_distance, margin, right;
+    double total; /* loss with what is held of routers */
 } TuneRow;
 enum { TUNE_COLUMNS = sizeof(TuneRow) / sizeof(double) };
+
+/* Where anchored routers are drawn to. */
+typedef struct {
+    float *aims;    /* [L_moe,E]: of the layer's trained cells equal shares of one */
+    bool *anchored; /* [L_moe]: those with such cells */
+    int64_t n;      /* layers of them */
+} TuneAims;
 
 typedef struct {
     const StepRun *run;
     Model model; /* the run's, with the updates */
-    PromptGroup *groups;
+    TuneGroups groups;
     const char *warnings;
     TuneData data;
     Adapter adapter;
@@ -58,8 +86,10 @@ typedef struct {
     LoraTraining training;
     TuneRow *rows; /* [n_steps + 1]: of step k at k; 0: before the first */
     int64_t n_done;
-    PromptGroup *held_out; /* [step->evaluate.n] */
-    void *best;            /* values with the least held-out loss so far, where patience asks for them */
+    TuneGroups held_out;
+    double *held_out_references; /* [2 prompts] as TuneExample's, of pairs that are held out */
+    TuneAims aims;
+    void *best; /* values with the least held-out loss so far, where patience asks for them */
     char job_hash[HASH_TEXT], model_hash[HASH_TEXT];
 } Tuning;
 
@@ -67,10 +97,48 @@ typedef struct {
  * has changed then. */
 bool tune_step(Tuning *t, Error *error);
 
+/* ---- what a step minimises: tune_objective.c ---- */
+/* The texts of a step, packed one after another: of a pair the preferred one, then the other. */
+typedef struct {
+    Tuning *tuning;
+    int64_t n, each; /* examples, texts of each */
+    int64_t n_targets, n_counted;
+    TuneExample **examples;             /* [n] */
+    const EncodedPrompt **texts;        /* [n each] */
+    int64_t *offsets;                   /* [n each + 1] tokens */
+    int32_t *tokens;                    /* [T] */
+    float *loss_weights;                /* [T] 1 / n_targets of what predicts a target's token */
+    float *kl_weights, *anchor_weights; /* [T]; NULL: none */
+    int64_t *dropout_keys;              /* [T]; NULL: no dropout */
+} TunePack;
+
+/* Sums over examples, in their order. */
+typedef struct {
+    double nll, preference, margin, right; /* over target tokens; over pairs */
+    double kl, distance;                   /* over counted tokens and layers */
+} TuneSums;
+
+/* One pass of a pack: texts [first, end), numbered from `number` on in the gradient's sum. */
+typedef struct {
+    TunePack *pack;
+    int64_t first, end, number;
+} TunePart;
+
+bool tune_pack_make(Tuning *t, int64_t step, TunePack *pack, Error *error);
+void tune_pack_free(TunePack *pack);
+/* The pass, and before it the frozen model's where its losses or routers are asked for; adds to sums. */
+bool tune_part_run(const TunePart *part, TuneSums *sums, Error *error);
+/* Of the preferred continuation over the other: beta x the difference of what both gained in log-likelihood.
+ * nll, reference: of both, summed. */
+double tune_margin(const StepOptions *step, const double nll[2], const double reference[2]);
+double tune_preference_loss(double margin); /* -log sigmoid */
+
+bool tune_aims_make(const Adapter *adapter, const ModelConfig *config, TuneAims *aims, Error *error);
+void tune_aims_free(TuneAims *aims);
+
 /* ---- held-out groups ---- */
-/* As step_read_groups; nothing where nothing is held out. */
-bool tune_read_held_out(const Job *job, const StepOptions *step, const PromptEncoder *encoder,
-                        const Inputs *inputs, PromptGroup **groups, Text *notes, Error *error);
+/* Room for what is known of them. */
+bool tune_held_out_open(Tuning *t, Error *error);
 /* Measures them after step n_done where that is due, and keeps the values if they are the best. */
 bool tune_evaluate(Tuning *t, Error *error);
 /* The step with the least held-out loss, ties to the first; -1: none was measured. */

@@ -7,11 +7,20 @@
 #include <math.h>
 #include <string.h>
 
+/* ",NUMBER", or "," where there is none. */
+static void put_number(Text *to, bool there, double number) {
+    text_put_string(to, ",");
+    if (there) text_put_f64(to, number);
+}
+
 bool tune_write_rows(const Tuning *t, Error *error) {
     Text text = {0};
     text_put_string(&text,
-                    "step,loss,gradient_norm,learning_rate,examples,target_tokens,tokens,held_out_loss\n");
-    for (int64_t i = t->held_out ? 0 : 1; i <= t->n_done; i++) {
+                    "step,loss,gradient_norm,learning_rate,examples,target_tokens,tokens,held_out_loss,"
+                    "router_kl,router_distance,preference_margin,preferred,total_loss\n");
+    const StepOptions *step = t->run->step;
+    const bool pairs = step->objective == OBJECTIVE_PREFERENCE;
+    for (int64_t i = t->held_out.n ? 0 : 1; i <= t->n_done; i++) {
         const TuneRow *row = &t->rows[i];
         const double numbers[] = {row->loss, row->norm, row->rate};
         text_format(&text, "%lld", (long long)i);
@@ -21,7 +30,12 @@ bool tune_write_rows(const Tuning *t, Error *error) {
         }
         if (i) text_format(&text, ",%.0f,%.0f,%.0f,", row->n_examples, row->n_targets, row->n_tokens);
         if (!i) text_put_string(&text, ",,,,");
-        if (t->held_out && !isnan(row->held_out)) text_put_f64(&text, row->held_out);
+        if (t->held_out.n && !isnan(row->held_out)) text_put_f64(&text, row->held_out);
+        put_number(&text, i && step->router_kl > 0, row->router_kl);
+        put_number(&text, i && step->router_anchor > 0, row->router_distance);
+        put_number(&text, i && pairs, row->margin);
+        put_number(&text, i && pairs, row->right);
+        put_number(&text, i > 0, row->total);
         text_put_string(&text, "\n");
     }
     return results_write_text(t->run->folder, "training.csv", &text, error);
@@ -75,6 +89,8 @@ static void put_counts(const Tuning *t, Text *to) {
     }
     write_integer(to, "n_cells", n_cells);
     write_integer(to, "n_updates", t->adapter.n);
+    write_integer(to, "n_router_rows", t->adapter.n_rows);
+    n_values += t->adapter.n_rows * config->hidden_size;
     write_integer(to, "n_trained", n_values);
     write_number(to, "share_of_parameters", (double)n_values / (double)n_total);
     write_integer(to, "n_examples", t->data.n);
@@ -88,6 +104,9 @@ static void put_counts(const Tuning *t, Text *to) {
     write_integer(to, "step_taken", t->run->step->patience ? best : t->n_done);
     write_number(to, "first_loss", t->rows[1].loss);
     write_number(to, "last_loss", t->rows[t->n_done].loss);
+    const bool pairs = t->run->step->objective == OBJECTIVE_PREFERENCE;
+    write_number_or(to, "first_preferred", pairs ? t->rows[1].right : (double)NAN, "no pairs");
+    write_number_or(to, "last_preferred", pairs ? t->rows[t->n_done].right : (double)NAN, "no pairs");
 }
 
 static bool write_step(const Tuning *t, Error *error) {
@@ -118,6 +137,23 @@ static bool write_step(const Tuning *t, Error *error) {
     return results_write_text(t->run->folder, "step.json", &text, error);
 }
 
+/* router_rows.csv: how long what was added became. */
+static bool write_rows(const Tuning *t, Error *error) {
+    Text text = {0};
+    if (!t->adapter.n_rows) return true;
+    text_put_string(&text, "layer,expert,parameters,row_norm\n");
+    for (int64_t i = 0; i < t->adapter.n_rows; i++) {
+        const RouterRow *row = &t->adapter.rows[i];
+        const int64_t n = t->run->model->config.hidden_size;
+        double squares = 0;
+        for (int64_t k = 0; k < n; k++) squares += (double)row->values[k] * (double)row->values[k];
+        text_format(&text, "%lld,%lld,%lld,", (long long)row->layer, (long long)row->expert, (long long)n);
+        text_put_f64(&text, sqrt(squares));
+        text_put_string(&text, "\n");
+    }
+    return results_write_text(t->run->folder, "router_rows.csv", &text, error);
+}
+
 bool tune_write_facts(const Tuning *t, Error *error) {
-    return write_updates(t, error) && write_step(t, error);
+    return write_updates(t, error) && write_rows(t, error) && write_step(t, error);
 }

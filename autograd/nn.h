@@ -55,12 +55,28 @@ typedef struct {
     Tensor ids;   /* [T,K] i32 */
 } Routed;
 Routed nn_route(Context *c, Var *logits, RouteEdits edits, int64_t n_chosen, RouterRule rule);
+/* A value a row in `place` [T] real: KL to frozen [T,E] real, distance to aim [E] real. The caller sets
+ * place->g to what each row weighs in its loss. */
+void nn_router_kl(Context *c, Var *place, Var *logits, Tensor frozen, float temperature);
+void nn_router_anchor(Context *c, Var *place, Var *logits, Tensor aim);
+/* What is added to rows of a router, and where gradients of it go. */
+struct RouterRows {
+    Tensor experts, rows; /* [N] i32, [N,D] real */
+    LoraSums sums;        /* a [S,N,D]; absent: frozen */
+};
+/* logits + x rows^T at their experts, in the memory of logits, which must not have been used. rows: the
+ * caller's until the walk is over */
+void nn_router_rows(Context *c, Var *logits, Var *x, const RouterRows *rows);
 MoePlan nn_moe_plan(Context *c, Tensor ids, int64_t n_experts);
 /* What low-rank updates add to a layer's experts, and where gradients of them go. */
 typedef enum { PROJECTION_GATE, PROJECTION_UP, PROJECTION_DOWN, N_PROJECTIONS } Projection;
 struct ExpertUpdates {
     Lora lora[N_PROJECTIONS];     /* a absent: none */
     LoraSums sums[N_PROJECTIONS]; /* a absent: frozen */
+    /* of what the updates read: id + projection * dropout_choices is the rule's */
+    Tensor dropout_keys; /* [T] i64; absent: none */
+    float dropout_rate;
+    int64_t dropout_id, dropout_choices;
 };
 /* The rows x of one layer's experts, and their weights. */
 typedef struct {

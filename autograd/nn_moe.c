@@ -45,8 +45,25 @@ static bool updates_z(const ExpertUpdates *u) {
     return has_update(u, PROJECTION_GATE) || has_update(u, PROJECTION_UP);
 }
 
+static DropoutRule dropout_of(const ExpertUpdates *u, Projection p) {
+    return (DropoutRule){u->dropout_rate, u->dropout_id + (int)p * u->dropout_choices};
+}
+/* Rows of tokens need no plan. */
+static MoePlan dropout_plan(Projection p, MoePlan plan) { return p == PROJECTION_DOWN ? plan : (MoePlan){0}; }
+
+/* What an update reads of x: in the arena where elements are left out. */
+static Tensor kept_input(Context *c, Tensor x, const ExpertUpdates *u, Projection p, MoePlan plan) {
+    if (!tensor_present(u->dropout_keys)) return x;
+    Tensor kept = tape_matrix(c, x.dtype, tensor_rows(x), tensor_columns(x));
+    c->device->ops->dropout(c->queue, kept, x, u->dropout_keys, dropout_plan(p, plan), dropout_of(u, p));
+    return kept;
+}
+
 static void add_update(Context *c, Tensor y, Tensor x, const ExpertUpdates *u, Projection p, MoePlan plan) {
-    if (has_update(u, p)) c->device->ops->lora(c->queue, y, x, u->lora[p], plan);
+    if (!has_update(u, p)) return;
+    Scope scope = scope_open(c);
+    c->device->ops->lora(c->queue, y, kept_input(c, x, u, p, plan), u->lora[p], plan);
+    scope_close(c, scope);
 }
 
 /* z of all experts, updates included. */
@@ -61,9 +78,19 @@ static void update_back(Context *c, Tensor dx, Tensor dy, Tensor x, Tensor weigh
     const ExpertUpdates *u = s->of.moe.updates;
     if (!has_update(u, p) || !(tensor_present(dx) || trains(u, p))) return;
     const int64_t rank = u->lora[p].a.shape[1];
+    const MoePlan plan = s->of.moe.plan;
+    const bool drops = tensor_present(u->dropout_keys) && tensor_present(dx);
     Scope scope = scope_open(c);
-    Tensor scratch = tape_matrix(c, c->real, tensor_count(s->of.moe.plan.pairs), 2 * rank);
-    c->device->ops->lora_bwd(c->queue, dx, u->sums[p], scratch, dy, x, u->lora[p], weights, s->of.moe.plan);
+    Tensor scratch = tape_matrix(c, c->real, tensor_count(plan.pairs), 2 * rank), to = dx;
+    if (drops) {
+        to = tape_matrix(c, dx.dtype, tensor_rows(dx), tensor_columns(dx));
+        c->device->zero(c->queue, to);
+    }
+    x = kept_input(c, x, u, p, plan);
+    c->device->ops->lora_bwd(c->queue, to, u->sums[p], scratch, dy, x, u->lora[p], weights, plan);
+    if (drops)
+        c->device->ops->dropout_bwd(c->queue, dx, to, u->dropout_keys, dropout_plan(p, plan),
+                                    dropout_of(u, p));
     scope_close(c, scope);
 }
 

@@ -30,6 +30,12 @@ bool optimizer_norm(const Device *device, Queue *queue, const Optimizer *o, doub
     return true;
 }
 
+static void step_part(const Device *device, Queue *queue, const Optimizer *o, int64_t first, int64_t n,
+                      AdamwRule rule) {
+    device->ops->adamw(queue, tensor_slice(o->values, first, n), tensor_slice(o->means, first, n),
+                       tensor_slice(o->squares, first, n), tensor_slice(o->grad, first, n), rule);
+}
+
 void optimizer_step(const Device *device, Queue *queue, Optimizer *o, const AdamwOptions *options,
                     double rate, double norm) {
     o->n_steps++;
@@ -42,7 +48,11 @@ void optimizer_step(const Device *device, Queue *queue, Optimizer *o, const Adam
                       .correction2 = 1 - power(options->beta2, o->n_steps),
                       .grad_scale = 1};
     if (options->clip_norm > 0) rule.grad_scale = fmin(1, options->clip_norm / (norm + 1e-6));
-    device->ops->adamw(queue, o->values, o->means, o->squares, o->grad, rule);
+    const int64_t n = tensor_count(o->values), n_head = o->n_head ? o->n_head : n;
+    step_part(device, queue, o, 0, n_head, rule);
+    if (n_head == n) return;
+    rule.rate = o->tail_rate, rule.decay = 0;
+    step_part(device, queue, o, n_head, n - n_head, rule);
 }
 
 double schedule_rate(const Schedule *s, int64_t step) {

@@ -13,6 +13,8 @@ typedef struct {
     Tensor norms;          /* [N / OPTIMIZER_COLUMNS] real */
     void *host_norms;      /* as many reals on the host */
     int64_t n_steps;       /* taken */
+    int64_t n_head;        /* elements from there on have a rate of their own and no decay; 0: none do */
+    double tail_rate;      /* theirs in the next step */
 } Optimizer;
 
 typedef struct {

@@ -22,6 +22,7 @@ typedef struct {
 typedef struct Context Context;
 typedef struct Step Step;
 typedef struct ExpertUpdates ExpertUpdates; /* nn.h */
+typedef struct RouterRows RouterRows;       /* nn.h */
 
 typedef void backward_fn(Context *c, const Step *step);
 typedef void block_fn(Context *c, void *arguments);
@@ -55,6 +56,8 @@ struct Step {
             RouterRule rule;
         } route;
         Activation activation;
+        float temperature;
+        const RouterRows *router_rows;
         struct {
             block_fn *run;
             void *arguments;

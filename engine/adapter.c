@@ -112,6 +112,8 @@ void adapter_free(Adapter *adapter) {
         mem_free(adapter->cells[i].a);
         mem_free(adapter->cells[i].b);
     }
+    for (int64_t i = 0; i < adapter->n_rows; i++) mem_free(adapter->rows[i].values);
+    mem_free(adapter->rows);
     mem_free(adapter->cells);
     *adapter = (Adapter){0};
 }

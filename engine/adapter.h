@@ -15,9 +15,17 @@ typedef struct {
     float *b;    /* [out,rank], owned */
 } AdapterCell;
 
+/* What is added to the router's row of an expert. */
+typedef struct {
+    int64_t layer, expert; /* decoder layer */
+    float *values;         /* [D], owned */
+} RouterRow;
+
 typedef struct {
     AdapterCell *cells; /* by layer, projection, expert */
     int64_t n, capacity;
+    RouterRow *rows; /* by layer, expert */
+    int64_t n_rows;
 } Adapter;
 
 /* "gate", "up", "down". */
@@ -36,6 +44,15 @@ bool adapter_add(Adapter *adapter, const ModelConfig *config, AdapterCell like, 
 /* NULL: not there. */
 AdapterCell *adapter_find(const Adapter *adapter, int64_t layer, Projection projection, int64_t expert);
 void adapter_free(Adapter *adapter);
+
+/* ---- router rows: adapter_rows.c ---- */
+/* One more, zero. Errors: as adapter_add's of layer and expert; one that is there already. */
+bool adapter_add_row(Adapter *adapter, const ModelConfig *config, int64_t layer, int64_t expert,
+                     RouterRow **row, Error *error);
+/* FOLDER/router_rows.safetensors, tensors layers.L.experts.E.router_row [D] f32; nothing where there are no
+ * rows, or no such file. Errors: other tensors, shapes or dtypes, cells that the model has not. */
+bool adapter_rows_write(const char *folder, const Adapter *adapter, const ModelConfig *config, Error *error);
+bool adapter_rows_read(const char *folder, const ModelConfig *config, Adapter *adapter, Error *error);
 
 /* Frobenius norm of scale b a. */
 double adapter_cell_norm(const AdapterCell *cell, const ModelConfig *config);

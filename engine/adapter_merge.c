@@ -272,6 +272,11 @@ bool adapter_merge(const Adapter *adapter, const ModelConfig *config, const char
     MergeAbout unwanted;
     if (!about) about = &unwanted;
     *about = (MergeAbout){0};
+    if (adapter->n_rows)
+        return error_set(error, ERROR_BAD_INPUT,
+                         "merge: expected an adapter of experts alone: got one with %lld rows of routers, "
+                         "which stay beside the checkpoint",
+                         (long long)adapter->n_rows);
     Merge m = {.adapter = adapter, .config = config, .to = to, .about = about, .error = error};
     bool ok = prepare(&m) && make_place(&m) && write_shards(&m) && copy_rest(&m);
     safetensors_close(m.set);

@@ -180,7 +180,7 @@ bool adapter_read(const char *folder, const ModelConfig *model, const AdapterRea
                        .adapter = adapter,
                        .about = about,
                        .error = error};
-    ok = set && read_all(&r);
+    ok = set && read_all(&r) && adapter_rows_read(folder, model, adapter, error);
     mem_free(r.used);
     safetensors_close(set);
     adapter_config_close(&config);

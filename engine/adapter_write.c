@@ -239,7 +239,7 @@ bool adapter_write(const char *folder, const Adapter *adapter, const ModelConfig
     bool ok = open_writer(&w, form) && (form == ADAPTER_DENSE    ? add_dense(&w)
                                         : form == ADAPTER_SPARSE ? add_sparse(&w)
                                                                  : add_fused(&w));
-    ok = ok && write_files(&w, folder, form);
+    ok = ok && adapter_rows_write(folder, adapter, config, error) && write_files(&w, folder, form);
     close_writer(&w);
     arch_close(&w.arch);
     return ok;

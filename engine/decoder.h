@@ -22,31 +22,39 @@ typedef struct {
     Var *input, *logits, *chosen; /* of the router; chosen: the combine weights. Valid while the block is */
     Tensor ids;
     ExpertUpdates updates; /* of the layer's experts */
+    RouterRows router_rows;
 } LayerRun;
 
 typedef struct {
     Tensor ids, weights;
 } RouteTensors;
 
+/* What a RouterLoss needs on the device. */
+typedef struct {
+    Tensor kl_weights, frozen, kl;         /* [T], [L_moe,T,E], [L_moe,T] real; absent: no such term */
+    Tensor anchor_weights, aims, distance; /* [T], [L_moe,E], [L_moe,T] real */
+} RouterLossTensors;
+
 struct Decoder {
     const Model *model;
     const Hooks *hooks;
     HookSite site;
-    bool wants_grad;              /* gradients of router logits are asked for */
-    const LoraTraining *training; /* NULL: the model's adapter, if any, is frozen */
-    int64_t first_example;
+    bool wants_grad; /* gradients of router logits are asked for */
+    LoraPass lora;   /* training NULL: the model's adapter, if any, is frozen */
     bool recompute;
     bool failed;        /* a hook did; site.error says why */
     Tensor positions;   /* [T] i32 */
     Tensor frequencies; /* [n] f32 */
     Spans spans;
-    const EditTable *edits;  /* NULL: none */
-    RouteEdits edit_tensors; /* of all layers: modes, values [L_moe,N,E], rows [T] */
-    RouteTensors replay;     /* [L_moe,T,K] each; absent: the router's own */
-    KvCache *cache;          /* NULL: keys and values are those of the rows themselves */
-    Tensor cache_rows;       /* [T] i32: where the rows' keys and values go in the cache */
-    Tensor nonfinite;        /* [n_checks] i64: decoder_check's findings */
-    LayerRun *runs;          /* [n_layers] */
+    const EditTable *edits;        /* NULL: none */
+    RouteEdits edit_tensors;       /* of all layers: modes, values [L_moe,N,E], rows [T] */
+    RouteTensors replay;           /* [L_moe,T,K] each; absent: the router's own */
+    const RouterLoss *router_loss; /* NULL: none */
+    RouterLossTensors router_loss_tensors;
+    KvCache *cache;    /* NULL: keys and values are those of the rows themselves */
+    Tensor cache_rows; /* [T] i32: where the rows' keys and values go in the cache */
+    Tensor nonfinite;  /* [n_checks] i64: decoder_check's findings */
+    LayerRun *runs;    /* [n_layers] */
 };
 
 /* What a run reads, on the host: its rows (tokens) and the prompts they belong to. */
@@ -70,6 +78,22 @@ void rows_close(Rows *rows);
 RouteEdits decoder_edit_shapes(const EditTable *edits, DType real);
 /* Copies what the layers need to the device and sets the decoder's tensors; returns the ids [n_rows] i32. */
 Tensor decoder_upload(Decoder *decoder, Context *c, const Rows *rows);
+
+/* A RouterLoss on the host, in reals; model_loss.c. Caller closes, also after an error. */
+typedef struct {
+    const void *kl_weights, *frozen, *anchor_weights, *aims;
+    void *owned[4];
+    void *kl, *distance; /* [L_moe,T] reals: what comes back */
+} RouterLossReals;
+bool router_loss_open(RouterLossReals *reals, const RouterLoss *loss, const Model *model, int64_t n_rows,
+                      Error *error);
+void router_loss_close(RouterLossReals *reals);
+/* To the device, for a run of so many rows. */
+void router_loss_upload(Decoder *decoder, Context *c, const RouterLossReals *reals, int64_t n_rows);
+/* For an experts block, whose run->logits are there: the layer's terms, and their gradients on a tape. */
+void router_loss_add(Context *c, const LayerRun *run);
+/* After the forward: the hook, and both terms to the host. */
+void router_loss_fetch(Decoder *decoder, Context *c, const RouterLossReals *reals);
 
 /* All layers on x [T,D], in its memory when c->tape is NULL. Returns the last residual stream. Stops when a
  * hook fails. */

@@ -16,6 +16,24 @@ static int64_t count_groups(const Adapter *adapter) {
     return n;
 }
 
+enum { ROWS_ALIGNMENT = 64 }; /* elements: rows begin at a multiple */
+
+/* Rows of a layer together, behind all updates. */
+static void lay_out_rows(const Adapter *adapter, const ModelConfig *config, LoraWeights *w) {
+    if (!adapter->n_rows) return;
+    w->n_updates = (w->n_updates + ROWS_ALIGNMENT - 1) / ROWS_ALIGNMENT * ROWS_ALIGNMENT;
+    w->n_values = w->n_updates;
+    for (int64_t i = 0; i < adapter->n_rows; i++) {
+        LoraRows *last = w->n_row_groups ? &w->rows[w->n_row_groups - 1] : NULL;
+        if (!last || last->layer != adapter->rows[i].layer) {
+            last = &w->rows[w->n_row_groups++];
+            *last = (LoraRows){.layer = adapter->rows[i].layer, .first = w->n_values, .first_row = i};
+        }
+        last->n++;
+        w->n_values += config->hidden_size;
+    }
+}
+
 /* Sizes of the groups, and where they begin. */
 static void lay_out(const Adapter *adapter, const ModelConfig *config, LoraWeights *w) {
     LoraGroup *group = NULL;
@@ -35,6 +53,8 @@ static void lay_out(const Adapter *adapter, const ModelConfig *config, LoraWeigh
         group->n_b = group->n_cells * group->rank * projection_out(config, group->projection);
         w->n_values += group->n_a + group->n_b;
     }
+    w->n_updates = w->n_values;
+    lay_out_rows(adapter, config, w);
 }
 
 static size_t fixed_bytes(const LoraGroup *group, DType real) {
@@ -59,6 +79,12 @@ static void place_groups(const ModelConfig *config, LoraWeights *w) {
             .column = g->projection == PROJECTION_UP ? config->expert_size : 0,
             .down = g->projection == PROJECTION_DOWN};
         fixed += fixed_bytes(g, real);
+    }
+    for (int64_t i = 0; i < w->n_row_groups; i++) {
+        LoraRows *r = &w->rows[i];
+        r->experts = tensor_vector(fixed, DTYPE_I32, r->n);
+        r->rows = tensor_as_matrix(tensor_slice(w->values, r->first, 0), r->n, config->hidden_size);
+        fixed += (size_t)r->n * sizeof(int32_t);
     }
 }
 
@@ -96,6 +122,15 @@ static void fill_group(const LoraGroup *g, const AdapterCell *cells, DType real,
     }
 }
 
+static void fill_rows(const LoraRows *r, const RouterRow *rows, DType real, void *values, void *fixed) {
+    const int64_t columns = tensor_columns(r->rows);
+    for (int64_t n = 0; n < r->n; n++) {
+        ((int32_t *)fixed)[n] = (int32_t)rows[r->first_row + n].expert;
+        for (int64_t i = 0; i < columns; i++)
+            put_real(values, real, r->first + n * columns + i, rows[r->first_row + n].values[i]);
+    }
+}
+
 static bool send(const Adapter *adapter, LoraWeights *w, size_t n_fixed, Error *error) {
     void *values = mem_zeroed((size_t)tensor_count(w->values), dtype_bytes(w->values.dtype));
     char *fixed = mem_zeroed(n_fixed, 1), *at = fixed;
@@ -104,6 +139,10 @@ static bool send(const Adapter *adapter, LoraWeights *w, size_t n_fixed, Error *
     for (int64_t i = 0; ok && i < w->n_groups; i++) {
         fill_group(&w->groups[i], adapter->cells, w->values.dtype, values, at);
         at += fixed_bytes(&w->groups[i], w->values.dtype);
+    }
+    for (int64_t i = 0; ok && i < w->n_row_groups; i++) {
+        fill_rows(&w->rows[i], adapter->rows, w->values.dtype, values, at);
+        at += (size_t)w->rows[i].n * sizeof(int32_t);
     }
     if (ok) {
         w->device->copy_in(queue, w->values, values);
@@ -121,12 +160,17 @@ bool lora_weights_make(const Adapter *adapter, const Model *model, LoraWeights *
     const Device *device = model->device;
     DType real = model->compute == DTYPE_F64 ? DTYPE_F64 : DTYPE_F32;
     int64_t n_groups = count_groups(adapter);
-    *w = (LoraWeights){.device = device, .groups = mem_zeroed((size_t)n_groups + 1, sizeof *w->groups)};
-    if (!w->groups) return error_out_of_memory(error, "an adapter", (size_t)n_groups * sizeof *w->groups);
+    *w = (LoraWeights){.device = device,
+                       .groups = mem_zeroed((size_t)n_groups + 1, sizeof *w->groups),
+                       .rows = mem_zeroed((size_t)adapter->n_rows + 1, sizeof *w->rows)};
+    if (!w->groups || !w->rows) {
+        lora_weights_free(w);
+        return error_out_of_memory(error, "an adapter", (size_t)n_groups * sizeof *w->groups);
+    }
     lay_out(adapter, &model->config, w);
     int64_t rows = (w->n_values + OPTIMIZER_COLUMNS - 1) / OPTIMIZER_COLUMNS;
     w->values = tensor_vector(NULL, real, rows * OPTIMIZER_COLUMNS);
-    size_t n_fixed = 0;
+    size_t n_fixed = (size_t)adapter->n_rows * sizeof(int32_t);
     for (int64_t i = 0; i < n_groups; i++) n_fixed += fixed_bytes(&w->groups[i], real);
     w->values.data = device->alloc(tensor_bytes(w->values));
     w->fixed = device->alloc(n_fixed);
@@ -142,6 +186,7 @@ void lora_weights_free(LoraWeights *w) {
     if (w->values.data) w->device->free(w->values.data);
     if (w->fixed) w->device->free(w->fixed);
     mem_free(w->groups);
+    mem_free(w->rows);
     *w = (LoraWeights){0};
 }
 
@@ -169,6 +214,11 @@ bool lora_weights_read(const LoraWeights *w, Tensor vector, Adapter *to, Error *
     }
     for (int64_t i = 0; ok && i < w->n_groups; i++)
         read_group(&w->groups[i], values, vector.dtype, to->cells);
+    for (int64_t i = 0; ok && i < w->n_row_groups; i++)
+        for (int64_t k = 0; k < tensor_count(w->rows[i].rows); k++) {
+            const int64_t columns = tensor_columns(w->rows[i].rows), row = w->rows[i].first_row + k / columns;
+            to->rows[row].values[k % columns] = get_real(values, vector.dtype, w->rows[i].first + k);
+        }
     if (queue) w->device->queue_free(queue);
     mem_free(values);
     return ok;
@@ -181,9 +231,31 @@ static Tensor slots_of(const LoraTraining *t, const LoraGroup *g, bool of_b) {
     return tensor_as_matrix(tensor_slice(t->slots, first, 0), t->n_slots, of_b ? g->n_b : g->n_a);
 }
 
-bool lora_layer(const LoraWeights *w, const LoraTraining *training, int64_t layer, Tensor offsets,
-                int64_t first_example, ExpertUpdates *updates) {
-    *updates = (ExpertUpdates){0};
+static Tensor row_slots(const LoraTraining *t, const LoraRows *r) {
+    const Tensor slots = tensor_slice(t->slots, t->n_slots * r->first, 0);
+    return tensor_as_cube(slots, t->n_slots, r->n, tensor_columns(r->rows));
+}
+
+bool lora_router(const LoraWeights *w, const LoraPass *pass, int64_t layer, RouterRows *rows) {
+    for (int64_t i = 0; w && i < w->n_row_groups; i++) {
+        const LoraRows *r = &w->rows[i];
+        if (r->layer != layer) continue;
+        *rows = (RouterRows){.experts = r->experts, .rows = r->rows};
+        if (pass->training)
+            rows->sums = (LoraSums){
+                .a = row_slots(pass->training, r), .offsets = pass->offsets, .first = pass->first_example};
+        return true;
+    }
+    return false;
+}
+
+enum { MOST_CHOICES = 1024 }; /* of a token: numbers of dropout are apart by as many */
+
+bool lora_layer(const LoraWeights *w, const LoraPass *pass, int64_t layer, ExpertUpdates *updates) {
+    const LoraTraining *training = pass->training;
+    *updates = (ExpertUpdates){.dropout_choices = MOST_CHOICES};
+    updates->dropout_id = layer * N_PROJECTIONS * MOST_CHOICES;
+    if (training) updates->dropout_keys = pass->dropout_keys, updates->dropout_rate = pass->dropout_rate;
     bool found = false;
     for (int64_t i = 0; w && i < w->n_groups; i++) {
         const LoraGroup *g = &w->groups[i];
@@ -192,7 +264,8 @@ bool lora_layer(const LoraWeights *w, const LoraTraining *training, int64_t laye
         updates->lora[g->projection] = g->lora;
         if (training)
             updates->sums[g->projection] =
-                (LoraSums){slots_of(training, g, false), slots_of(training, g, true), offsets, first_example};
+                (LoraSums){slots_of(training, g, false), slots_of(training, g, true), pass->offsets,
+                           pass->first_example};
     }
     return found;
 }
@@ -212,6 +285,7 @@ bool lora_training_make(const LoraWeights *w, int64_t n_examples, LoraTraining *
     while (n_examples >> t->n_slots) t->n_slots++;
     Optimizer *o = &t->optimizer;
     o->values = w->values;
+    o->n_head = w->n_row_groups ? w->n_updates : 0;
     t->slots = device_vector(device, real, t->n_slots * w->n_values);
     o->grad = device_vector(device, real, n);
     o->means = device_vector(device, real, n);
@@ -255,10 +329,15 @@ bool lora_training_gather(LoraTraining *t, int64_t n_examples, double *norm, Err
         device->ops->sum_slots(t->queue, a, slots_of(t, g, false), n_examples);
         device->ops->sum_slots(t->queue, b, slots_of(t, g, true), n_examples);
     }
+    for (int64_t i = 0; i < t->weights->n_row_groups; i++) {
+        const LoraRows *r = &t->weights->rows[i];
+        const Tensor rows = tensor_slice(t->optimizer.grad, r->first, tensor_count(r->rows));
+        device->ops->sum_slots(t->queue, rows, row_slots(t, r), n_examples);
+    }
     if (!optimizer_norm(device, t->queue, &t->optimizer, norm)) return queue_wait(device, t->queue, error);
     if (isfinite(*norm)) return true;
     return error_set(error, ERROR_FAILED,
-                     "gradient of the low-rank updates: expected a finite norm: got nan or infinity");
+                     "gradient of what is trained: expected a finite norm: got nan or infinity");
 }
 
 bool lora_training_step(LoraTraining *t, const AdamwOptions *options, double rate, double norm,

@@ -18,13 +18,21 @@ typedef struct {
     Lora lora;                         /* on the device */
 } LoraGroup;
 
+/* Router rows of one layer. */
+typedef struct {
+    int64_t layer, first, n, first_row; /* element of the flat vector; rows; of the adapter */
+    Tensor experts, rows;               /* on the device: [n] i32, [n,D] real */
+} LoraRows;
+
 struct LoraWeights {
     const Device *device;
     LoraGroup *groups; /* by layer, projection */
-    int64_t n_groups;
-    int64_t n_values; /* of the groups; the vector is padded with zeros to rows of OPTIMIZER_COLUMNS */
-    Tensor values;    /* real */
-    void *fixed;      /* experts and scales of all groups */
+    LoraRows *rows;    /* by layer */
+    int64_t n_groups, n_row_groups;
+    int64_t n_values;  /* of the groups, then rows; the vector is padded with zeros to OPTIMIZER_COLUMNS */
+    int64_t n_updates; /* elements before the rows */
+    Tensor values;     /* real */
+    void *fixed;       /* experts and scales of all groups */
 };
 
 /* On the model's device, in the reals of its compute. The adapter must fit the model (adapter_add checked
@@ -57,8 +65,16 @@ bool lora_training_step(LoraTraining *training, const AdamwOptions *options, dou
                         Error *error);
 
 /* ---- for the decoder ---- */
-/* What a layer's experts read: frozen where training is NULL. False: nothing. */
-bool lora_layer(const LoraWeights *weights, const LoraTraining *training, int64_t layer, Tensor offsets,
-                int64_t first_example, ExpertUpdates *updates);
+/* A pass's training: NULL: frozen; the tokens of its examples; the first one's number. */
+typedef struct {
+    const LoraTraining *training;
+    Tensor offsets;
+    int64_t first_example;
+    Tensor dropout_keys; /* [T] i64; absent: none */
+    float dropout_rate;
+} LoraPass;
+/* What a layer's experts read, and its router. False: nothing. */
+bool lora_layer(const LoraWeights *weights, const LoraPass *pass, int64_t layer, ExpertUpdates *updates);
+bool lora_router(const LoraWeights *weights, const LoraPass *pass, int64_t layer, RouterRows *rows);
 
 #endif

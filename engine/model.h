@@ -82,6 +82,8 @@ typedef struct {
     bool (*embedding_grad)(void *context, HookSite *site, Tensor grad);
     /* nll [T] real, after the forward */
     bool (*loss)(void *context, HookSite *site, Tensor nll);
+    /* kl, distance [L_moe,T] real of PassOptions.router_loss, after the forward; absent: not asked for */
+    bool (*router_loss)(void *context, HookSite *site, Tensor kl, Tensor distance);
 } Hooks;
 
 typedef enum {
@@ -97,17 +99,43 @@ typedef struct {
     const float *weights; /* [L_moe,T,K] */
 } RouteReplay;
 
+/* A loss on the routers' distributions beside the one on tokens: the sum over expert layers and tokens of
+ *   kl_weights[t] KL(softmax(frozen / T) || softmax(logits / T))
+ *   + anchor_weights[t] |softmax(logits) - aim|^2
+ * of the logits before any edit, T the temperature. All on the host. */
+typedef struct {
+    const float *kl_weights; /* [T]; NULL: no such term */
+    const float *frozen;     /* [L_moe,T,E] router logits of another pass over the same tokens */
+    float temperature;
+    const float *anchor_weights; /* [T]; NULL: no such term */
+    const float *aims;           /* [L_moe,E] */
+    const bool *anchored;        /* [L_moe]: the layers that have an aim */
+} RouterLoss;
+
+/* Weights of the tokens' losses that follow from the losses: fills weights [T] from nll [T], which may hold
+ * NaN. */
+typedef bool weigh_fn(void *context, const double *nll, float *weights, Error *error);
+
 typedef struct {
     /* [T] on the host: the loss is the sum of loss_weights[t] * nll[t]. NULL: no gradient */
     const float *loss_weights;
-    const EditTable *edits;     /* NULL: none */
-    const int32_t *token_edits; /* [T]: the set of edits of each token, < 0: none. NULL: set 0 for all */
-    const RouteReplay *replay;  /* NULL: the router decides. Not with loss_weights */
+    /* Called once between forward and backward, on the host, where the losses say how they are weighed; what
+     * loss_weights holds is then not used. NULL: not */
+    weigh_fn *weigh;
+    void *weigh_context;
+    const RouterLoss *router_loss; /* NULL: none. Needs loss_weights for a gradient, is measured without */
+    const EditTable *edits;        /* NULL: none */
+    const int32_t *token_edits;    /* [T]: the set of edits of each token, < 0: none. NULL: set 0 for all */
+    const RouteReplay *replay;     /* NULL: the router decides. Not with loss_weights */
     /* Gradients of the model's adapter: the batch's prompts are the examples first_example, ... of a step,
      * and their gradients are added to training's counters. NULL: the adapter is frozen. Needs loss_weights;
      * gate gradients are then left out unless a hook asks for them. */
     const LoraTraining *training;
     int64_t first_example;
+    /* Dropout of what trained updates read, at a rate in [0, 1): [T] a number of each token, from which follows
+     * what is left out. NULL: none */
+    const int64_t *dropout_keys;
+    float dropout_rate;
     Recompute recompute;
     size_t memory_limit_bytes; /* for RECOMPUTE_AUTO; 0: what the machine has free */
     bool want_nll;             /* implied by loss_weights */
@@ -117,6 +145,7 @@ typedef struct {
 typedef struct {
     float *nll;    /* [T]: -log p(next token), 0 for a prompt's last token; NULL when not wanted */
     float *logits; /* [T,V] or NULL */
+    float *router_kl, *router_distance; /* [L_moe,T] of router_loss's terms, before their weights; or NULL */
     bool recomputed;
     size_t activation_bytes; /* taken from the device for this pass */
     size_t saved_bytes;      /* of them, what was kept from the forward for the backward pass */

@@ -111,15 +111,17 @@ static void experts_block(Context *c, void *arguments) {
     const Tensor absent = {0};
     run->input = nn_rmsnorm(c, run->middle, w->experts_norm, config->norm_eps);
     run->logits = nn_linear_real(c, run->input, w->router, absent);
+    if (lora_router(d->model->adapter, &d->lora, run->layer, &run->router_rows))
+        nn_router_rows(c, run->logits, run->input, &run->router_rows);
     if (d->wants_grad) run->logits->wanted = true;
     if (!c->replay) decoder_check(d, c, CHECK_ROUTER, run->layer, run->logits->x);
     tape_tap(c, run->logits, route_grad_hook, run);
+    router_loss_add(c, run);
     Routed routed = route(c, run);
     run->chosen = routed.weights;
     run->ids = routed.ids;
     MoePlan plan = nn_moe_plan(c, routed.ids, config->n_experts);
-    const bool updated = lora_layer(d->model->adapter, d->training, run->layer, d->spans.offsets,
-                                    d->first_example, &run->updates);
+    const bool updated = lora_layer(d->model->adapter, &d->lora, run->layer, &run->updates);
     const Experts experts = {.x = run->input,
                              .gate_up = w->gate_up,
                              .down = w->down,

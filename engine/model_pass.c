@@ -21,7 +21,9 @@ typedef struct {
     LayerRun *runs;
     int64_t *findings;
     const void *loss_weights, *edit_values, *replay_weights; /* as reals, on the host */
-    void *owned[4];
+    void *owned[5];
+    float *weighed; /* [T] what PassOptions.weigh fills */
+    RouterLossReals router_loss;
     void *nll; /* [T] reals on the host */
     float *logits;
     bool wants_nll, failed;
@@ -55,6 +57,22 @@ static void place_in_batch(const void *context, CheckKind kind, int64_t row, int
 }
 
 /* ---- the program ---- */
+/* The weights that follow from the losses, which have left the device when this waits. */
+static bool weigh(Pass *p, Context *c) {
+    const int64_t n = p->rows.n_rows;
+    if (!c->device->sync(c->queue)) return true; /* the queue's error is the pass's */
+    double *nll = mem_alloc((size_t)n * sizeof *nll);
+    bool ok = nll || error_out_of_memory(p->error, "losses of tokens", (size_t)n * sizeof *nll);
+    for (int64_t i = 0; ok && i < n; i++)
+        nll[i] = c->real == DTYPE_F64 ? ((const double *)p->nll)[i] : (double)((const float *)p->nll)[i];
+    ok = ok && p->options->weigh(p->options->weigh_context, nll, p->weighed, p->error);
+    mem_free(nll);
+    if (!ok) return false;
+    mem_free(p->owned[0]);
+    p->loss_weights = decoder_reals(c->real, p->weighed, n, &p->owned[0]);
+    return p->loss_weights || error_out_of_memory(p->error, "weights of losses", (size_t)n * sizeof *nll);
+}
+
 static void run_loss(Pass *p, Context *c, Decoder *d, Var *h) {
     const Weights *w = &p->model->weights;
     Tensor targets = tape_upload(c, DTYPE_I32, p->rows.n_rows, p->rows.targets);
@@ -63,7 +81,9 @@ static void run_loss(Pass *p, Context *c, Decoder *d, Var *h) {
     if (c->device->computes) c->device->copy_out(c->queue, p->nll, nll->x);
     if (c->device->computes && d->hooks->loss && !d->failed)
         d->failed = !d->hooks->loss(d->hooks->context, &d->site, nll->x);
-    if (c->tape) nll->g = tape_upload(c, c->real, p->rows.n_rows, p->loss_weights);
+    if (!c->tape) return;
+    if (c->device->computes && p->options->weigh && !d->failed) d->failed = !weigh(p, c);
+    nll->g = tape_upload(c, c->real, p->rows.n_rows, p->loss_weights);
 }
 
 static void run_logits(Pass *p, Context *c, Decoder *d, Var *h) {
@@ -105,18 +125,25 @@ static void run_program(Pass *p, Context *c, bool recompute) {
                  .hooks = p->hooks,
                  .site = {c->device, c->queue, p->error},
                  .wants_grad = c->tape && (!p->options->training || p->hooks->route_grad),
-                 .training = c->tape ? p->options->training : NULL,
-                 .first_example = p->options->first_example,
+                 .lora = {.training = c->tape ? p->options->training : NULL,
+                          .first_example = p->options->first_example,
+                          .dropout_rate = p->options->dropout_rate},
                  .recompute = recompute,
+                 .router_loss = p->options->router_loss,
                  .runs = p->runs};
     decoder_checks_clear(p->findings, n_checks);
     d.nonfinite = tape_upload(c, DTYPE_I64, n_checks, p->findings);
     upload_routing(p, c, &d);
+    if (d.router_loss) router_loss_upload(&d, c, &p->router_loss, p->rows.n_rows);
     Tensor ids = decoder_upload(&d, c, &p->rows);
+    d.lora.offsets = d.spans.offsets;
+    if (d.lora.training && p->options->dropout_keys)
+        d.lora.dropout_keys = tape_upload(c, DTYPE_I64, p->rows.n_rows, p->options->dropout_keys);
     size_t before = c->arena.used;
     Var *x = nn_embed(c, NULL, ids, p->model->weights.embedding, c->tape && p->hooks->embedding_grad);
     Var *last = decoder_run(&d, c, x);
     p->saved_bytes = c->tape ? c->arena.used - before : 0;
+    if (d.router_loss && !d.failed) router_loss_fetch(&d, c, &p->router_loss);
     if (!d.failed && (p->wants_nll || p->options->want_logits)) {
         Var *h = nn_rmsnorm(c, last, p->model->weights.final_norm, config->norm_eps);
         if (p->options->want_logits) run_logits(p, c, &d, h);
@@ -197,6 +224,8 @@ static bool pass_open(Pass *p) {
     p->runs = mem_zeroed((size_t)config->n_layers, sizeof *p->runs);
     p->findings = mem_alloc((size_t)decoder_n_checks(config) * sizeof *p->findings);
     if (o->loss_weights) p->loss_weights = decoder_reals(real, o->loss_weights, n, &p->owned[0]);
+    if (o->weigh) p->weighed = p->owned[4] = mem_zeroed((size_t)n, sizeof *p->weighed);
+    if (!router_loss_open(&p->router_loss, o->router_loss, p->model, n, p->error)) return false;
     int64_t n_edits = o->edits ? o->edits->n_layers * o->edits->n_sets * o->edits->n_experts : 0,
             n_routes = config->n_moe_layers * n * config->n_experts_per_token;
     if (o->edits) p->edit_values = decoder_reals(real, o->edits->values, n_edits, &p->owned[1]);
@@ -205,7 +234,7 @@ static bool pass_open(Pass *p) {
     p->logits = n_logits ? mem_alloc(n_logits * dtype_bytes(real)) : NULL;
     bool ok = p->runs && p->findings && (!o->loss_weights || p->loss_weights) &&
               (!o->edits || p->edit_values) && (!o->replay || p->replay_weights) &&
-              (!p->wants_nll || p->nll) && (!n_logits || p->logits);
+              (!o->weigh || p->weighed) && (!p->wants_nll || p->nll) && (!n_logits || p->logits);
     return ok || error_out_of_memory(p->error, "the results of a pass", n_logits * dtype_bytes(real));
 }
 
@@ -213,7 +242,8 @@ static void pass_close(Pass *p) {
     rows_close(&p->rows);
     mem_free(p->runs);
     mem_free(p->findings);
-    for (int i = 0; i < 4; i++) mem_free(p->owned[i]);
+    for (int i = 0; i < 5; i++) mem_free(p->owned[i]);
+    router_loss_close(&p->router_loss);
     mem_free(p->logits);
 }
 
@@ -231,6 +261,10 @@ static void hand_over(Pass *p, PassResult *result) {
     int64_t n = p->rows.n_rows;
     if (p->nll) result->nll = as_floats(p, p->nll, n);
     if (p->logits) result->logits = as_floats(p, p->logits, n * p->model->config.vocab_size);
+    const int64_t n_terms = p->model->config.n_moe_layers * n;
+    if (p->router_loss.kl) result->router_kl = as_floats(p, p->router_loss.kl, n_terms);
+    if (p->router_loss.distance) result->router_distance = as_floats(p, p->router_loss.distance, n_terms);
+    p->router_loss.kl = p->router_loss.distance = NULL;
     p->owned[2] = NULL;
     p->logits = NULL;
 }
@@ -269,6 +303,7 @@ static bool check_options(const Model *model, const PromptBatch *batch, const Pa
         check(o->edits && o->token_edits[t] < o->edits->n_sets, "set %d of edits", (int)o->token_edits[t]);
     check(!o->training || (model->adapter && o->training->weights == model->adapter && o->loss_weights),
           "training of another adapter, from example %lld", (long long)o->first_example);
+    check(!o->weigh || o->loss_weights, "weighed losses without a gradient of %lld tokens", (long long)n);
     if (!o->replay) return true;
     if (o->loss_weights)
         return error_set(error, ERROR_BAD_INPUT,
@@ -298,5 +333,7 @@ bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions 
 void pass_result_free(PassResult *result) {
     mem_free(result->nll);
     mem_free(result->logits);
+    mem_free(result->router_kl);
+    mem_free(result->router_distance);
     *result = (PassResult){0};
 }

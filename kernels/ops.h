@@ -90,6 +90,13 @@ typedef struct {
     int64_t first;
 } LoraSums;
 
+/* Dropout of the rows that low-rank updates read: an element is left out, or multiplied by 1 / (1 - rate). Which
+ * one, Philox says of (the token's key, id + the pair's choice, the element), whatever is around the row. */
+typedef struct {
+    float rate; /* in [0, 1) */
+    int64_t id; /* of the projection: a multiple of the most choices */
+} DropoutRule;
+
 /* One step of AdamW (arXiv 1711.05101): g = grad_scale * grad; m = beta1 m + (1 - beta1) g; v = beta2 v +
  * (1 - beta2) g^2; x = x (1 - rate decay) - rate / correction1 * m / (sqrt(v / correction2) + eps) */
 typedef struct {
@@ -220,6 +227,19 @@ typedef void lora_fn(Queue *q, Tensor y, Tensor x, Lora lora, MoePlan plan);
  * dx absent: not wanted. scratch [M,2R] real */
 typedef void lora_bwd_fn(Queue *q, Tensor dx, LoraSums sums, Tensor scratch, Tensor dy, Tensor x, Lora lora,
                          Tensor weights, MoePlan plan);
+/* logits[t,experts[n]] += x[t,:] . rows[n,:]      logits [T,E] real, x [T,D] act, experts [N] i32 distinct,
+ * rows [N,D] real: what is added to those experts' rows of the router */
+typedef void router_rows_fn(Queue *q, Tensor logits, Tensor x, Tensor experts, Tensor rows);
+/* dx[t,:] += sum over n in order of dlogits[t,experts[n]] rows[n,:]; and, added up as LoraSums says (b absent),
+ * drows[n,:] += dlogits[t,experts[n]] x[t,:], tokens of an example in order; sums.a [S,N,D]. dx absent: not
+ * wanted */
+typedef void router_rows_bwd_fn(Queue *q, Tensor dx, LoraSums sums, Tensor dlogits, Tensor x, Tensor experts,
+                                Tensor rows);
+/* y = x with elements left out        x, y alike, act or real: [M,F], rows by plan, or with an absent plan
+ * [T,D]; keys [T] i64 */
+typedef void dropout_fn(Queue *q, Tensor y, Tensor x, Tensor keys, MoePlan plan, DropoutRule rule);
+/* dx += dy where elements are kept, times 1 / (1 - rate) */
+typedef void dropout_bwd_fn(Queue *q, Tensor dx, Tensor dy, Tensor keys, MoePlan plan, DropoutRule rule);
 /* y[i] = the slots slots[s,i] of the set bits of n_examples, the least first, each added to what comes before
  * y [N], slots [S,N] real */
 typedef void sum_slots_fn(Queue *q, Tensor y, Tensor slots, int64_t n_examples);
@@ -255,6 +275,18 @@ typedef void cross_entropy_fn(Queue *q, Tensor nll, Tensor lse, Tensor scratch, 
 /* dx += dnll[t] (softmax - onehot) w, rows with targets[t] < 0 excepted */
 typedef void cross_entropy_bwd_fn(Queue *q, Tensor dx, Tensor scratch, Tensor dnll, Tensor lse, Tensor x,
                                   Tensor w, Tensor bias, Tensor targets);
+/* Losses on what a router says, a row each, p = softmax(logits[t]) with no edit; logits [T,E] real.
+ * kl[t] = KL(softmax(frozen[t] / T) || softmax(logits[t] / T)), T the temperature (SafeMoE, arXiv
+ * 2509.22745); exactly 0 where both rows are equal        kl [T] real, frozen [T,E] real */
+typedef void router_kl_fn(Queue *q, Tensor kl, Tensor logits, Tensor frozen, float temperature);
+/* dlogits[t,:] += dkl[t] (softmax(logits[t] / T) - softmax(frozen[t] / T)) / T; rows with dkl[t] 0 stay */
+typedef void router_kl_bwd_fn(Queue *q, Tensor dlogits, Tensor dkl, Tensor logits, Tensor frozen,
+                              float temperature);
+/* distance[t] = sum over e of (p[e] - aim[e])^2 (SEUF's anchor, arXiv 2411.18797)
+ * distance [T] real, aim [E] real */
+typedef void router_anchor_fn(Queue *q, Tensor distance, Tensor logits, Tensor aim);
+/* dlogits[t,e] += ddistance[t] p[e] (d[e] - sum of d p), d = 2 (p - aim); rows with ddistance[t] 0 stay */
+typedef void router_anchor_bwd_fn(Queue *q, Tensor dlogits, Tensor ddistance, Tensor logits, Tensor aim);
 /* ids[i] = argmax of logits[i, 0..n_valid)       ids [N] i32, logits [N,V] real */
 typedef void argmax_fn(Queue *q, Tensor ids, Tensor logits, int64_t n_valid);
 /* ids[i] drawn from softmax(logits[i] / temperature) cut to the top_k largest, then to the least number of
@@ -272,10 +304,12 @@ typedef void sample_fn(Queue *q, Tensor ids, Tensor scratch, Tensor logits, Tens
     X(dense) X(dense_bwd) X(swiglu) X(swiglu_bwd) X(sigmoid_scale) X(sigmoid_scale_bwd)                  \
     X(route) X(route_bwd) X(moe_plan) X(moe_gate_up) X(moe_hidden) X(moe_gate_up_bwd)                    \
     X(moe_down) X(moe_down_bwd) X(moe_swiglu_bwd) X(moe_hidden_bwd) X(moe_combine)                       \
-    X(lora) X(lora_bwd) X(sum_slots) X(adamw)                                                            \
+    X(lora) X(lora_bwd) X(router_rows) X(router_rows_bwd) X(dropout) X(dropout_bwd)                      \
+    X(sum_slots) X(adamw)                                                                                \
     X(count_experts) X(expert_peaks) X(route_margin) X(gate_grad) X(row_norms) X(segment_sums)           \
     X(find_nonfinite)                                                                                    \
-    X(cross_entropy) X(cross_entropy_bwd) X(argmax) X(sample)
+    X(cross_entropy) X(cross_entropy_bwd)                                                                \
+    X(router_kl) X(router_kl_bwd) X(router_anchor) X(router_anchor_bwd) X(argmax) X(sample)
 /* clang-format on */
 
 typedef struct {

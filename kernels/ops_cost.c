@@ -239,6 +239,29 @@ static void cost_lora_bwd(Queue *q, Tensor dx, LoraSums sums, Tensor scratch, Te
     if (tensor_present(sums.a)) q->cost.bytes += 4 * examples * (double)tensor_bytes(lora.a);
     if (tensor_present(sums.b)) q->cost.bytes += 4 * examples * (double)tensor_bytes(lora.b);
 }
+static void cost_router_rows(Queue *q, Tensor logits, Tensor x, Tensor experts, Tensor rows) {
+    const double changed = (double)tensor_rows(logits) * (double)tensor_rows(rows);
+    spend(q, 2 * changed * (double)tensor_columns(x), 0, TOUCHES(x, experts, rows));
+    q->cost.bytes += 2 * changed * (double)dtype_bytes(logits.dtype);
+}
+static void cost_router_rows_bwd(Queue *q, Tensor dx, LoraSums sums, Tensor dlogits, Tensor x, Tensor experts,
+                                 Tensor rows) {
+    const double read = (double)tensor_rows(dlogits) * (double)tensor_rows(rows);
+    const double product = 2 * read * (double)tensor_columns(rows);
+    const double examples = tensor_present(sums.a) ? count(sums.offsets) - 1 : 0;
+    if (!tensor_present(sums.a)) x = (Tensor){0};
+    spend(q, ((tensor_present(dx) ? 1 : 0) + (tensor_present(sums.a) ? 1 : 0)) * product, 0,
+          TOUCHES(dx, dx, x, experts, rows));
+    q->cost.bytes += read * (double)dtype_bytes(dlogits.dtype) + 4 * examples * (double)tensor_bytes(rows);
+}
+static void cost_dropout(Queue *q, Tensor y, Tensor x, Tensor keys, MoePlan plan, DropoutRule rule) {
+    (void)rule;
+    spend(q, count(x), 0, TOUCHES(y, x, keys, plan.pairs));
+}
+static void cost_dropout_bwd(Queue *q, Tensor dx, Tensor dy, Tensor keys, MoePlan plan, DropoutRule rule) {
+    (void)rule;
+    spend(q, 2 * count(dx), 0, TOUCHES(dx, dx, dy, keys, plan.pairs));
+}
 static void cost_sum_slots(Queue *q, Tensor y, Tensor slots, int64_t n_examples) {
     (void)slots;
     double full = 0;
@@ -291,6 +314,21 @@ static void cost_cross_entropy_bwd(Queue *q, Tensor dx, Tensor scratch, Tensor d
     double logits = (double)tensor_rows(x) * (double)tensor_rows(w),
            product = 2 * logits * (double)tensor_columns(x);
     spend(q, 2 * product + 4 * logits, 2 * product, TOUCHES(dx, dx, dnll, lse, x, w, w, bias, targets));
+}
+static void cost_router_kl(Queue *q, Tensor kl, Tensor logits, Tensor frozen, float temperature) {
+    (void)temperature;
+    spend(q, 11 * count(logits), 0, TOUCHES(kl, logits, frozen));
+}
+static void cost_router_kl_bwd(Queue *q, Tensor dlogits, Tensor dkl, Tensor logits, Tensor frozen,
+                               float temperature) {
+    (void)temperature;
+    spend(q, 13 * count(logits), 0, TOUCHES(dlogits, dlogits, dkl, logits, frozen));
+}
+static void cost_router_anchor(Queue *q, Tensor distance, Tensor logits, Tensor aim) {
+    spend(q, 7 * count(logits), 0, TOUCHES(distance, logits, aim));
+}
+static void cost_router_anchor_bwd(Queue *q, Tensor dlogits, Tensor ddistance, Tensor logits, Tensor aim) {
+    spend(q, 12 * count(logits), 0, TOUCHES(dlogits, dlogits, ddistance, logits, aim));
 }
 static void cost_argmax(Queue *q, Tensor ids, Tensor logits, int64_t n_valid) {
     spend(q, (double)tensor_rows(logits) * (double)n_valid, 0, TOUCHES(ids, logits));

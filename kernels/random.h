@@ -20,9 +20,10 @@ typedef enum {
     RANDOM_BOOTSTRAP = 4,
     RANDOM_PERMUTATION = 5,
     RANDOM_ROTATION = 6,
-    RANDOM_CONTROL = 7,      /* sets of cells that controls of an intervention draw */
-    RANDOM_TUNING_ORDER = 8, /* of the examples of an epoch */
-    RANDOM_TUNING_VALUES = 9 /* that an update's A begins with */
+    RANDOM_CONTROL = 7,       /* sets of cells that controls of an intervention draw */
+    RANDOM_TUNING_ORDER = 8,  /* of the examples of an epoch */
+    RANDOM_TUNING_VALUES = 9, /* that an update's A begins with */
+    RANDOM_TUNING_DROPOUT = 10
 } RandomPurpose;
 
 /* counter becomes four random words; ten rounds. */

@@ -218,6 +218,7 @@ CALL(sigmoid_scale_bwd) { (void)p, o->sigmoid_scale_bwd(q, t[0], t[1], t[2], t[3
 
 #include "cases_moe.h"
 #include "cases_lora.h"
+#include "cases_routing_loss.h"
 
 static const Case CASES[] = {
     {"embed", build_embed, call_embed, 1, true},
@@ -253,6 +254,10 @@ static const Case CASES[] = {
     {"moe_combine", build_moe_combine, call_moe_combine, 2, false},
     {"lora", build_lora, call_lora, 4, false},
     {"lora_bwd", build_lora_bwd, call_lora_bwd, 5, false},
+    {"router_rows", build_router_rows, call_router_rows, 2, true},
+    {"router_rows_bwd", build_router_rows_bwd, call_router_rows_bwd, 3, false},
+    {"dropout", build_dropout, call_dropout, 3, false},
+    {"dropout_bwd", build_dropout_bwd, call_dropout_bwd, 3, false},
     {"sum_slots", build_sum_slots, call_sum_slots, 2, false},
     {"adamw", build_adamw, call_adamw, 2, true},
     {"count_experts", build_count_experts, call_count_experts, 2, false},
@@ -264,6 +269,10 @@ static const Case CASES[] = {
     {"find_nonfinite", build_find_nonfinite, call_find_nonfinite, 1, false},
     {"cross_entropy", build_cross_entropy, call_cross_entropy, 2, true},
     {"cross_entropy_bwd", build_cross_entropy_bwd, call_cross_entropy_bwd, 2, true},
+    {"router_kl", build_router_kl, call_router_kl, 2, true},
+    {"router_kl_bwd", build_router_kl_bwd, call_router_kl_bwd, 2, true},
+    {"router_anchor", build_router_anchor, call_router_anchor, 2, true},
+    {"router_anchor_bwd", build_router_anchor_bwd, call_router_anchor_bwd, 2, true},
     {"argmax", build_argmax, call_argmax, 1, true},
     {"sample", build_sample, call_sample, 4, true},
 };

@@ -41,6 +41,8 @@ BACKWARD(swiglu) { o->swiglu_bwd(q, g[0], c, t[1], activation_of(p)); }
 BACKWARD(sigmoid_scale) { (void)p, o->sigmoid_scale_bwd(q, g[0], g[1], c, t[1], t[2]); }
 BACKWARD(route) { o->route_bwd(q, g[0], c, t[0], t[1], t[2], t[3], edits_at(t + 4), rule_of(p)); }
 BACKWARD(cross_entropy) { (void)p, o->cross_entropy_bwd(q, g[0], t[2], c, t[1], t[3], t[4], t[5], t[6]); }
+BACKWARD(router_kl) { o->router_kl_bwd(q, g[0], c, t[1], t[2], temperature_of(p)); }
+BACKWARD(router_anchor) { (void)p, o->router_anchor_bwd(q, g[0], c, t[1], t[2]); }
 
 BACKWARD(moe_gate_up) {
     Tensor dx = g[0], scratch = t[7];
@@ -85,16 +87,19 @@ BACKWARD(expert) {
 }
 static const Case EXPERT = {"expert", build_expert, call_expert, 2, false};
 
+/* The examples' sum in slots, added to a gradient. */
+static void add_slots(const Ops *o, Queue *q, Tensor slots, Tensor g) {
+    Tensor total = g;
+    total.data = calloc((size_t)tensor_count(total) + 1, sizeof(double));
+    check(total.data, "out of memory");
+    o->sum_slots(q, total, slots, FIRST_EXAMPLE + N_GROUPS);
+    o->accumulate(q, g, total);
+    free(total.data);
+}
+
 /* The sums of lora_bwd, added to the gradients of a and b. */
 static void add_lora_grads(const Ops *o, Queue *q, const Tensor *sums, const Tensor *g) {
-    for (int i = 0; i < 2; i++) {
-        Tensor total = g[i];
-        total.data = calloc((size_t)tensor_count(total) + 1, sizeof(double));
-        check(total.data, "out of memory");
-        o->sum_slots(q, total, sums[i], FIRST_EXAMPLE + N_GROUPS);
-        o->accumulate(q, g[i], total);
-        free(total.data);
-    }
+    for (int i = 0; i < 2; i++) add_slots(o, q, sums[i], g[i]);
 }
 
 static void zero_arg(Arg *x) { x->low = x->high = 0; }
@@ -167,6 +172,30 @@ BACKWARD(lora_rows) {
 }
 static const Case LORA_ROWS = {"lora rows", build_lora_rows, call_lora_rows, 2, false};
 
+BACKWARD(dropout) { o->dropout_bwd(q, g[0], c, t[5], dropout_plan(t, p), DROPOUT); }
+
+/* A router with rows added to it: 0 logits, 1 x, 2 and 3 rows, 4 w, 5 slots, 6 offsets. */
+static void build_changed_router(Problem *p) {
+    build_router_rows(p);
+    p->arg[0].role = OUT;
+    whole_arg(p, IN, WEIGHT, N_EXPERTS, p->width, NONE);
+    zero_arg(whole_arg(p, IN, REAL, N_SLOTS, p->variant == 1 ? 1 : 3, p->width));
+    add_offsets(p);
+}
+static void call_changed_router(const Ops *o, Queue *q, const Tensor *t, const Problem *p) {
+    (void)p;
+    o->dense(q, t[0], t[1], t[4], (Tensor){0}, (Tensor){0});
+    o->router_rows(q, t[0], t[1], t[2], t[3]);
+}
+BACKWARD(changed_router) {
+    const LoraSums sums = {.a = t[5], .offsets = t[6], .first = FIRST_EXAMPLE};
+    (void)p;
+    o->dense_bwd(q, g[0], c, t[4]);
+    o->router_rows_bwd(q, g[0], sums, c, t[1], t[2], t[3]);
+    add_slots(o, q, sums.a, g[1]);
+}
+static const Case CHANGED_ROUTER = {"changed router", build_changed_router, call_changed_router, 2, false};
+
 static const Gradient GRADIENTS[] = {
     {"gather_rows", {1}, 1, 0, backward_gather_rows, NULL, NULL},
     {"rmsnorm", {1}, 1, 0, backward_rmsnorm, NULL, NULL},
@@ -178,6 +207,10 @@ static const Gradient GRADIENTS[] = {
     {"sigmoid_scale", {1, 2}, 2, 0, backward_sigmoid_scale, NULL, NULL},
     {"route", {3}, 1, 2, backward_route, NULL, NULL},
     {"cross_entropy", {3}, 1, 0, backward_cross_entropy, NULL, NULL},
+    {"router_kl", {1}, 1, 0, backward_router_kl, NULL, NULL},
+    {"router_anchor", {1}, 1, 0, backward_router_anchor, NULL, NULL},
+    {"dropout", {4}, 1, 3, backward_dropout, NULL, NULL},
+    {"changed router", {1, 3}, 2, 0, backward_changed_router, &CHANGED_ROUTER, "router_rows_bwd"},
     {"moe_gate_up", {4}, 1, 3, backward_moe_gate_up, &GATE_UP, NULL},
     {"expert", {4, 5}, 2, 3, backward_expert, &EXPERT, "moe_down_bwd moe_swiglu_bwd moe_hidden_bwd"},
     {"lora tokens", {4, 6, 7}, 3, 3, backward_lora_tokens, &LORA_TOKENS, "lora_bwd"},
