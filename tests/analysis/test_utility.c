@@ -1,6 +1,7 @@
 /* The interval of a share against values of an independent computation. */
 #include "tests/engine/scratch.h"
 #include "analysis/utility.h"
+#include <math.h>
 
 static void wilson_is_wilsons(void **state) {
     (void)state;
