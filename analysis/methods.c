@@ -93,6 +93,8 @@ static unsigned kind_bit(const char *kind) {
 const MethodSentence *methods_sentence(int64_t i) {
     if (i < n_method_sentences) return &method_sentences[i];
     i -= n_method_sentences;
+    if (i < n_utility_sentences) return &utility_sentences[i];
+    i -= n_utility_sentences;
     return i < n_objective_sentences ? &objective_sentences[i] : NULL;
 }
 

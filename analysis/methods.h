@@ -28,9 +28,10 @@ typedef struct {
     const char *value; /* of the job, as text; NULL: every other */
     const char *text;  /* a sentence without its end; {} stands for the value */
 } MethodSentence;
-extern const MethodSentence method_sentences[], objective_sentences[]; /* the latter: of trainings' losses */
-extern const int64_t n_method_sentences, n_objective_sentences;
-/* Sentence i of both tables together; NULL: no more. */
+/* Those of trainings' losses and of utility stand in files of their own. */
+extern const MethodSentence method_sentences[], objective_sentences[], utility_sentences[];
+extern const int64_t n_method_sentences, n_objective_sentences, n_utility_sentences;
+/* Sentence i of all tables together; NULL: no more. */
 const MethodSentence *methods_sentence(int64_t i);
 
 /* An option has no effect in a step whose option `other` has none of these values; `except` instead: that

@@ -28,6 +28,10 @@ const MethodNeed method_needs[] = {
     {"gate_rate", "gate_rows", {"true"}, NULL},
     {"beta", "objective", {"preference"}, NULL},
     {"router_temperature", "router_kl", {NULL}, "0"},
+    {"normalize", "measure", {"choices"}, NULL},
+    {"choice_form", "measure", {"choices"}, NULL},
+    {"text", "measure", {"perplexity"}, NULL},
+    {"draw", "control", {"random", "layer_matched", "random_any"}, NULL},
     {"evaluate_every", "evaluate", {NULL}, "[]"},
     {"patience", "evaluate", {NULL}, "[]"},
     {"guard", "model", {NULL}, "\"\""},
@@ -69,7 +73,7 @@ const char *const method_definitions[] = {
     "labels, by the restricted replies lost and gained (the gained ones are reversals), by McNemar's exact " \
     "two-sided test of these, and by the change of the restricted share with a 95 % bootstrap interval "     \
     "over prompts; and with its controls by (1 + controls whose change is at most its own) / (1 + "          \
-    "controls)."
+    "controls), and the same of those whose change is at least its own."
 
 const char *method_always(const char *kind) {
     if (!strcmp(kind, "intervention"))

@@ -48,7 +48,8 @@ bool plan_print_training(const Planner *p, const PromptGroup *groups, Error *err
     const StepOptions *source = tune_contrast_source(p->job, step);
     ok = ok && tune_rows_make(step, config, &adapter, error);
     n_values += adapter.n_rows * config->hidden_size;
-    if (source || step->top.n) n_values *= source ? source->select : (int64_t)step->top.values[0];
+    if (step->control != CONTROL_ALL && (source || step->top.n))
+        n_values *= source ? source->select : (int64_t)step->top.values[0];
     while (step->examples >> n_slots) n_slots++;
     model_config_count(config, &n_total, &n_active);
     if (ok) {
