@@ -48,6 +48,20 @@ static bool is_text(const char *column) {
 static const char *why_empty(const Csv *csv, int64_t row, const char *column) {
     const int64_t reason = csv_find_column(csv, "reason");
     if (reason >= 0 && csv_field(csv, row, reason).length) return csv_field(csv, row, reason).text;
+    static const char *const known[][2] = {
+        {"value_low", "there are no resamples"},
+        {"value_high", "there are no resamples"},
+        {"frequency", "there are no resamples"},
+        {"stable", "there are no resamples"},
+        {"held_out_loss", "it was not measured after this step"},
+        {"loss", "no step was taken yet"},
+        {"gradient_norm", "no step was taken yet"},
+        {"learning_rate", "no step was taken yet"},
+        {"examples", "no step was taken yet"},
+        {"target_tokens", "no step was taken yet"},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(column, known[i][0])) return known[i][1];
     static const char *const controls[] = {"random_", "layer_", "traffic_"};
     for (size_t i = 0; i < sizeof controls / sizeof *controls; i++)
         if (!strncmp(column, controls[i], strlen(controls[i]))) return "there is no control of this kind";
@@ -159,7 +173,7 @@ static void put_largest(const ReportStep *step, int64_t g, Text *to) {
     write_end(to, '}');
 }
 
-static void put_text(const char *key, const JsonText *text, Text *to) {
+void gather_text(const char *key, const JsonText *text, Text *to) {
     size_t n = text->length;
     while (n && (text->bytes[n - 1] == '\n' || text->bytes[n - 1] == ' ')) n--;
     write_line(to);
@@ -168,7 +182,7 @@ static void put_text(const char *key, const JsonText *text, Text *to) {
 }
 
 static void put_measures(const ReportStep *step, Text *to) {
-    put_text("statistics", &step->statistics_text, to);
+    gather_text("statistics", &step->statistics_text, to);
     put_prompts(step, to);
     write_line(to);
     write_begin(to, "largest", '[');
@@ -183,13 +197,15 @@ static bool put_step(const char *folder, const ReportStep *step, Text *to, Error
     write_string(to, "name", step->name);
     write_string(to, "kind", step->kind);
     write_bool(to, "finished", step->finished);
-    write_bool(to, "measures", step->measures);
+    write_bool(to, "measures", step->section == SECTION_MEASURES);
     if (step->finished) {
-        put_text("facts", &step->facts_text, to);
-        if (step->measures)
-            put_measures(step, to);
-        else
-            ok = gather_outcomes(folder, step, to, error);
+        gather_text("facts", &step->facts_text, to);
+        switch (step->section) {
+        case SECTION_MEASURES: put_measures(step, to); break;
+        case SECTION_OUTCOMES: ok = gather_outcomes(folder, step, to, error); break;
+        case SECTION_CONTRAST: ok = gather_contrast(folder, step, to, error); break;
+        case SECTION_TUNE: ok = gather_tune(folder, step, to, error); break;
+        }
     }
     write_end(to, '}');
     return ok;

@@ -10,7 +10,7 @@
 typedef struct {
     const char *name, *kind;
     bool finished, measures;
-    Json entry, facts, statistics; /* statistics: of steps that measure */
+    Json entry, facts, statistics; /* statistics: of steps that measure; of a contrast its contrast.json */
     const char **groups;           /* of statistics, like the sizes */
     int64_t n_groups, n_layers, n_experts;
 } ViewStep;

@@ -236,8 +236,8 @@ static const char readme_more[] =
     "                 over prompts, and exp(change); side_effects_targets.csv: the same of the targets\n"
     "training.csv     of a tuning, a row an optimizer step: loss (mean over all target tokens of the step),\n"
     "                 length of its gradient, rate, examples, tokens, loss of held-out groups;\n"
-    "                 updates.csv: Frobenius norm of each trained update scale B A; adapter-FORM/: the\n"
-    "                 adapter as PEFT stores it\n"
+    "                 updates.csv: Frobenius norm of each trained update scale B A and of the frozen weight\n"
+    "                 below it; adapter-FORM/: the adapter as PEFT stores it\n"
     "agreement.csv    how often one labeller said this and another that, and Cohen's kappa of the pair\n"
     "traces/          routing of every token, where asked for; as sensitive as the prompts\n"
     "gate_rows/       full gradients of the router rows, where asked for\n";
