@@ -46,8 +46,8 @@ static const FigureType types[N_FIGURE_KINDS] = {
                          "the least to the most",
                          figure_outcomes},
     [FIGURE_CONTRAST] = {"contrast",
-                         "Divergence, overlap and weighted Jaccard of every layer, with intervals, beside "
-                         "control pairs of other topics",
+                         "Divergence, overlap and weighted Jaccard of every layer, with intervals; where "
+                         "there are controls, beside pairs of other topics",
                          figure_contrast},
     [FIGURE_SENSITIVITY] = {"sensitivity", "Sensitivity of every cell; framed: selected", figure_sensitivity},
     [FIGURE_TRAINING] = {"training",

@@ -75,8 +75,8 @@ static void put_frames(Text *plot) {
     } frames[] = {{"0.44", "#ffffff", "1"}, {"0.48", "#111111", "2"}};
     for (size_t i = 0; i < sizeof frames / sizeof *frames; i++)
         text_format(plot,
-                    ", '' index 1 using 1:2:(%s):(%s) with boxxyerror fillstyle empty border linecolor rgb "
-                    "'%s' linewidth %s notitle",
+                    ", '' index 1 using 1:2:(%s):(%s) with boxxyerror linecolor rgb '%s' linewidth %s "
+                    "fillstyle empty border notitle",
                     frames[i].half, frames[i].half, frames[i].colour, frames[i].width);
 }
 
@@ -154,8 +154,7 @@ static void put_marks_of(Grid *grid, Json list, Text *data) {
 
 bool figure_sensitivity(const ReportView *view, const Figure *figure, Text *data, Text *script,
                         Error *error) {
-    static const char *const words[N_RANKINGS] = {"difference of rates", "mean |difference| of probabilities",
-                                                  "norm of the gradient"};
+    static const char *const words[N_RANKINGS] = {"difference of rates", "|difference|", "gradient norm"};
     const ViewStep *step = &view->steps[figure->step];
     const Json cells = json_member(&step->entry, "cells"), list = json_member(&cells, figure->of);
     Grid grid;
@@ -176,7 +175,7 @@ bool figure_updates(const ReportView *view, const Figure *figure, Text *data, Te
     const Json layers = json_member(&step->facts, "moe_layers");
     Grid grid;
     if (!grid_make(step, &grid, error)) return false;
-    grid.words = "norm of the update / of the weights";
+    grid.words = "relative norm";
     grid.no_zeros = true;
     for (Json at = {0}; json_next(&layers, &at);)
         for (int64_t e = 0; e < grid.n_experts; e++)

@@ -116,7 +116,6 @@ static void put_selections(const ViewStep *step, Text *to) {
     const Json rankings = json_member(&step->statistics, "rankings"),
                between = json_member(&step->statistics, "between_rankings");
     Table table = {.fallback = no_samples}, other = {0};
-    text_put_string(to, "<div class=\"many\">\n");
     table_begin(&table, to, "Selections", columns, COUNT(columns));
     for (int k = 0; k < N_RANKINGS; k++) {
         const Json one = json_member(&rankings, contrast_ranking_names[k]);
@@ -124,31 +123,43 @@ static void put_selections(const ViewStep *step, Text *to) {
             table_named_row(&table, contrast_ranking_names[k], one, columns, COUNT(columns));
     }
     table_end(&table);
+    if (!json_count(between)) return;
     table_begin(&other, to, "Selections beside each other", shared, COUNT(shared));
     for (Json at = {0}; json_next(&between, &at);) table_row(&other, at, shared, COUNT(shared));
     table_end(&other);
-    text_put_string(to, "</div>\n");
+}
+
+/* The columns of a ranking's cells: last what rank they have by the other rankings that there are. */
+static int64_t top_columns(const ViewStep *step, int own, Column columns[6 + N_RANKINGS]) {
+    static const Column first[] = {{"rank", "rank", false, false},
+                                   {"layer", "layer", false, false},
+                                   {"expert", "expert", false, false},
+                                   {"value", "sensitivity", false, true},
+                                   {"frequency", "selected in resamples", false, false},
+                                   {"selected", "selected", false, false}};
+    static const Column others[N_RANKINGS] = {{"rank_rate", "rank by rate", false, false},
+                                              {"rank_probability", "rank by probability", false, false},
+                                              {"rank_gradient", "rank by gradient", false, false}};
+    const Json cells = json_member(&step->entry, "cells");
+    int64_t n = COUNT(first);
+    memcpy(columns, first, sizeof first);
+    for (int k = 0; k < N_RANKINGS; k++)
+        if (k != own && json_count(json_member(&cells, contrast_ranking_names[k]))) columns[n++] = others[k];
+    return n;
 }
 
 static void put_top(const ReportView *view, const ViewStep *step, int k, Text *to) {
-    static const Column columns[] = {{"rank", "rank", false, false},
-                                     {"layer", "layer", false, false},
-                                     {"expert", "expert", false, false},
-                                     {"value", "sensitivity", false, true},
-                                     {"frequency", "selected in resamples", false, false},
-                                     {"selected", "selected", false, false},
-                                     {"rank_rate", "rank by rate", false, false},
-                                     {"rank_probability", "by probability", false, false},
-                                     {"rank_gradient", "by gradient", false, false}};
     const Json cells = json_member(&step->entry, "cells"),
                list = json_member(&cells, contrast_ranking_names[k]);
+    Column columns[6 + N_RANKINGS];
     char caption[60];
     Table table = {.fallback = no_samples};
     if (!json_count(list)) return;
+    const int64_t n = top_columns(step, k, columns);
     snprintf(caption, sizeof caption, "Most sensitive cells by %s", contrast_ranking_names[k]);
-    table_begin(&table, to, caption, columns, COUNT(columns));
+    table_begin(&table, to, caption, columns, n);
     for (Json at = {0}; json_next(&list, &at) && table.n_rows < view_limit(view, "cells");)
-        table_row(&table, at, columns, COUNT(columns));
+        table_row(&table, at, columns, n);
     table_end(&table);
 }
 
