@@ -51,7 +51,7 @@ bool figure_contrast(const ReportView *view, const Figure *figure, Text *data, T
 static double put_rows(Json rows, Text *data) {
     static const char *const keys[] = {"loss", "held_out_loss", "gradient_norm", "learning_rate"};
     double last = 1;
-    text_put_string(data, "step,\"training\",\"held out\",gradient,rate\n");
+    text_put_string(data, "step,training,held out,gradient,rate\n");
     for (Json at = {0}; json_next(&rows, &at);) {
         last = view_number(json_member(&at, "step"));
         text_format(data, "%.0f", last);
@@ -61,44 +61,66 @@ static double put_rows(Json rows, Text *data) {
     return last;
 }
 
-static bool any_held_out(Json rows) {
+static bool any_finite(Json rows, const char *key) {
     bool any = false;
-    for (Json at = {0}; json_next(&rows, &at);)
-        any = any || isfinite(view_number(json_member(&at, "held_out_loss")));
+    for (Json at = {0}; json_next(&rows, &at);) any = any || isfinite(view_number(json_member(&at, key)));
     return any;
+}
+
+/* Nothing stands behind "plot " yet. */
+static bool is_open(const Text *plot) { return plot->length && plot->bytes[plot->length - 1] == ' '; }
+
+/* A column against the step. gnuplot takes a column without a number for an error: nothing is drawn then. */
+static void put_curve(Text *plot, Json rows, const char *key, int column, bool with_points) {
+    if (!any_finite(rows, key)) return;
+    text_format(plot,
+                "%s'drawing.csv' using 1:%d with %s linewidth 2 linecolor rgb '%s' dashtype %d title "
+                "columnheader(%d)",
+                is_open(plot) ? "" : ", ", column,
+                with_points ? "linespoints pointtype 7 pointsize 0.5" : "lines", figure_colours[column - 2],
+                with_points ? 2 : 1, column);
+}
+
+static void put_panel(Text *plot, Json rows, const char *words, int column, const char *key) {
+    text_format(plot, "set ylabel '%s'\n%s\nplot ", words,
+                any_finite(rows, key) ? "set yrange [0:*]" : "set yrange [0:1]");
+    put_curve(plot, rows, key, column, false);
+    if (is_open(plot)) text_put_string(plot, "NaN notitle");
+    text_put_string(plot, "\n");
+}
+
+/* Losses of a training do not begin at 0, and the state that was taken is marked. */
+static void put_losses(Text *plot, Json rows, double taken) {
+    text_put_string(plot, "set ylabel 'loss (nats a token)'\n");
+    if (!any_finite(rows, "loss") && !any_finite(rows, "held_out_loss"))
+        text_put_string(plot, "set yrange [0:1]\n");
+    if (isfinite(taken))
+        text_format(plot,
+                    "set arrow 1 from %.0f, graph 0 to %.0f, graph 1 nohead linecolor rgb '#555555' "
+                    "linewidth 1 dashtype 2\n",
+                    taken, taken);
+    text_put_string(plot, "plot ");
+    put_curve(plot, rows, "loss", 2, false);
+    put_curve(plot, rows, "held_out_loss", 3, true);
+    if (is_open(plot)) text_put_string(plot, "NaN notitle");
+    text_put_string(plot, "\nunset arrow 1\n");
 }
 
 bool figure_training(const ReportView *view, const Figure *figure, Text *data, Text *script, Error *error) {
     const ViewStep *step = &view->steps[figure->step];
     const Json rows = json_member(&step->entry, "training");
-    const double last = put_rows(rows, data), taken = view_number(json_member(&step->facts, "step_taken"));
+    const double last = put_rows(rows, data);
     Text plot = {0};
     (void)error;
     text_format(script,
                 "set key outside above left vertical maxrows 2 Left reverse samplen 2\nset xrange [0:%.0f]\n"
                 "set xlabel 'step'\nset ytics format '%%.3g'\nset xtics format '%%.6g'\n",
                 last > 1 ? last : 1.0);
-    text_put_string(&plot, "set multiplot layout 1,3\nset ylabel 'loss (nats a token)'\n");
-    if (isfinite(taken))
-        text_format(&plot,
-                    "set arrow 1 from %.0f, graph 0 to %.0f, graph 1 nohead linecolor rgb '#555555' "
-                    "linewidth 1 dashtype 2\n",
-                    taken, taken);
-    text_format(&plot,
-                "plot 'drawing.csv' using 1:2 with lines linewidth 2 linecolor rgb '%s' title "
-                "columnheader(2)",
-                figure_colours[0]);
-    if (any_held_out(rows))
-        text_format(&plot,
-                    ", '' using 1:3 with linespoints linewidth 2 linecolor rgb '%s' dashtype 2 pointtype 7 "
-                    "pointsize 0.5 title columnheader(3)",
-                    figure_colours[1]);
-    text_format(&plot,
-                "\nunset arrow 1\nset yrange [0:*]\nset ylabel 'length of the gradient'\nplot 'drawing.csv' "
-                "using 1:4 skip 1 with lines linewidth 2 linecolor rgb '%s' notitle\n"
-                "set ylabel 'learning rate'\nplot 'drawing.csv' using 1:5 skip 1 with lines linewidth 2 "
-                "linecolor rgb '%s' notitle\nunset multiplot",
-                figure_colours[2], figure_colours[3]);
+    text_put_string(&plot, "set multiplot layout 1,3\nset yrange [*:*]\n");
+    put_losses(&plot, rows, view_number(json_member(&step->facts, "step_taken")));
+    put_panel(&plot, rows, "length of the gradient", 4, "gradient_norm");
+    put_panel(&plot, rows, "learning rate", 5, "learning_rate");
+    text_put_string(&plot, "unset multiplot");
     figure_put_plot(script, 930, 320, &plot);
     text_free(&plot);
     return true;

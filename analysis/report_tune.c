@@ -28,6 +28,7 @@ static void put_training_facts(const ViewStep *step, Text *to) {
         {"trained, share of all parameters", "share_of_parameters"},
         {"experts of the cells, share of all parameters", "share_of_cells_parameters"},
         {"objective", "objective"},
+        {"optimizer", "optimizer"},
         {"prompts with targets", "n_examples"},
         {"prompts a step", "switches.examples"},
         {"steps planned", "n_planned"},
@@ -125,15 +126,15 @@ void report_put_tune(const ReportView *view, int64_t s, const Figures *figures, 
 void report_put_trainings_overview(const ReportView *view, Text *to) {
     static const Column columns[] = {{"", "training", true, false},
                                      {"n_cells", "cells", false, false},
-                                     {"n_trained", "trained parameters", false, false},
-                                     {"share_of_parameters", "share of all", false, false},
-                                     {"share_of_cells_parameters", "of their experts", false, false},
+                                     {"n_trained", "trained", false, false},
+                                     {"share_of_parameters", "of all", false, false},
+                                     {"share_of_cells_parameters", "their experts", false, false},
                                      {"n_steps", "steps", false, false},
                                      {"first_loss", "first loss", false, false},
                                      {"last_loss", "last loss", false, false},
                                      {"held_out_before", "held-out before", false, false},
-                                     {"held_out_least", "at its least", false, false},
-                                     {"step_taken", "state of step", false, false}};
+                                     {"held_out_least", "least", false, false},
+                                     {"step_taken", "taken of step", false, false}};
     Table table = {0};
     bool any = false;
     for (int64_t s = 0; s < view->n_steps; s++) {

@@ -105,6 +105,7 @@ static bool write_step(const Tuning *t, Error *error) {
     write_string(&text, "chat_template",
                  t->run->encoder->chat_template ? t->run->encoder->chat_template : "none");
     write_string(&text, "objective", scores_definition(step));
+    write_string(&text, "optimizer", "AdamW (0.9, 0.999, 1e-8), bias-corrected"); /* adamw_usual */
     write_string(&text, "adapter", name);
     write_begin(&text, "groups", '[');
     for (int64_t g = 0; g < step->groups.n; g++) write_string(&text, NULL, step->groups.names[g]);
