@@ -10,7 +10,10 @@ bool batch_fits(BatchLimits limits, int64_t n_prompts, int64_t n_tokens) {
 
 bool step_reads_targets(const StepOptions *step) {
     if (step->kind == STEP_INTERVENTION) return false;
-    if (step->kind == STEP_CONTRAST) return step->contrast == CONTRAST_CONTINUATIONS;
+    if (step->kind == STEP_CONTRAST)
+        return step->contrast == CONTRAST_CONTINUATIONS || step->contrast == CONTRAST_ADAPTER;
+    if (step->kind == STEP_UTILITY)
+        return step->measure == MEASURE_CHOICES || step->measured_text == TEXT_TARGET;
     if (step->kind == STEP_TUNE) return true;
     if (step->kind == STEP_GRADIENT) return step->loss == LOSS_TARGET;
     return step->tokens == COUNT_TARGET || step->tokens == COUNT_PROMPT_TARGET;
@@ -18,8 +21,7 @@ bool step_reads_targets(const StepOptions *step) {
 
 bool step_generates(const StepOptions *step) {
     if (step->kind == STEP_INTERVENTION) return true;
-    if (step->kind == STEP_CONTRAST) return false;
-    if (step->kind == STEP_TUNE) return false;
+    if (step->kind == STEP_CONTRAST || step->kind == STEP_TUNE || step->kind == STEP_UTILITY) return false;
     if (step->kind == STEP_GRADIENT) return step->loss == LOSS_GENERATED;
     return step->tokens == COUNT_GENERATED || step->tokens == COUNT_PROMPT_GENERATED;
 }

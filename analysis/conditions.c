@@ -3,6 +3,8 @@
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include "../kernels/check.h"
+#include "adapted.h"
+#include "tune_parts.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -26,7 +28,8 @@ static int64_t count_selected(const StepOptions *step) {
 int64_t conditions_count(const StepOptions *step) {
     int64_t n = count_selected(step), n_rules = step->from.n > 0 ? step->top.n + step->traffic.n : 0;
     n_rules += (step->cells.n > 0) + (step->selection[0] != 0);
-    return 1 + n * (1 + step->layer_matched_sets + step->traffic_matched_sets) + n_rules * step->random_sets;
+    return 1 + n * (1 + step->layer_matched_sets + step->traffic_matched_sets) + n_rules * step->random_sets +
+           step->adapters.n;
 }
 
 void conditions_free(Conditions *c) {
@@ -306,6 +309,56 @@ static bool add_controls(Maker *m) {
     return ok;
 }
 
+/* ---- adapters ---- */
+/* The cells of an adapter of the run folder, ascending, each once. */
+static bool read_updated(const Maker *m, const StepOptions *tuned, Condition *c) {
+    char name[40];
+    tune_adapter_name(tuned, name);
+    char *folder = io_join(m->run_folder, tuned->name), *path = folder ? io_join(folder, name) : NULL;
+    Adapter adapter = {0};
+    bool *has = mem_zeroed((size_t)m->n_cells, sizeof *has),
+         ok = (path && has) || error_out_of_memory(m->error, "a path", strlen(tuned->name));
+    ok = ok && adapter_read(path, m->config, NULL, &adapter, NULL, m->error);
+    for (int64_t i = 0; ok && i < adapter.n; i++)
+        has[selection_cell(m->config, adapter.cells[i].layer, adapter.cells[i].expert)] = true;
+    for (int64_t cell = 0; ok && cell < m->n_cells; cell++)
+        if (has[cell]) c->cells[c->n_cells++] = cell;
+    c->amount = (double)c->n_cells;
+    adapter_free(&adapter);
+    mem_free(has);
+    mem_free(path);
+    mem_free(folder);
+    return ok;
+}
+
+ConditionKind conditions_kind_of_tuned(const StepOptions *tuned) {
+    if (tuned->control == CONTROL_NONE || tuned->control == CONTROL_ALL) return CONDITION_SELECTED;
+    return tuned->control == CONTROL_LAYER_MATCHED ? CONDITION_LAYER_MATCHED : CONDITION_RANDOM;
+}
+
+/* The plan has no run folder, and no updates yet. */
+static bool add_adapters(Maker *m) {
+    const int64_t n_before = m->to->n;
+    int64_t first = -1;
+    for (int64_t i = 0; i < m->step->adapters.n; i++) {
+        const StepOptions *tuned = adapted_source(m->job, m->step, i);
+        const bool drawn = conditions_kind_of_tuned(tuned) != CONDITION_SELECTED;
+        Condition *c = add(m, (Condition){.kind = conditions_kind_of_tuned(tuned),
+                                          .source = tuned->name,
+                                          .rule = "adapter",
+                                          .draw = drawn ? tuned->draw : -1,
+                                          .of = -1,
+                                          .adapter = i + 1});
+        if (!c || !read_updated(m, tuned, c)) return false;
+        snprintf(c->name, sizeof c->name, "%.80s.adapter", tuned->name);
+        if (m->to->share) c->share = selection_share(m->to->share, c->cells, c->n_cells);
+        if (first < 0 && tuned->control == CONTROL_NONE) first = m->to->n - 1;
+    }
+    for (int64_t i = n_before; i < m->to->n; i++)
+        if (m->to->list[i].kind != CONDITION_SELECTED) m->to->list[i].of = first;
+    return true;
+}
+
 /* ---- edits ---- */
 static bool put_edits(Maker *m, Condition *c) {
     for (int64_t i = 0; i < c->n_cells; i++) {
@@ -322,7 +375,7 @@ static bool make_table(Maker *m) {
     Conditions *to = m->to;
     int64_t n = 0;
     for (int64_t i = 1; i < to->n; i++)
-        if (!to->list[i].reason[0]) to->list[i].set = n++;
+        if (!to->list[i].reason[0] && !to->list[i].adapter) to->list[i].set = n++;
     bool ok = edit_table_make(m->config, n, &to->table, m->error);
     for (int64_t i = 1; ok && i < to->n; i++)
         if (to->list[i].set >= 0) ok = put_edits(m, &to->list[i]);
@@ -341,6 +394,7 @@ bool conditions_make(const Job *job, const StepOptions *step, const ModelConfig 
               read_counts(&m);
     bool by_rule = step->top.n || step->traffic.n;
     for (int64_t i = 0; ok && by_rule && i < step->from.n; i++) ok = select_from(&m, step->from.names[i]);
-    ok = ok && select_listed(&m) && select_imported(&m) && add_controls(&m) && make_table(&m);
+    ok = ok && select_listed(&m) && select_imported(&m) && add_controls(&m) && add_adapters(&m) &&
+         make_table(&m);
     return ok || error_add_place(error, "step %s", step->name);
 }

@@ -2,6 +2,14 @@
 #include "contrast.h"
 #include <string.h>
 
+bool contrast_by_token(const StepOptions *step) {
+    return step->contrast == CONTRAST_CONTINUATIONS || step->contrast == CONTRAST_ADAPTER;
+}
+
+bool contrast_walks_back(const StepOptions *step) {
+    return step->contrast == CONTRAST_CONTINUATIONS && step->contrast_gradient;
+}
+
 static int64_t text_length(const StepOptions *step, const EncodedPrompt *prompt) {
     return prompt->n_prompt + (step_reads_targets(step) ? prompt->n_target : 0);
 }
@@ -33,7 +41,7 @@ void contrast_count_tokens(const StepOptions *step, const ContrastPairs *pairs, 
         for (int64_t t = 0; t < n[s]; t++) counted[s] += is_counted(step, text[s], n_shared, t);
     }
     *n_aligned = 0;
-    if (step->contrast != CONTRAST_CONTINUATIONS) return;
+    if (!contrast_by_token(step)) return;
     for (int64_t t = 0; t < n[0] && t < n[1]; t++)
         *n_aligned += is_counted(step, text[0], n_shared, t) && is_counted(step, text[1], n_shared, t);
 }
@@ -53,7 +61,7 @@ static void mark_text(const StepOptions *step, const EncodedPrompt *prompt, int6
     int64_t begin = batch->offsets[text], n = batch->offsets[text + 1] - begin;
     for (int64_t t = 0; t < n; t++)
         batch->counted[begin + t] = is_counted(step, prompt, n_shared, t) ? (int32_t)text : -1;
-    double weight = 1.0 / (double)(n - prompt->n_prompt);
+    double weight = n > prompt->n_prompt ? 1.0 / (double)(n - prompt->n_prompt) : 0;
     for (int64_t t = prompt->n_prompt; t < n; t++)
         batch->loss[begin + t - 1] = (float)(text % 2 ? weight : -weight);
 }

@@ -14,6 +14,11 @@ const char *contrast_alignment(const StepOptions *step) {
         "shorter, behind the same prompt tokens",
         "token by token: the j-th token of one continuation with the j-th of the other, up to the end of the "
         "shorter, where neither is the chat template's, behind the same prompt tokens"};
+    if (step->contrast == CONTRAST_ADAPTER)
+        return step->contrast_tokens == CONTRAST_ALL
+                   ? "token by token of one text: without the adapter (first) and with it (second)"
+                   : "token by token of one text, the chat template's tokens left out: without the adapter "
+                     "(first) and with it (second)";
     return step->contrast == CONTRAST_CONTINUATIONS ? continuations[step->contrast_tokens]
                                                     : prompts[step->contrast_tokens];
 }
@@ -134,8 +139,9 @@ static void put_ranking(const ContrastInput *in, const ContrastStatistics *s, in
     write_line(to);
     if (!r->there) {
         write_null(to, contrast_ranking_names[kind],
-                   in->step->contrast == CONTRAST_CONTINUATIONS
-                       ? "gradient is false"
+                   in->step->contrast == CONTRAST_CONTINUATIONS ? "gradient is false"
+                   : in->step->contrast == CONTRAST_ADAPTER
+                       ? "one text under two models has no contrast of replies"
                        : "prompts without targets have no NLL contrast");
         return;
     }

@@ -17,18 +17,23 @@ const char *contrast_wrong_groups(const StepOptions *step) {
     if (step->contrast == CONTRAST_CONTINUATIONS && n != 1 && n != 2)
         return "expected one group with target and other_target, or two with the targets of the same prompts";
     if (step->contrast == CONTRAST_PREFIX && n != 1) return "expected one group for contrast prefix";
+    if (step->contrast == CONTRAST_ADAPTER && n != 1) return "expected one group for contrast adapter";
     if (step->contrast == CONTRAST_MATCHED && n != 2) return "expected two groups for contrast matched";
     return NULL;
 }
 
 const char *contrast_contradiction(const StepOptions *step, const char **key) {
-    bool continuations = step->contrast == CONTRAST_CONTINUATIONS, prefix = step->contrast == CONTRAST_PREFIX;
+    bool continuations = step->contrast == CONTRAST_CONTINUATIONS, prefix = step->contrast == CONTRAST_PREFIX,
+         adapter = step->contrast == CONTRAST_ADAPTER;
+    *key = "adapter";
+    if (adapter && !step->adapter[0] && !step->adapter_path[0])
+        return "expected an adapter (or adapter_path), without and with which texts are compared: got none";
     *key = "prefix";
     if (prefix && !step->prefix[0]) return "expected a text to put before the prompts: got none";
     if (!prefix && step->prefix[0]) return "expected contrast prefix, which alone has one";
     *key = "tokens";
-    if (continuations && step->contrast_tokens >= CONTRAST_LAST)
-        return "expected all or content with contrast continuations";
+    if ((continuations || adapter) && step->contrast_tokens >= CONTRAST_LAST)
+        return "expected all or content with contrast continuations or adapter";
     if (!prefix && step->contrast_tokens == CONTRAST_SHARED)
         return "expected contrast prefix with tokens shared: other prompts need not end alike";
     *key = "pair_by";
@@ -81,7 +86,8 @@ static bool read_side(const Job *job, const StepOptions *step, const PromptEncod
                       const Inputs *inputs, int s, PromptGroup *group, Error *error) {
     bool one_group = step->groups.n == 1, continuations = step->contrast == CONTRAST_CONTINUATIONS;
     const PromptOptions *options = job_prompts(job, step->groups.names[one_group ? 0 : s]);
-    EncodeNeeds needs = {.target = continuations, .n_prompt_least = 1};
+    EncodeNeeds needs = {
+        .target = continuations, .target_if_given = step->contrast == CONTRAST_ADAPTER, .n_prompt_least = 1};
     PromptFile file;
     bool ok = step_read_file(options, inputs, &file, error);
     if (ok && continuations && one_group && s == 1) ok = use_other_targets(&file, error);
@@ -265,7 +271,7 @@ static bool check_tokens(const StepOptions *step, const ContrastPairs *pairs, in
             "expected the same prompt tokens before both continuations: got others (other prompts, "
             "or cut to unlike lengths)");
     contrast_count_tokens(step, pairs, i, counted, &n_aligned);
-    bool fine = counted[0] && counted[1] && (step->contrast != CONTRAST_CONTINUATIONS || n_aligned);
+    bool fine = counted[0] && counted[1] && (!contrast_by_token(step) || n_aligned);
     return fine || pair_error(pairs, i, error, "expected a counted token of both (tokens): got none");
 }
 
@@ -323,6 +329,6 @@ bool contrast_pairs_read(const Job *job, const StepOptions *step, const PromptEn
     if (ok) note_sides(pairs, notes);
     ok = ok && match(step, pairs, notes, error);
     for (int64_t i = 0; ok && i < pairs->n; i++) ok = check_tokens(step, pairs, i, error);
-    if (ok && step->contrast != CONTRAST_CONTINUATIONS && step->controls) ok = check_topics(pairs, error);
+    if (ok && !contrast_by_token(step) && step->controls) ok = check_topics(pairs, error);
     return ok;
 }

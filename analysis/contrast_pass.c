@@ -51,6 +51,80 @@ static void put_norms(const PairPass *p, int64_t at, Measures *to) {
                    p->host_norms + (l * p->n_pairs + i) * E, (size_t)E * sizeof *to->contrast_l2);
 }
 
+/* ---- one text, two models ---- */
+/* The texts of the first side alone, as one of the models has them. */
+typedef struct {
+    const Batch *batch;
+    PairPass *to;
+    float *probs; /* [L,T,E] */
+    int32_t *ids; /* [L,T,K] */
+} HalfPass;
+
+static bool copy_half(void *context, HookSite *site, const RouteView *view) {
+    HalfPass *h = context;
+    int64_t row = view->moe_layer * h->batch->n_tokens;
+    site->device->copy_out(site->queue, h->probs + row * h->to->n_experts, view->probs);
+    site->device->copy_out(site->queue, h->ids + row * h->to->n_chosen, view->ids);
+    return true;
+}
+
+/* What a model said of text i goes to text 2i + side of the pairs. */
+static void spread(const HalfPass *h, const float *nll, int side, float *pair_nll) {
+    PairPass *p = h->to;
+    const size_t E = (size_t)p->n_experts, K = (size_t)p->n_chosen;
+    for (int64_t i = 0; i < p->n_pairs; i++) {
+        int64_t from = h->batch->offsets[i], to = p->batch->offsets[2 * i + side];
+        size_t n = (size_t)(h->batch->offsets[i + 1] - from);
+        memcpy(pair_nll + to, nll + from, n * sizeof *nll);
+        for (int64_t l = 0; l < p->n_layers; l++) {
+            size_t source = (size_t)(l * h->batch->n_tokens + from),
+                   row = (size_t)(l * p->batch->n_tokens + to);
+            memcpy(p->probs + row * E, h->probs + source * E, n * E * sizeof *h->probs);
+            memcpy(p->ids + row * K, h->ids + source * K, n * K * sizeof *h->ids);
+        }
+    }
+}
+
+static bool half_batch(const ContrastPass *pass, int64_t first, int64_t n, Batch *half, Error *error) {
+    const EncodedPrompt *prompts = pass->pairs->side[0].prompts + first;
+    int64_t n_tokens = 0;
+    for (int64_t i = 0; i < n; i++) n_tokens += prompts[i].n_prompt + prompts[i].n_target;
+    if (!batch_make_room(half, n, n_tokens, error)) return false;
+    for (int64_t i = 0; i < n; i++) batch_put_prompt(half, i, &prompts[i], true);
+    return true;
+}
+
+/* Fills p->probs, p->ids and nll [T of the pairs]: first sides by the model without its adapter, second ones
+ * by the model with it. */
+static bool pass_both(PairPass *p, int64_t first, float *nll, Error *error) {
+    const ContrastPass *pass = p->pass;
+    Batch half = {0};
+    HalfPass h = {.batch = &half, .to = p};
+    bool ok = half_batch(pass, first, p->n_pairs, &half, error);
+    const size_t rows = (size_t)(p->n_layers * half.n_tokens);
+    if (ok) {
+        h.probs = mem_alloc(rows * (size_t)p->n_experts * sizeof *h.probs);
+        h.ids = mem_alloc(rows * (size_t)p->n_chosen * sizeof *h.ids);
+        ok = (h.probs && h.ids) || error_out_of_memory(error, "router distributions of a batch",
+                                                       rows * (size_t)p->n_experts * sizeof *h.probs);
+    }
+    for (int side = 0; ok && side < 2; side++) {
+        Model model = *pass->model;
+        if (side == 0) model.adapter = NULL;
+        PromptBatch view = batch_view(&half);
+        Hooks hooks = {.context = &h, .route = copy_half};
+        PassOptions options = {.memory_limit_bytes = pass->memory_limit_bytes, .want_nll = true};
+        PassResult result = {0};
+        ok = model_pass(&model, &view, &options, &hooks, &result, error);
+        if (ok) spread(&h, result.nll, side, nll);
+        pass_result_free(&result);
+    }
+    mem_free(h.probs);
+    mem_free(h.ids);
+    batch_free(&half);
+    return ok;
+}
+
 /* ---- numbers of a pair's texts ---- */
 static double mean_nll(const Batch *b, const float *nll, int64_t text) {
     double sum = 0;
@@ -111,13 +185,27 @@ static void free_room(PairPass *p) {
     if (p->rows.data) p->pass->model->device->free(p->rows.data);
 }
 
+static bool pass_pairs(PairPass *p, float *nll, Error *error) {
+    const StepOptions *step = p->pass->step;
+    const bool gradient = contrast_walks_back(step), targets = step_reads_targets(step);
+    PromptBatch view = batch_view(p->batch);
+    Hooks hooks = {.context = p, .route = copy_layer, .route_grad = gradient ? reduce_gradient : NULL};
+    PassOptions options = {.loss_weights = gradient ? p->batch->loss : NULL,
+                           .recompute = (Recompute)step->recompute,
+                           .memory_limit_bytes = p->pass->memory_limit_bytes,
+                           .want_nll = targets};
+    PassResult result = {0};
+    const bool ok = model_pass(p->pass->model, &view, &options, &hooks, &result, error);
+    if (ok && targets) memcpy(nll, result.nll, (size_t)p->batch->n_tokens * sizeof *nll);
+    pass_result_free(&result);
+    return ok;
+}
+
 bool contrast_measure(const ContrastPass *pass, int64_t first, int64_t n, int64_t at, Measures *to,
                       Error *error) {
     const ModelConfig *config = &pass->model->config;
     const StepOptions *step = pass->step;
-    bool targets = step_reads_targets(step), gradient = targets && step->contrast_gradient;
     Batch batch = {0};
-    PassResult result = {0};
     PairPass p = {.pass = pass,
                   .batch = &batch,
                   .n_pairs = n,
@@ -125,17 +213,12 @@ bool contrast_measure(const ContrastPass *pass, int64_t first, int64_t n, int64_
                   .n_experts = config->n_experts,
                   .n_chosen = config->n_experts_per_token,
                   .hidden_size = config->hidden_size};
-    bool ok =
-        contrast_batch_make(step, pass->pairs, first, n, &batch, error) && make_room(&p, gradient, error);
-    if (ok) {
-        PromptBatch view = batch_view(&batch);
-        Hooks hooks = {.context = &p, .route = copy_layer, .route_grad = gradient ? reduce_gradient : NULL};
-        PassOptions options = {.loss_weights = gradient ? batch.loss : NULL,
-                               .recompute = (Recompute)step->recompute,
-                               .memory_limit_bytes = pass->memory_limit_bytes,
-                               .want_nll = targets};
-        ok = model_pass(pass->model, &view, &options, &hooks, &result, error);
-    }
+    bool ok = contrast_batch_make(step, pass->pairs, first, n, &batch, error) &&
+              make_room(&p, contrast_walks_back(step), error);
+    float *nll = ok ? mem_zeroed((size_t)batch.n_tokens + 1, sizeof *nll) : NULL;
+    ok = ok && (nll || error_out_of_memory(error, "losses of a batch", (size_t)batch.n_tokens * sizeof *nll));
+    ok = ok &&
+         (step->contrast == CONTRAST_ADAPTER ? pass_both(&p, first, nll, error) : pass_pairs(&p, nll, error));
     ContrastRoutes routes = {.batch = &batch,
                              .probs = p.probs,
                              .ids = p.ids,
@@ -143,13 +226,13 @@ bool contrast_measure(const ContrastPass *pass, int64_t first, int64_t n, int64_
                              .n_experts = p.n_experts,
                              .n_chosen = p.n_chosen,
                              .overlap_k = contrast_overlap_k(step, config),
-                             .token_by_token = targets};
+                             .token_by_token = contrast_by_token(step)};
     ok = ok && contrast_reduce(&routes, at, to, error);
     if (ok) {
         put_norms(&p, at, to);
-        put_texts(&p, first, targets ? result.nll : NULL, at, to);
+        put_texts(&p, first, step_reads_targets(step) ? nll : NULL, at, to);
     }
-    pass_result_free(&result);
+    mem_free(nll);
     free_room(&p);
     batch_free(&batch);
     return ok;

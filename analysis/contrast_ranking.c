@@ -171,7 +171,7 @@ static bool rank_by(const ContrastInput *in, ContrastStatistics *s, ContrastRank
 bool contrast_rank_cells(const ContrastInput *in, ContrastStatistics *s, Error *error) {
     size_t n = (size_t)(s->n_pairs * s->n_cells) + 1;
     double *values = mem_zeroed(n, sizeof *values);
-    bool gradient = in->step->contrast == CONTRAST_CONTINUATIONS && in->step->contrast_gradient;
+    bool gradient = contrast_walks_back(in->step);
     bool ok = values || error_out_of_memory(error, "sensitivities of pairs", n * sizeof *values);
     for (int kind = 0; ok && kind < N_RANKINGS; kind++)
         if (kind != RANKING_GRADIENT || gradient)

@@ -129,6 +129,8 @@ static bool estimate(const ContrastInput *in, ContrastStatistics *s, Error *erro
 static const char *why_no_controls(const ContrastInput *in) {
     if (in->step->contrast == CONTRAST_CONTINUATIONS)
         return "continuations of one prompt have no control of another topic";
+    if (in->step->contrast == CONTRAST_ADAPTER)
+        return "one text under two models has no control of another topic";
     return in->step->controls ? NULL : "controls is 0";
 }
 

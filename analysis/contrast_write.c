@@ -80,7 +80,7 @@ static void put_pair(const ContrastResults *r, int64_t i, Text *to) {
     put_integer(to, m->n_counted[i]);
     put_integer(to, text[0]->truncated || text[1]->truncated);
     for (int k = 0; k < 2; k++) {
-        if (targets)
+        if (targets && text[k]->n_target)
             put_real(to, k ? m->nll_second[i] : m->nll_first[i]);
         else
             text_put_string(to, ",");

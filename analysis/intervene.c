@@ -4,25 +4,43 @@
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include "../kernels/check.h"
+#include "adapted.h"
 #include "likelihood.h"
 #include <string.h>
 
 typedef struct {
     const StepRun *run;
     const Conditions *conditions;
+    AdaptedModels models; /* as it is, and with the adapters */
     int64_t *running, n_run;
     int64_t n_forks; /* edits of generated tokens alone: conditions that go on from one pass; else 1 */
     int64_t n_done;  /* replies, earlier runs included */
 } Work;
 
-/* ---- a batch: replies [at, at + n) of a block, number p * n_run + i; at and n multiples of n_forks ---- */
+/* ---- sequences that are decoded together ---- */
+/* Of replies [at, at + n) of a block, reply number p * n_run + i; at and n multiples of n_forks, and where
+ * there are adapters of n_run. */
 typedef struct {
-    int64_t n_prompts;
+    const PromptGroup *group;
+    int64_t first, at, n;
+} Span;
+
+typedef struct {
+    const int32_t *tokens; /* of a Generation */
+    int64_t n;
+    bool stopped;
+} Reply;
+
+/* Those of a span that one model gives. */
+typedef struct {
+    int64_t n, n_prompts;
+    int64_t *reply; /* [n]: which of the span */
     int64_t *offsets, *keys;
     int32_t *tokens, *prompt_edits, *generated_edits; /* [n_prompts], [n_prompts], [n] */
 } Sequences;
 
 static void sequences_free(Sequences *s) {
+    mem_free(s->reply);
     mem_free(s->offsets);
     mem_free(s->keys);
     mem_free(s->tokens);
@@ -30,54 +48,70 @@ static void sequences_free(Sequences *s) {
     mem_free(s->generated_edits);
 }
 
-static bool sequences_room(Sequences *s, int64_t n, int64_t n_tokens, Error *error) {
-    s->offsets = mem_zeroed((size_t)n + 1, sizeof *s->offsets);
-    s->keys = mem_zeroed((size_t)n, sizeof *s->keys);
-    s->tokens = mem_zeroed((size_t)n_tokens, sizeof *s->tokens);
-    s->prompt_edits = mem_zeroed((size_t)n, sizeof *s->prompt_edits);
-    s->generated_edits = mem_zeroed((size_t)n, sizeof *s->generated_edits);
-    return (s->offsets && s->keys && s->tokens && s->prompt_edits && s->generated_edits) ||
+static const EncodedPrompt *prompt_of(const Work *w, const Span *span, int64_t i) {
+    return &span->group->prompts[span->first + (span->at + i) / w->n_run];
+}
+
+static const Condition *condition_of(const Work *w, const Span *span, int64_t i) {
+    return &w->conditions->list[w->running[(span->at + i) % w->n_run]];
+}
+
+static bool sequences_room(const Work *w, const Span *span, Sequences *s, Error *error) {
+    const size_t n = (size_t)span->n;
+    int64_t n_tokens = 0;
+    for (int64_t i = 0; i < span->n; i += w->n_forks) n_tokens += prompt_of(w, span, i)->n_prompt;
+    *s = (Sequences){.reply = mem_zeroed(n, sizeof *s->reply),
+                     .offsets = mem_zeroed(n + 1, sizeof *s->offsets),
+                     .keys = mem_zeroed(n, sizeof *s->keys),
+                     .tokens = mem_zeroed((size_t)n_tokens, sizeof *s->tokens),
+                     .prompt_edits = mem_zeroed(n, sizeof *s->prompt_edits),
+                     .generated_edits = mem_zeroed(n, sizeof *s->generated_edits)};
+    return (s->reply && s->offsets && s->keys && s->tokens && s->prompt_edits && s->generated_edits) ||
            error_out_of_memory(error, "a batch", (size_t)n_tokens * sizeof *s->tokens);
 }
 
-static bool sequences_make(const Work *w, const PromptGroup *group, int64_t first, int64_t at, int64_t n,
-                           Sequences *s, Error *error) {
-    int64_t n_tokens = 0;
+static bool sequences_make(const Work *w, const Span *span, int64_t model, Sequences *s, Error *error) {
     int applies_to = w->run->step->applies_to;
-    *s = (Sequences){.n_prompts = n / w->n_forks};
-    for (int64_t i = 0; i < n; i += w->n_forks)
-        n_tokens += group->prompts[first + (at + i) / w->n_run].n_prompt;
-    if (!sequences_room(s, n, n_tokens, error)) return false;
-    for (int64_t i = 0; i < n; i++) {
-        int64_t p = first + (at + i) / w->n_run, own = i / w->n_forks;
-        int32_t set = (int32_t)w->conditions->list[w->running[(at + i) % w->n_run]].set;
-        s->generated_edits[i] = applies_to == APPLIES_TO_PROMPT ? -1 : set;
+    if (!sequences_room(w, span, s, error)) return false;
+    for (int64_t i = 0; i < span->n; i++) {
+        const Condition *condition = condition_of(w, span, i);
+        if (condition->adapter != model) continue;
+        const EncodedPrompt *prompt = prompt_of(w, span, i);
+        int64_t own = s->n_prompts;
+        int32_t set = (int32_t)condition->set;
+        s->reply[s->n] = i;
+        s->generated_edits[s->n++] = applies_to == APPLIES_TO_PROMPT ? -1 : set;
         if (i % w->n_forks) continue;
-        const EncodedPrompt *prompt = &group->prompts[p];
         memcpy(s->tokens + s->offsets[own], prompt->tokens, (size_t)prompt->n_prompt * sizeof *s->tokens);
         s->offsets[own + 1] = s->offsets[own] + prompt->n_prompt;
-        s->keys[own] = step_prompt_key(w->run, group, p);
+        s->keys[own] = step_prompt_key(w->run, span->group, prompt - span->group->prompts);
         s->prompt_edits[own] = applies_to == APPLIES_TO_GENERATED ? -1 : set;
+        s->n_prompts++;
     }
     return true;
 }
 
-/* As many as batch_tokens and batch_prompts allow, the forks of one prompt at least. */
+/* As many as batch_tokens and batch_prompts allow, the forks of one prompt at least; with adapters all
+ * conditions of a prompt, each model on its own. */
 static int64_t batch_length(const Work *w, const PromptGroup *group, int64_t first, int64_t at,
                             int64_t n_all) {
     BatchLimits limits = step_limits(w->run->job);
+    const int64_t n_together = w->models.n > 1 ? w->n_run : w->n_forks;
+    const int64_t n_beside = w->models.n > 1 ? w->n_run - (w->models.n - 1) : w->n_forks; /* of one model */
     int64_t n = 0, n_tokens = 0;
-    for (; at + n < n_all; n += w->n_forks) {
+    for (; at + n < n_all; n += n_together) {
         int64_t n_prompt = group->prompts[first + (at + n) / w->n_run].n_prompt;
         int64_t n_behind = group->prompts[first + (at + n) / w->n_run].n_target;
         if (n_behind < w->run->step->max_new_tokens) n_behind = w->run->step->max_new_tokens;
-        n_tokens += w->n_forks * (n_prompt + n_behind);
-        if (n && !batch_fits(limits, n / w->n_forks + 1, n_tokens)) break;
+        n_tokens += n_beside * (n_prompt + n_behind);
+        const int64_t n_sequences = (n / n_together + 1) * (w->models.n > 1 ? n_beside : 1);
+        if (n && !batch_fits(limits, n_sequences, n_tokens)) break;
     }
     return n;
 }
 
-static bool generate_sequences(const Work *w, const Sequences *s, Generation *made, Error *error) {
+static bool generate_sequences(const Work *w, const Sequences *s, const Model *model, Generation *made,
+                               Error *error) {
     GenerateOptions options = step_generate_options(w->run);
     options.prompt_keys = s->keys;
     options.edits = w->conditions->table.n_sets ? &w->conditions->table : NULL;
@@ -85,81 +119,129 @@ static bool generate_sequences(const Work *w, const Sequences *s, Generation *ma
     options.generated_edits = s->generated_edits;
     options.n_forks = w->n_forks;
     PromptBatch batch = {s->n_prompts, s->offsets, s->tokens};
-    if (!generate(w->run->model, &batch, &options, NULL, made, error)) return false;
-    check(made->n_prompts == s->n_prompts * w->n_forks, "%lld replies", (long long)made->n_prompts);
+    if (!generate(model, &batch, &options, NULL, made, error)) return false;
+    check(made->n_prompts == s->n, "%lld replies", (long long)made->n_prompts);
     return step_goes_on(w->run, error);
 }
 
 /* ---- how likely the replies are ---- */
-/* Under the model as it is, whatever condition made them. */
-static bool score_replies(const Work *w, const PromptGroup *group, int64_t first, int64_t at,
-                          const Generation *made, double *nll, Error *error) {
-    int64_t n = made->n_prompts;
+/* Under the model as it is, whatever condition made them; nll of the span's replies. */
+static bool score_replies(const Work *w, const Span *span, const Sequences *s, const Generation *made,
+                          double *nll, Error *error) {
     if (!w->run->step->reply_perplexity) return true;
-    ScoredText *texts = mem_zeroed((size_t)n, sizeof *texts);
-    if (!texts) return error_out_of_memory(error, "replies to score", (size_t)n * sizeof *texts);
-    for (int64_t i = 0; i < n; i++)
-        texts[i] = (ScoredText){.prompt = &group->prompts[first + (at + i) / w->n_run],
+    ScoredText *texts = mem_zeroed((size_t)s->n, sizeof *texts);
+    double *own = mem_zeroed((size_t)s->n, sizeof *own);
+    bool ok = (texts && own) || error_out_of_memory(error, "replies to score", (size_t)s->n * sizeof *texts);
+    for (int64_t i = 0; ok && i < s->n; i++)
+        texts[i] = (ScoredText){.prompt = prompt_of(w, span, s->reply[i]),
                                 .behind = made->tokens + made->offsets[i],
                                 .n_behind = made->offsets[i + 1] - made->offsets[i]};
-    bool ok =
-        likelihood_of_texts(w->run->model, NULL, texts, n, NULL, nll, error) && step_goes_on(w->run, error);
+    ok = ok && likelihood_of_texts(w->run->model, NULL, texts, s->n, NULL, own, error) &&
+         step_goes_on(w->run, error);
+    for (int64_t i = 0; ok && i < s->n; i++) nll[s->reply[i]] = own[i];
     mem_free(texts);
+    mem_free(own);
     return ok;
 }
 
 /* ---- how likely prompts and targets become ---- */
 /* Where generated tokens alone are edited, a prompt's stay as they are: only targets are worth a pass. */
-static bool scores_effects(const Work *w, const PromptGroup *group, int64_t first, int64_t at, int64_t n) {
+static bool scores_effects(const Work *w, const Span *span) {
     const StepOptions *step = w->run->step;
-    if (step->side_effects == EFFECTS_NONE || step->applies_to != APPLIES_TO_GENERATED)
+    if (step->side_effects == EFFECTS_NONE || step->applies_to != APPLIES_TO_GENERATED || w->models.n > 1)
         return step->side_effects != EFFECTS_NONE;
-    for (int64_t i = 0; i < n; i++)
-        if (group->prompts[first + (at + i) / w->n_run].n_target) return true;
+    for (int64_t i = 0; i < span->n; i++)
+        if (prompt_of(w, span, i)->n_target) return true;
     return false;
 }
 
 /* Targets are edited as the replies are whose place they take. */
-static bool score_effects(const Work *w, const PromptGroup *group, int64_t first, int64_t at, int64_t n,
+static bool score_effects(const Work *w, const Span *span, const Sequences *s, const Model *model,
                           Measures *to, Error *error) {
     const EditTable *edits = w->conditions->table.n_sets ? &w->conditions->table : NULL;
     int applies_to = w->run->step->applies_to;
-    if (!scores_effects(w, group, first, at, n)) return true;
-    ScoredText *texts = mem_zeroed((size_t)n, sizeof *texts);
-    if (!texts) return error_out_of_memory(error, "prompts to score", (size_t)n * sizeof *texts);
-    for (int64_t i = 0; i < n; i++) {
-        const EncodedPrompt *prompt = &group->prompts[first + (at + i) / w->n_run];
-        int32_t set = (int32_t)w->conditions->list[w->running[(at + i) % w->n_run]].set;
+    if (!scores_effects(w, span)) return true;
+    ScoredText *texts = mem_zeroed((size_t)s->n, sizeof *texts);
+    double *own = mem_zeroed((size_t)s->n, 2 * sizeof *own);
+    bool ok = (texts && own) || error_out_of_memory(error, "prompts to score", (size_t)s->n * sizeof *texts);
+    for (int64_t i = 0; ok && i < s->n; i++) {
+        const EncodedPrompt *prompt = prompt_of(w, span, s->reply[i]);
+        int32_t set = (int32_t)condition_of(w, span, s->reply[i])->set;
         texts[i] = (ScoredText){.prompt = prompt,
                                 .behind = prompt->tokens + prompt->n_prompt,
                                 .n_behind = prompt->n_target,
                                 .prompt_set = applies_to == APPLIES_TO_GENERATED ? -1 : set,
                                 .behind_set = applies_to == APPLIES_TO_PROMPT ? -1 : set};
     }
-    bool ok = likelihood_of_texts(w->run->model, edits, texts, n, to->prompt_nll + at, to->target_nll + at,
-                                  error) &&
-              step_goes_on(w->run, error);
+    ok = ok && likelihood_of_texts(model, edits, texts, s->n, own, own + s->n, error) &&
+         step_goes_on(w->run, error);
+    for (int64_t i = 0; ok && i < s->n; i++) {
+        to->prompt_nll[span->at + s->reply[i]] = own[i];
+        to->target_nll[span->at + s->reply[i]] = own[s->n + i];
+    }
     mem_free(texts);
+    mem_free(own);
     return ok;
 }
 
 /* ---- a block ---- */
-static bool run_batch(Work *w, const PromptGroup *group, int64_t first, int64_t at, int64_t n, Measures *to,
-                      Error *error) {
+/* What one model makes of a span; its replies go to where they belong among [span->n] of `replies`. */
+static bool run_model(const Work *w, const Span *span, int64_t m, Reply *replies, Generation *made,
+                      Measures *to, Error *error) {
+    const Model *model = &w->models.list[m];
     Sequences sequences;
-    Generation made = {0};
-    bool ok = sequences_make(w, group, first, at, n, &sequences, error) &&
-              generate_sequences(w, &sequences, &made, error) && measures_put_replies(to, at, &made, error) &&
-              score_replies(w, group, first, at, &made, to->nll + at, error) &&
-              score_effects(w, group, first, at, n, to, error);
-    if (!ok && error->code != ERROR_INTERRUPTED)
-        error_add_place(error, "group %s, prompts from \"%.60s\"", group->options->name,
-                        group->prompts[first + at / w->n_run].entry->id);
-    w->n_done += n;
-    ok = ok && progress_update(w->run->progress, w->n_done,
-                               w->run->progress->n_tokens + made.offsets[made.n_prompts], error);
-    generation_free(&made);
+    bool ok = sequences_make(w, span, m, &sequences, error);
+    if (ok && sequences.n) {
+        ok = generate_sequences(w, &sequences, model, made, error) &&
+             score_replies(w, span, &sequences, made, to->nll + span->at, error) &&
+             score_effects(w, span, &sequences, model, to, error);
+        for (int64_t i = 0; ok && i < sequences.n; i++)
+            replies[sequences.reply[i]] = (Reply){made->tokens + made->offsets[i],
+                                                  made->offsets[i + 1] - made->offsets[i], made->stopped[i]};
+    }
     sequences_free(&sequences);
+    return ok;
+}
+
+/* Replies of several generations in the order of the span. */
+static bool put_replies(const Span *span, const Reply *replies, Measures *to, Error *error) {
+    int64_t n_tokens = 0;
+    for (int64_t i = 0; i < span->n; i++) n_tokens += replies[i].n;
+    Generation all = {.n_prompts = span->n,
+                      .offsets = mem_zeroed((size_t)span->n + 1, sizeof *all.offsets),
+                      .tokens = mem_zeroed((size_t)n_tokens + 1, sizeof *all.tokens),
+                      .stopped = mem_zeroed((size_t)span->n + 1, sizeof *all.stopped)};
+    bool ok = (all.offsets && all.tokens && all.stopped) ||
+              error_out_of_memory(error, "replies", (size_t)n_tokens * sizeof *all.tokens);
+    for (int64_t i = 0; ok && i < span->n; i++) {
+        if (replies[i].n)
+            memcpy(all.tokens + all.offsets[i], replies[i].tokens, (size_t)replies[i].n * sizeof *all.tokens);
+        all.offsets[i + 1] = all.offsets[i] + replies[i].n;
+        all.stopped[i] = replies[i].stopped;
+    }
+    ok = ok && measures_put_replies(to, span->at, &all, error);
+    generation_free(&all);
+    return ok;
+}
+
+static bool run_batch(Work *w, const Span *span, Measures *to, Error *error) {
+    Generation *made = mem_zeroed((size_t)w->models.n, sizeof *made);
+    Reply *replies = mem_zeroed((size_t)span->n, sizeof *replies);
+    int64_t n_tokens = 0;
+    bool ok = (made && replies) || error_out_of_memory(error, "replies", (size_t)span->n * sizeof *replies);
+    for (int64_t m = 0; ok && m < w->models.n; m++) {
+        ok = run_model(w, span, m, replies, &made[m], to, error);
+        if (ok && made[m].n_prompts) n_tokens += made[m].offsets[made[m].n_prompts];
+    }
+    ok = ok && put_replies(span, replies, to, error);
+    if (!ok && error->code != ERROR_INTERRUPTED)
+        error_add_place(error, "group %s, prompts from \"%.60s\"", span->group->options->name,
+                        prompt_of(w, span, 0)->entry->id);
+    w->n_done += span->n;
+    ok = ok && progress_update(w->run->progress, w->n_done, w->run->progress->n_tokens + n_tokens, error);
+    for (int64_t m = 0; made && m < w->models.n; m++) generation_free(&made[m]);
+    mem_free(made);
+    mem_free(replies);
     return ok;
 }
 
@@ -167,9 +249,9 @@ static bool run_block(Work *w, const PromptGroup *group, int64_t first, int64_t 
                       Error *error) {
     bool ok = measures_make(STEP_INTERVENTION, n_all, 0, 0, to, error) && measures_make_replies(to, 0, error);
     for (int64_t at = 0; ok && at < n_all;) {
-        int64_t n = batch_length(w, group, first, at, n_all);
-        ok = run_batch(w, group, first, at, n, to, error);
-        at += n;
+        const Span span = {group, first, at, batch_length(w, group, first, at, n_all)};
+        ok = run_batch(w, &span, to, error);
+        at += span.n;
     }
     return ok;
 }
@@ -216,7 +298,8 @@ static bool list_running(const Conditions *conditions, Work *w, Text *notes, Err
         else
             w->running[w->n_run++] = i;
     }
-    w->n_forks = w->run->step->applies_to == APPLIES_TO_GENERATED ? w->n_run : 1;
+    const bool forks = w->run->step->applies_to == APPLIES_TO_GENERATED && w->models.n == 1;
+    w->n_forks = forks ? w->n_run : 1;
     return true;
 }
 
@@ -229,7 +312,7 @@ static bool run_conditions(const StepRun *run, const Conditions *conditions, Err
     bool ok = (replies || error_out_of_memory(error, "replies", (size_t)n * sizeof *replies)) &&
               io_make_folders(run->folder, error) &&
               step_read_groups(run->job, run->step, run->encoder, run->inputs, &groups, &notes, error) &&
-              list_running(conditions, &work, &notes, error);
+              adapted_models_open(run, &work.models, error) && list_running(conditions, &work, &notes, error);
     if (ok) step_show_notes(run, &notes);
     ok = ok && run_groups(&work, groups, replies, error);
     if (ok) {
@@ -239,6 +322,7 @@ static bool run_conditions(const StepRun *run, const Conditions *conditions, Err
     for (int64_t g = 0; replies && g < n; g++) measures_free(&replies[g]);
     mem_free(replies);
     mem_free(work.running);
+    adapted_models_close(&work.models);
     step_free_groups(groups, n);
     text_free(&notes);
     return ok;

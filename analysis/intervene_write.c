@@ -43,10 +43,11 @@ static bool write_cells(const Intervention *all, Error *error) {
     text_put_string(&text, "condition,position,layer,expert,mode,traffic\n");
     for (int64_t i = 0; i < c->n; i++)
         for (int64_t k = 0; k < c->list[i].n_cells; k++) {
+            const char *done = c->list[i].adapter ? "adapter" : mode;
             int64_t cell = c->list[i].cells[k];
             text_format(&text, "%s,%lld,%lld,%lld,%s", c->list[i].name, (long long)k,
                         (long long)selection_layer(config, cell), (long long)(cell % config->n_experts),
-                        mode);
+                        done);
             put_share(&text, c->share ? c->share[cell] : -1);
             text_put_string(&text, "\n");
         }

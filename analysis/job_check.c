@@ -2,6 +2,7 @@
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include "../kernels/ops.h"
+#include "adapted.h"
 #include "contrast.h"
 #include "job.h"
 #include "judge_folder.h"
@@ -193,8 +194,11 @@ static void check_ranking(const Job *job, int64_t s, Problems *problems) {
     const StepOptions *step = &job->steps[s];
     bool by_rule = step->top.n || step->traffic.n;
     for (int64_t i = 0; i < step->from.n; i++) check_source(job, s, "from", step->from.names[i], problems);
-    if (!by_rule && !step->cells.n && !step->selection[0])
-        complain(job, problems, s, "top", "expected top, traffic, cells or selection: got none of them");
+    if (!by_rule && !step->cells.n && !step->selection[0] && !step->adapters.n)
+        complain(job, problems, s, "top",
+                 step->kind == STEP_INTERVENTION
+                     ? "expected top, traffic, cells, selection or adapters: got none of them"
+                     : "expected top, cells or selection: got none of them");
     if (by_rule && !step->from.n)
         complain(job, problems, s, "from", "expected the steps whose scores rank the cells: got none");
     int64_t most = step->rank_by == RANK_SCORE ? 1 : 2;
@@ -212,7 +216,9 @@ static void check_ranking(const Job *job, int64_t s, Problems *problems) {
 
 static void check_intervention(const Job *job, int64_t s, Problems *problems) {
     const StepOptions *step = &job->steps[s];
+    const bool edits = step->top.n || step->traffic.n || step->cells.n || step->selection[0];
     check_ranking(job, s, problems);
+    if (!edits && step->adapters.n) return; /* nothing to count or to match */
     if (step->mode + EDIT_MASK == EDIT_FORCE && (step->random_sets || step->traffic_matched_sets))
         complain(job, problems, s, "random_sets",
                  "expected 0, and traffic_matched_sets 0, with mode force: a random set has not as many "
@@ -297,15 +303,17 @@ void job_check(Job *job, Problems *problems) {
         if (step->name) check_name(job, s, problems);
         bool measures = step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT;
         if (measures || step->kind == STEP_CONTRAST || step->kind == STEP_INTERVENTION ||
-            step->kind == STEP_TUNE)
+            step->kind == STEP_TUNE || step->kind == STEP_UTILITY)
             check_model(job, s, problems), check_groups(job, s, problems);
         if (!measures) check_from(job, s, problems);
         if (step->kind == STEP_INTERVENTION) check_intervention(job, s, problems);
-        if (step->kind == STEP_TUNE && !tune_contrast_source(job, step)) check_ranking(job, s, problems);
+        if (step->kind == STEP_TUNE && step->control != CONTROL_ALL && !tune_contrast_source(job, step))
+            check_ranking(job, s, problems);
         if (step->kind == STEP_TUNE) tune_check_options(job, s, problems);
         if (step->kind == STEP_CONTRAST) check_contrast(job, s, problems);
         if (step->kind == STEP_JUDGE) check_judge(job, s, problems);
         tune_check_adapter(job, s, problems);
+        adapted_check(job, s, problems);
         if (measures) check_statistics(job, s, problems);
     }
 }

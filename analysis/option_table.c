@@ -6,8 +6,8 @@
 #include "judge_folder.h"
 #include <stddef.h>
 
-const char *const step_kind_names[N_STEP_KINDS + 1] = {"activation", "gradient", "contrast", "intervention",
-                                                       "tune",       "judge",    "report",   NULL};
+const char *const step_kind_names[N_STEP_KINDS + 1] = {
+    "activation", "gradient", "contrast", "intervention", "tune", "utility", "judge", "report", NULL};
 
 static const char *const devices[] = {"auto", "cpu", "cuda", NULL};
 static const char *const computes[] = {"auto", "f32", "bf16", NULL};
@@ -30,7 +30,7 @@ static const char *const class_rules[] = {"ratio", "difference", "z", NULL};
 static const char *const test_statistics[] = {"t", "difference", NULL};
 static const char *const recomputes[] = {"auto", "always", "never", NULL};
 
-static const char *const contrasts[] = {"continuations", "prefix", "matched", NULL};
+static const char *const contrasts[] = {"continuations", "prefix", "matched", "adapter", NULL};
 static const char *const contrast_tokens[] = {"all", "content", "last", "shared", NULL};
 static const char *const pair_bys[] = {"auto", "id", "pair", "topic", NULL};
 static const char *const js_logs[] = {"natural", "base2", NULL};
@@ -39,7 +39,11 @@ static const char *const rate_sides[] = {"both", "first", "second", NULL};
 static const char *const rank_bys[] = {"difference", "ratio", "score", NULL};
 static const char *const effects[] = {"none", "prompt", "prompt+target", NULL};
 static const char *const rankings[] = {"rate", "probability", "gradient", NULL};
-static const char *const controls[] = {"none", "random", "layer_matched", NULL};
+static const char *const controls[] = {"none", "random", "layer_matched", "random_any", "all", NULL};
+static const char *const utility_measures[] = {"choices", "perplexity", NULL};
+static const char *const normalizes[] = {"none", "tokens", "bytes", NULL};
+static const char *const choice_forms[] = {"text", "letter", NULL};
+static const char *const measured_texts[] = {"prompt", "target", NULL};
 static const char *const schedules[] = {"constant", "linear", "cosine", NULL};
 static const char *const applies[] = {"both", "prompt", "generated", NULL};
 
@@ -53,7 +57,9 @@ enum {
     JUDGE = 1 << STEP_JUDGE,
     COMPUTING = MEASURING | INTERVENTION,
     TUNE = 1 << STEP_TUNE,
-    RANKED = INTERVENTION | TUNE
+    UTILITY = 1 << STEP_UTILITY,
+    RANKED = INTERVENTION | TUNE,
+    COMPARING = INTERVENTION | UTILITY
 };
 
 #define JOB(field) .scope = SCOPE_JOB, .name = #field, .offset = offsetof(JobOptions, field)
@@ -113,13 +119,14 @@ const Option option_table[] = {
     {PROMPTS(use), CHOICE(uses, "\"any\""),
      .help = "groups for ranking, tuning and testing must have no prompt in common"},
 
-    {STEP(COMPUTING | CONTRAST | TUNE | JUDGE | REPORT, name), STRING(NULL), .help = "names its folder"},
-    {STEP(COMPUTING | CONTRAST | TUNE | JUDGE | REPORT, kind), CHOICE(step_kind_names, NULL),
+    {STEP(COMPUTING | CONTRAST | TUNE | UTILITY | JUDGE | REPORT, name), STRING(NULL),
+     .help = "names its folder"},
+    {STEP(COMPUTING | CONTRAST | TUNE | UTILITY | JUDGE | REPORT, kind), CHOICE(step_kind_names, NULL),
      .help = "what the step does"},
-    {STEP(COMPUTING | CONTRAST | TUNE | JUDGE, model), STRING("\"\""),
+    {STEP(COMPUTING | CONTRAST | TUNE | UTILITY | JUDGE, model), STRING("\"\""),
      .help =
          "a model of the job; may be left out where there is one. judge: the guard model; left out: none"},
-    {STEP(COMPUTING | CONTRAST | TUNE, groups), .type = OPTION_NAMES, .preset = "[]",
+    {STEP(COMPUTING | CONTRAST | TUNE | UTILITY, groups), .type = OPTION_NAMES, .preset = "[]",
      .help = "prompt groups of the job, in this order; left out: all"},
     {STEP(RANKED | JUDGE | REPORT, from), .type = OPTION_NAMES, .preset = "[]",
      .help = "steps that it needs, checked to come before it. report: all finished ones are shown. "
@@ -164,9 +171,9 @@ const Option option_table[] = {
      .help = "statistics: what that must exceed; of a ratio at least 1"},
     {STEP(MEASURING, top_sets), INTEGERS(1, 1e9, "[5, 10, 20, 50, 100]"), .statistics = true,
      .help = "statistics: sizes of the sets of largest cells that are compared"},
-    {STEP(MEASURING | CONTRAST, bootstraps), INTEGER(0, 1e6, "1000"), .statistics = true,
+    {STEP(MEASURING | CONTRAST | UTILITY, bootstraps), INTEGER(0, 1e6, "1000"), .statistics = true,
      .help = "statistics: resamples of the prompts for intervals and stable selection; 0: none"},
-    {STEP(MEASURING | CONTRAST, confidence), NUMBER(0.01, 0.9999, "0.95"), .statistics = true,
+    {STEP(MEASURING | CONTRAST | UTILITY, confidence), NUMBER(0.01, 0.9999, "0.95"), .statistics = true,
      .help = "statistics: share of the resamples that an interval holds"},
     {STEP(MEASURING, stable_share), NUMBER(0, 1, "0.25"), .statistics = true,
      .help =
@@ -200,7 +207,9 @@ const Option option_table[] = {
      .help =
          "continuations: one prompt, two teacher-forced replies (target against other_target of one group, "
          "or the targets of two groups); prefix: the prompt behind a prefix against the plain prompt; "
-         "matched: prompts of one group against their partners in another"},
+         "matched: prompts of one group against their partners in another; adapter: the same text (prompt, "
+         "and "
+         "target where there is one) without the step's adapter and with it"},
     {STEP(CONTRAST, pair_by), CHOICE(pair_bys, "\"auto\""),
      .help =
          "column that pairs the prompts of two groups: id, pair, or topic (the n-th of a topic with the "
@@ -212,10 +221,11 @@ const Option option_table[] = {
      .name = "tokens",
      .offset = offsetof(StepOptions, contrast_tokens),
      CHOICE(contrast_tokens, "\"all\""),
-     .help =
-         "of the continuations, else of the prompts: all; content: without the chat template's; last: the "
-         "prompts' last_tokens; shared: those that both prompts of a prefix pair end with (open in the "
-         "literature)"},
+     .help = "of the continuations (adapter: of prompt and target), else of the prompts: all; content: "
+             "without the "
+             "chat template's; last: the "
+             "prompts' last_tokens; shared: those that both prompts of a prefix pair end with (open in the "
+             "literature)"},
     {STEP(CONTRAST, overlap_k), INTEGER(0, 1e6, "0"),
      .help = "overlap@k: of the k largest router probabilities; 0: as many as the router chooses"},
     {STEP(CONTRAST, js_log), CHOICE(js_logs, "\"natural\""),
@@ -293,16 +303,23 @@ const Option option_table[] = {
      .help = "how likely the unedited model finds every reply: one more pass over prompt and reply, mean "
              "negative log-likelihood of the reply's tokens (its end token included) in responses/ as nll"},
 
-    {STEP(COMPUTING | CONTRAST, adapter), STRING("\"\""),
+    {STEP(COMPUTING | CONTRAST | UTILITY, adapter), STRING("\"\""),
      .help = "a tune step before this one, whose low-rank updates the model has throughout the step; left "
              "out: none"},
-    {STEP(COMPUTING | CONTRAST, adapter_path), .type = OPTION_PATH, .preset = "\"\"",
+    {STEP(COMPUTING | CONTRAST | UTILITY, adapter_path), .type = OPTION_PATH, .preset = "\"\"",
      .help = "the same from a folder with adapter_config.json and adapter_model.safetensors (PEFT)"},
+    {STEP(COMPARING, adapters), .type = OPTION_NAMES, .preset = "[]",
+     .help = "tune steps before this one, a condition each: the model with its updates, compared with the "
+             "model as it is. Those with a control are controls of the first without"},
     {STEP(TUNE, ranking), CHOICE(rankings, "\"gradient\""),
      .help = "from a contrast step: the ranking whose selection is trained"},
     {STEP(TUNE, control), CHOICE(controls, "\"none\""),
-     .help = "random, layer_matched: a random set is trained instead, as large as the selected one, or with "
-             "as many cells in each layer, without any of its cells"},
+     .help =
+         "another set is trained instead. random, layer_matched: as large as the selected one, or with as "
+         "many cells in each layer, without any of its cells; random_any: as large, of all cells; all: "
+         "every cell of the model"},
+    {STEP(TUNE, draw), INTEGER(0, 999, "0"),
+     .help = "control random, layer_matched or random_any: which of its draws"},
     {STEP(TUNE, projections), .type = OPTION_NAMES, .preset = "[\"gate\", \"up\", \"down\"]",
      .help = "matrices of the chosen cells that get a low-rank update; all else is frozen"},
     {STEP(TUNE, rank), INTEGER(1, 128, "8"), .help = "of each update B A"},
@@ -334,6 +351,23 @@ const Option option_table[] = {
              "best state is written, in any case; 0: neither"},
     {STEP(TUNE, checkpoint_every), INTEGER(1, 1e6, "10"), .same_results = true,
      .help = "steps between checkpoints; a run that was killed goes on from the last"},
+
+    {STEP(UTILITY, measure), CHOICE(utility_measures, "\"choices\""),
+     .help =
+         "choices: how often the right one of a question's choices is the likeliest reply; perplexity: how "
+         "likely the groups' texts are"},
+    {STEP(UTILITY, normalize), CHOICE(normalizes, "\"none\""),
+     .help = "choices: what is compared: none: the log-likelihood of the whole choice; tokens, bytes: of one "
+             "token or byte of it (open in the literature)"},
+    {STEP(UTILITY, choice_form), CHOICE(choice_forms, "\"text\""),
+     .help = "choices: text: the question alone is asked, the choices are replies; letter: the choices are "
+             "listed as A, B, ... behind the question, the letters are replies"},
+    {.scope = SCOPE_STEP,
+     .kinds = UTILITY,
+     .name = "text",
+     .offset = offsetof(StepOptions, measured_text),
+     CHOICE(measured_texts, "\"target\""),
+     .help = "perplexity: of the prompts' own tokens behind the first, or of the targets"},
 
     {STEP(JUDGE, rules), .type = OPTION_PATH, .preset = "\"\"",
      .help = "phrases that decline, and limits of degraded text; left out: configs/judge/refusals_en.json"},

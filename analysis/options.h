@@ -14,6 +14,7 @@ typedef enum {
     STEP_CONTRAST,
     STEP_INTERVENTION,
     STEP_TUNE,
+    STEP_UTILITY,
     STEP_JUDGE,
     STEP_REPORT,
     N_STEP_KINDS
@@ -62,7 +63,7 @@ typedef enum { LAYERS_OF_SCORES, LAYERS_OF_PROMPTS } LayerStatistics;
 typedef enum { CLASS_RATIO, CLASS_DIFFERENCE, CLASS_Z } ClassRule;
 typedef enum { PERMUTE_T, PERMUTE_DIFFERENCE } TestStatistic;
 
-typedef enum { CONTRAST_CONTINUATIONS, CONTRAST_PREFIX, CONTRAST_MATCHED } ContrastKind;
+typedef enum { CONTRAST_CONTINUATIONS, CONTRAST_PREFIX, CONTRAST_MATCHED, CONTRAST_ADAPTER } ContrastKind;
 typedef enum { CONTRAST_ALL, CONTRAST_CONTENT, CONTRAST_LAST, CONTRAST_SHARED } ContrastTokens;
 typedef enum { PAIR_AUTO, PAIR_ID, PAIR_NAME, PAIR_TOPIC } PairBy;
 typedef enum { LOG_NATURAL, LOG_BASE_2 } LogBase;
@@ -70,7 +71,17 @@ typedef enum { RATE_BOTH, RATE_FIRST, RATE_SECOND } RateSide;
 
 typedef enum { RANK_DIFFERENCE, RANK_RATIO, RANK_SCORE } RankBy;
 typedef enum { EFFECTS_NONE, EFFECTS_PROMPT, EFFECTS_PROMPT_TARGET } SideEffects;
-typedef enum { CONTROL_NONE, CONTROL_RANDOM, CONTROL_LAYER_MATCHED } TuneControl;
+typedef enum {
+    CONTROL_NONE,
+    CONTROL_RANDOM,
+    CONTROL_LAYER_MATCHED,
+    CONTROL_RANDOM_ANY,
+    CONTROL_ALL
+} TuneControl;
+typedef enum { MEASURE_CHOICES, MEASURE_PERPLEXITY } UtilityMeasure;
+typedef enum { NORMALIZE_NONE, NORMALIZE_TOKENS, NORMALIZE_BYTES } ChoiceNormalize;
+typedef enum { CHOICES_AS_TEXT, CHOICES_AS_LETTERS } ChoiceForm;
+typedef enum { TEXT_PROMPT, TEXT_TARGET } MeasuredText;
 typedef enum { APPLIES_TO_BOTH, APPLIES_TO_PROMPT, APPLIES_TO_GENERATED } AppliesTo;
 
 /* ---- records: texts are owned by the job ---- */
@@ -129,10 +140,13 @@ typedef struct {
     bool contrast_gradient;
     /* tune; the adapter of other steps */
     const char *adapter, *adapter_path;
+    NameList adapters; /* intervention, utility: a condition each */
     NameList projections, evaluate;
-    int64_t rank, steps, epochs, examples, warmup, seed, checkpoint_every, evaluate_every, patience;
+    int64_t rank, steps, epochs, examples, warmup, seed, checkpoint_every, evaluate_every, patience, draw;
     double alpha, learning_rate, weight_decay, clip_norm;
     int schedule, form, ranking, control; /* ScheduleKind, AdapterForm, ContrastRankingKind, TuneControl */
+    /* utility */
+    int measure, normalize, choice_form, measured_text;
 } StepOptions;
 
 /* ---- the table ---- */

@@ -160,7 +160,10 @@ static bool read_object(PromptFile *to, PromptEntry *entry, Json root, Error *er
         return json_error(root, error, "expected an object: got %s", json_type_name(json_type(root)));
     if (!refuse_near_miss(root, error)) return false;
     Json prompt = json_member(&root, "prompt"), messages = json_member(&root, "messages"),
-         target = json_member(&root, "target");
+         target = json_member(&root, "target"), question = json_member(&root, "question");
+    if (!prompt.node && !messages.node && question.node) prompt = question;
+    if (question.node && prompt.node == question.node && json_type(question) == JSON_OBJECT)
+        prompt = json_member(&question, "stem");
     if (!prompt.node == !messages.node)
         return json_error(root, error, "expected prompt or messages: got %s",
                           prompt.node ? "both" : "neither");

@@ -1,6 +1,7 @@
 /* prompts: a group of prompts from a file, and as tokens of a model.
  *
- * An entry is `prompt` (a user's text) or `messages` (JSON lines only), with an optional `target` (the
+ * An entry is `prompt` (a user's text; or `question`, whose choices choices.h reads) or `messages` (both in
+ * JSON lines only), with an optional `target` (the
  * reply whose tokens are teacher-forced) and an optional `id`; contrasts read `other_target`, `topic` and
  * `pair` too; other columns are the user's own. A rendered
  * prompt and its target are encoded separately and concatenated, so that a prompt has the same tokens with

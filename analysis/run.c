@@ -3,6 +3,7 @@
 #include "../engine/alloc.h"
 #include "../engine/clock.h"
 #include "../engine/io.h"
+#include "adapted.h"
 #include "contrast.h"
 #include "devices.h"
 #include "intervene.h"
@@ -12,6 +13,7 @@
 #include "run_plan.h"
 #include "step.h"
 #include "tune.h"
+#include "utility.h"
 #include <omp.h>
 #include <signal.h>
 #include <string.h>
@@ -106,10 +108,12 @@ static bool check_steps_apart(const Job *job, const StepOptions *source, const S
 }
 
 /* An intervention is tested, and cells are tuned, on prompts that did not rank them, whatever their use is
- * said to be; and an intervention on none that tuned its adapter. */
+ * said to be; and an intervention and a utility on none that tuned an adapter of theirs. */
 static bool check_tests(const Job *job, const StepOptions *step, Error *error) {
     const StepOptions *tuned = step_adapter_source(job, step);
     bool ok = !tuned || check_steps_apart(job, tuned, step, error);
+    for (int64_t i = 0; ok && i < step->adapters.n; i++)
+        ok = check_steps_apart(job, adapted_source(job, step, i), step, error);
     for (int64_t a = 0; ok && a < step->groups.n; a++)
         for (int64_t b = 0; ok && b < step->evaluate.n; b++)
             ok = check_apart(job_prompts(job, step->groups.names[a]),
@@ -123,7 +127,8 @@ static bool check_sets(const Job *job, Error *error) {
     bool ok = check_disjoint(job, error);
     for (int64_t s = 0; ok && s < job->n_steps; s++) {
         const StepOptions *step = &job->steps[s];
-        if (step->kind == STEP_INTERVENTION || step->kind == STEP_TUNE) ok = check_tests(job, step, error);
+        if (step->kind == STEP_INTERVENTION || step->kind == STEP_TUNE || step->kind == STEP_UTILITY)
+            ok = check_tests(job, step, error);
         if (ok && step->kind == STEP_TUNE) ok = tune_check(job, step, error);
         if (step->kind == STEP_JUDGE) ok = judge_step_check(job, step, error);
     }
@@ -187,6 +192,7 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
                                              : step->kind == STEP_CONTRAST   ? contrast_run
                                              : step->kind == STEP_JUDGE      ? judge_step_run
                                              : step->kind == STEP_TUNE       ? tune_run
+                                             : step->kind == STEP_UTILITY    ? utility_run
                                                                              : step_run;
     if (!step->model[0]) return work(&one, error);
     StepAdapter adapter = {0};

@@ -7,6 +7,7 @@
 #include "conditions.h"
 #include "contrast.h"
 #include "step.h"
+#include "utility.h"
 #include "tune.h"
 #include <string.h>
 #include <unistd.h>
@@ -61,13 +62,13 @@ static DType weights_dtype(const ModelConfig *config) {
 
 static bool walks_back(const StepOptions *step) {
     return step->kind == STEP_GRADIENT || step->kind == STEP_TUNE ||
-           (step->kind == STEP_CONTRAST && step->contrast_gradient && step_reads_targets(step));
+           (step->kind == STEP_CONTRAST && contrast_walks_back(step));
 }
 
 static bool plan_batch(const Planner *p, const Batch *batch, PlannedWork *work, Error *error) {
     PromptBatch view = batch_view(batch);
     PassOptions options = {.memory_limit_bytes = (size_t)p->job->options.memory_limit_mib << 20};
-    options.want_nll = p->step->kind == STEP_INTERVENTION;
+    options.want_nll = p->step->kind == STEP_INTERVENTION || p->step->kind == STEP_UTILITY;
     if (walks_back(p->step)) {
         options.loss_weights = batch->loss;
         options.recompute = (Recompute)p->step->recompute;
@@ -240,6 +241,12 @@ static void print_work(const Planner *p, const PlannedWork *work) {
                 p->step->name, (long long)conditions_count(p->step));
         return;
     }
+    if (p->step->kind == STEP_UTILITY) {
+        fprintf(p->to, "/%s/{step.json,utility.csv,%s}, %lld conditions\n", p->step->name,
+                p->step->measure == MEASURE_CHOICES ? "questions.csv,choices.csv" : "texts.csv",
+                (long long)(1 + p->step->adapters.n));
+        return;
+    }
     if (p->step->kind == STEP_CONTRAST) {
         fprintf(p->to,
                 "/%s/{step.json,contrast.json,overall.csv,layers.csv,pairs.csv,controls.csv,ranking.csv,"
@@ -286,11 +293,33 @@ static bool plan_contrast(const Planner *p, PlannedWork *work, Error *error) {
     return ok;
 }
 
+/* The same texts under every model. */
+static bool plan_utility(const Planner *p, PlannedWork *work, Error *error) {
+    UtilityGroup *groups = NULL;
+    Text notes = {0};
+    const int64_t n = p->step->groups.n, n_models = 1 + p->step->adapters.n;
+    bool ok = utility_read_groups(p->job, p->step, p->encoder, NULL, &groups, &notes, error);
+    for (int64_t g = 0; ok && g < n; g++) ok = plan_group(p, groups[g].group, work, error);
+    work->flops *= (double)n_models, work->bytes *= (double)n_models;
+    work->n_batches *= n_models, work->n_tokens *= n_models;
+    if (ok) {
+        print_head(p);
+        for (int64_t g = 0; g < n; g++) print_group(p, groups[g].group);
+        print_work(p, work);
+        print_lines(p->to, &notes);
+        for (int64_t g = 0; ok && g < n; g++) ok = print_sample(p, groups[g].group, error);
+    }
+    utility_free_groups(groups, n);
+    text_free(&notes);
+    return ok;
+}
+
 static bool plan_step(const Planner *p, PlannedWork *work, Error *error) {
     PromptGroup *groups = NULL;
     Text notes = {0};
     int64_t n = p->step->groups.n;
     if (p->step->kind == STEP_CONTRAST) return plan_contrast(p, work, error);
+    if (p->step->kind == STEP_UTILITY) return plan_utility(p, work, error);
     bool ok = step_read_groups(p->job, p->step, p->encoder, NULL, &groups, &notes, error);
     for (int64_t g = 0; ok && g < n; g++) ok = plan_group(p, &groups[g], work, error);
     if (p->step->kind == STEP_INTERVENTION) plan_conditions(p->step, work);

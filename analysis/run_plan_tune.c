@@ -33,7 +33,8 @@ bool plan_print_training(const Planner *p, const PromptGroup *groups, Error *err
     bool ok = tune_adapter_make(p->job, step, config, NULL, &adapter, error);
     for (int64_t i = 0; ok && i < adapter.n; i++) n_values += adapter_cell_count(&adapter.cells[i], config);
     const StepOptions *source = tune_contrast_source(p->job, step);
-    if (source || step->top.n) n_values *= source ? source->select : (int64_t)step->top.values[0];
+    if (step->control != CONTROL_ALL && (source || step->top.n))
+        n_values *= source ? source->select : (int64_t)step->top.values[0];
     while (step->examples >> n_slots) n_slots++;
     model_config_count(config, &n_total, &n_active);
     if (ok) {

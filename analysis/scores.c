@@ -212,6 +212,10 @@ const char *scores_definition(const StepOptions *step) {
     if (step->kind == STEP_JUDGE) return "replies labelled restricted, compliant or degraded";
     if (step->kind == STEP_TUNE)
         return "negative log-likelihood of the targets, mean over all their tokens in a step";
+    if (step->kind == STEP_UTILITY)
+        return step->measure == MEASURE_CHOICES
+                   ? "share of the questions whose right choice is the likeliest reply"
+                   : "mean over texts of the mean negative log-likelihood of their tokens, in nats";
     if (step->kind == STEP_INTERVENTION) return edits[step->mode];
     return step->kind == STEP_GRADIENT ? gradient[step->gradient_score] : activation[step->activation_score];
 }

@@ -16,7 +16,8 @@ void step_free_groups(PromptGroup *groups, int64_t n) {
 }
 
 static EncodeNeeds needs_of(const StepOptions *step) {
-    bool own_loss = step->kind == STEP_GRADIENT && step->loss == LOSS_PROMPT;
+    bool own_loss = (step->kind == STEP_GRADIENT && step->loss == LOSS_PROMPT) ||
+                    (step->kind == STEP_UTILITY && step->measured_text == TEXT_PROMPT);
     return (EncodeNeeds){.target = step_reads_targets(step),
                          .target_if_given =
                              step->kind == STEP_INTERVENTION && step->side_effects == EFFECTS_PROMPT_TARGET,

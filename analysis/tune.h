@@ -35,6 +35,9 @@ const StepOptions *step_adapter_source(const Job *job, const StepOptions *step);
  * takes it away with step_adapter_close, also after an error. */
 bool step_adapter_open(const Job *job, const StepOptions *step, const char *run_folder, Model *model,
                        StepAdapter *adapter, Error *error);
+/* The same of a tune step's own adapter, in the run folder. */
+bool step_adapter_open_tuned(const StepOptions *tuned, const char *run_folder, Model *model,
+                             StepAdapter *adapter, Error *error);
 void step_adapter_close(Model *model, StepAdapter *adapter);
 
 #endif

@@ -38,7 +38,7 @@ static void check_contrast(const Job *job, int64_t s, Problems *problems) {
         complain(job, problems, s, "from", "expected no top, cells and selection beside a contrast step's");
     if (strcmp(source->model, step->model) != 0)
         complain(job, problems, s, "from", "expected a contrast step of the same model");
-    if (step->ranking == RANKING_GRADIENT && !(source->contrast_gradient && step_reads_targets(source)))
+    if (step->ranking == RANKING_GRADIENT && !contrast_walks_back(source))
         complain(job, problems, s, "ranking", "expected rate or probability: the contrast has no gradient");
 }
 
@@ -68,6 +68,11 @@ void tune_check_options(const Job *job, int64_t s, Problems *problems) {
         snprintf(what, sizeof what, "expected gate, up or down: got \"%.80s\"", step->projections.names[i]);
         complain(job, problems, s, "projections", what);
     }
+    const bool drawn = step->control != CONTROL_NONE && step->control != CONTROL_ALL;
+    if (step->draw && !drawn)
+        complain(job, problems, s, "draw", "expected 0 with control none or all, which draw nothing");
+    if (step->control == CONTROL_ALL && (step->from.n || step->top.n || step->cells.n || step->selection[0]))
+        complain(job, problems, s, "control", "expected no from, top, cells and selection with control all");
     if (step->steps && step->warmup > step->steps)
         complain(job, problems, s, "warmup", "expected at most steps: got more");
     check_uses(job, s, problems);
@@ -133,31 +138,42 @@ bool tune_check(const Job *job, const StepOptions *step, Error *error) {
 }
 
 /* ---- the adapter of a step ---- */
-static char *folder_of(const Job *job, const StepOptions *step, const char *run_folder) {
-    const StepOptions *source = step_adapter_source(job, step);
+static char *folder_of(const StepOptions *tuned, const char *run_folder) {
     char name[40];
-    if (!source) return mem_copy_text(step->adapter_path, strlen(step->adapter_path));
-    tune_adapter_name(source, name);
-    char *folder = io_join(run_folder, source->name), *path = folder ? io_join(folder, name) : NULL;
+    tune_adapter_name(tuned, name);
+    char *folder = io_join(run_folder, tuned->name), *path = folder ? io_join(folder, name) : NULL;
     mem_free(folder);
     return path;
 }
 
-bool step_adapter_open(const Job *job, const StepOptions *step, const char *run_folder, Model *model,
-                       StepAdapter *adapter, Error *error) {
-    *adapter = (StepAdapter){0};
-    if (!step->adapter[0] && !step->adapter_path[0]) return true;
-    char *path = folder_of(job, step, run_folder);
-    bool ok = (path || error_out_of_memory(error, "a path", strlen(run_folder))) &&
-              adapter_read(path, &model->config, NULL, &adapter->adapter, NULL, error);
+static bool open_folder(const char *path, Model *model, StepAdapter *adapter, Error *error) {
+    bool ok = adapter_read(path, &model->config, NULL, &adapter->adapter, NULL, error);
     if (ok && !adapter->adapter.n)
         ok = error_set(error, ERROR_BAD_INPUT, "%s: expected an adapter that changes something: got zeros",
                        path);
     ok = ok && lora_weights_make(&adapter->adapter, model, &adapter->weights, error);
     if (ok) model->adapter = &adapter->weights;
+    return ok;
+}
+
+bool step_adapter_open_tuned(const StepOptions *tuned, const char *run_folder, Model *model,
+                             StepAdapter *adapter, Error *error) {
+    *adapter = (StepAdapter){0};
+    char *path = folder_of(tuned, run_folder);
+    bool ok = (path || error_out_of_memory(error, "a path", strlen(run_folder))) &&
+              open_folder(path, model, adapter, error);
     mem_free(path);
-    return ok ||
-           error_add_place(error, "step %s: %s", step->name, step->adapter[0] ? "adapter" : "adapter_path");
+    return ok;
+}
+
+bool step_adapter_open(const Job *job, const StepOptions *step, const char *run_folder, Model *model,
+                       StepAdapter *adapter, Error *error) {
+    const StepOptions *tuned = step_adapter_source(job, step);
+    *adapter = (StepAdapter){0};
+    if (!tuned && !step->adapter_path[0]) return true;
+    return (tuned ? step_adapter_open_tuned(tuned, run_folder, model, adapter, error)
+                  : open_folder(step->adapter_path, model, adapter, error)) ||
+           error_add_place(error, "step %s: %s", step->name, tuned ? "adapter" : "adapter_path");
 }
 
 void step_adapter_close(Model *model, StepAdapter *adapter) {

@@ -108,8 +108,8 @@ static StepOptions selecting(const StepOptions *step) {
     one.mode = EDIT_BIAS - EDIT_MASK;
     one.value = 0;
     one.traffic_matched_sets = 0;
-    one.random_sets = step->control == CONTROL_RANDOM;
-    one.layer_matched_sets = step->control == CONTROL_LAYER_MATCHED;
+    one.random_sets = step->control == CONTROL_RANDOM ? step->draw + 1 : 0;
+    one.layer_matched_sets = step->control == CONTROL_LAYER_MATCHED ? step->draw + 1 : 0;
     one.exclude_super = false;
     one.counts = "";
     return one;
@@ -134,24 +134,64 @@ static bool put_cells(const Job *job, const StepOptions *step, const ModelConfig
     return true;
 }
 
+/* n cells of all, the selected ones not excepted; NULL and an Error: out of memory. Caller frees. */
+static int64_t *draw_of_all(const Job *job, const StepOptions *step, const ModelConfig *config, int64_t n,
+                            Error *error) {
+    const int64_t n_cells = config->n_moe_layers * config->n_experts;
+    int64_t *cells = mem_zeroed((size_t)n_cells, sizeof *cells);
+    bool *taken = mem_zeroed((size_t)n_cells, sizeof *taken);
+    char name[60];
+    snprintf(name, sizeof name, "random_any.%lld", (long long)step->draw);
+    Draw draw = draw_new((uint64_t)job->options.seed, name);
+    const DrawFrom from = {n_cells, config->n_experts, taken, NULL, config->n_experts};
+    if (!cells || !taken || draw_set(&draw, &from, n, cells) < 0) {
+        error_out_of_memory(error, "a random set", (size_t)n_cells * sizeof *cells);
+        mem_free(cells);
+        cells = NULL;
+    }
+    mem_free(taken);
+    return cells;
+}
+
+static bool put_all(const Job *job, const StepOptions *step, const ModelConfig *config, Adapter *adapter,
+                    Error *error) {
+    bool ok = true;
+    for (int64_t cell = 0; ok && cell < config->n_moe_layers * config->n_experts; cell++)
+        ok = put_cell(job, step, config, cell, adapter, error);
+    return ok || error_add_place(error, "step %s", step->name);
+}
+
+/* The selected set, or the draw that stands for it. */
+static bool put_chosen(const Job *job, const StepOptions *step, const ModelConfig *config,
+                       const Conditions *conditions, Adapter *adapter, Error *error) {
+    const bool drawn = step->control == CONTROL_RANDOM || step->control == CONTROL_LAYER_MATCHED;
+    const Condition *set = &conditions->list[drawn ? 2 + step->draw : 1];
+    if (set->reason[0])
+        return error_set(error, ERROR_BAD_INPUT, "step %s: expected cells to train: %s", step->name,
+                         set->reason);
+    if (step->control != CONTROL_RANDOM_ANY)
+        return put_cells(job, step, config, set->cells, set->n_cells, adapter, error);
+    int64_t *cells = draw_of_all(job, step, config, set->n_cells, error);
+    const bool ok = cells && put_cells(job, step, config, cells, set->n_cells, adapter, error);
+    mem_free(cells);
+    return ok;
+}
+
 bool tune_adapter_make(const Job *job, const StepOptions *step, const ModelConfig *config,
                        const char *run_folder, Adapter *adapter, Error *error) {
     const StepOptions *source = tune_contrast_source(job, step);
     StepOptions one = selecting(step);
     const int64_t first = 0;
     *adapter = (Adapter){0};
+    if (step->control == CONTROL_ALL) return put_all(job, step, config, adapter, error);
     if (!run_folder && (step->top.n || source))
         return put_cells(job, step, config, &first, 1, adapter, error);
     char *path = source ? selection_path(step, source, run_folder, error) : NULL;
     if (source && !path) return false;
     if (source) one.selection = path, one.from.n = 0;
     Conditions conditions = {0};
-    bool ok = conditions_make(job, &one, config, run_folder ? run_folder : "", &conditions, error);
-    const Condition *set = ok ? &conditions.list[step->control == CONTROL_NONE ? 1 : 2] : NULL;
-    if (set && set->reason[0])
-        ok = error_set(error, ERROR_BAD_INPUT, "step %s: expected cells to train: %s", step->name,
-                       set->reason);
-    ok = ok && put_cells(job, step, config, set->cells, set->n_cells, adapter, error);
+    bool ok = conditions_make(job, &one, config, run_folder ? run_folder : "", &conditions, error) &&
+              put_chosen(job, step, config, &conditions, adapter, error);
     conditions_free(&conditions);
     mem_free(path);
     return ok;
