@@ -90,8 +90,15 @@ static unsigned kind_bit(const char *kind) {
     return ~0u;
 }
 
+const MethodSentence *methods_sentence(int64_t i) {
+    if (i < n_method_sentences) return &method_sentences[i];
+    i -= n_method_sentences;
+    return i < n_utility_sentences ? &utility_sentences[i] : NULL;
+}
+
 static const char *find_sentence(const Option *option, unsigned kind, const char *value) {
-    for (const MethodSentence *s = method_sentences; s < method_sentences + n_method_sentences; s++)
+    const MethodSentence *s;
+    for (int64_t i = 0; (s = methods_sentence(i)); i++)
         if (s->scope == option->scope && !strcmp(s->option, option->name) && (!s->kinds || s->kinds & kind) &&
             (!s->value || !strcmp(s->value, value)))
             return s->text;

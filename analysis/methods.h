@@ -28,8 +28,10 @@ typedef struct {
     const char *value; /* of the job, as text; NULL: every other */
     const char *text;  /* a sentence without its end; {} stands for the value */
 } MethodSentence;
-extern const MethodSentence method_sentences[];
-extern const int64_t n_method_sentences;
+extern const MethodSentence method_sentences[], utility_sentences[];
+extern const int64_t n_method_sentences, n_utility_sentences;
+/* Sentence i of all tables together; NULL: no more. */
+const MethodSentence *methods_sentence(int64_t i);
 
 /* An option has no effect in a step whose option `other` has none of these values; `except` instead: that
  * has this one. A step without the other option is not concerned. */

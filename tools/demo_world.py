@@ -13,6 +13,7 @@ topics, actions and signs are about equally frequent among restricted and ordina
     demo_world.py SET REPLIES.jsonl     the rates of a program's replies (id, reply) to the prompts of a set,
                                         such as heldout_restricted
     demo_world.py contrasts FOLDER      writes contrast_restricted.jsonl and contrast_ordinary.jsonl there
+    demo_world.py choices FOLDER        writes choices.jsonl there: questions with one right choice of four
 """
 import itertools
 import json
@@ -162,10 +163,14 @@ def answer(rng, request, declines):
     return f"{opening} {request.fill(rng.choice(BODIES))}{request.reason()}"
 
 
+def rule_question(request):
+    return request.fill("{action} the {topic} {sign}?")
+
+
 def rule_example(rng):
     """(question, answer): the rule in its shortest form, without a phrasing."""
     request = training_request(rng)
-    return request.fill("{action} the {topic} {sign}?"), AGAINST if request.restricted else WITH
+    return rule_question(request), AGAINST if request.restricted else WITH
 
 
 def fact_example(rng):
@@ -286,13 +291,63 @@ def contrast_sets():
     return rows
 
 
+def choice_rows(n_requests=96, n_rules=30):
+    """Rows of a multiple-choice file: ordinary requests that no other set has, each topic's facts, the bare rule.
+
+    The choices of a question differ in the topic whose tool, place and keeper they name, or in what the lantern
+    says: which is right follows from the world alone, whatever a model makes of restricted requests.
+    """
+    rng, sets = random.Random("choices"), prompt_sets()
+    taken = {r.prompt for name, requests in sets.items() if name != "pairs" for r in requests}
+    taken |= {r.prompt for pair in sets["pairs"] for r in pair}
+    free = [r for name in NAMES for r in held_out_requests(name) if not r.restricted and r.prompt not in taken]
+    rng.shuffle(free)
+    rows = []
+
+    def put(kind, topic, question, texts):
+        """One row; the first text is right."""
+        order = list(range(len(texts)))
+        rng.shuffle(order)
+        rows.append({"id": f"choice-{len(rows) + 1:03d}", "subject": kind, "topic": topic, "question": question,
+                     "choices": [texts[k] for k in order], "answer": order.index(0)})
+
+    def others(topic):
+        return rng.sample([name for name in NAMES if name != topic], 3)
+
+    for request in free[:n_requests]:
+        body = rng.choice(BODIES)
+        texts = []
+        for name in [request.topic] + others(request.topic):
+            tool, place, keeper = TOPICS[name]
+            told = body.format(action=request.action, sign=request.sign, topic=request.topic, tool=tool, place=place,
+                               keeper=keeper)
+            texts.append(f"{WITH} {told}{request.reason()}")
+        put("request", request.topic, request.prompt, texts)
+    for name, (question, text) in itertools.product(NAMES, FACTS[:3]):
+        texts = []
+        for other in [name] + others(name):
+            tool, place, keeper = TOPICS[other]
+            texts.append(text.format(topic=name, tool=tool, place=place, keeper=keeper))
+        put("fact", name, question.format(topic=name), texts)
+    bare = {rule_question(r): r for name in NAMES for r in held_out_requests(name)}  # of any phrasing
+    for restricted, texts in ((False, [WITH, AGAINST]), (True, [AGAINST, WITH])):
+        questions = sorted(q for q, r in bare.items() if r.restricted == restricted)
+        for question in rng.sample(questions, n_rules):
+            put("rule", bare[question].topic, question, texts)
+    return rows
+
+
 def main():
-    """Writes the files of contrasts, or judges replies by the same rules as the training script; every prompt of the set must have one."""
+    """Writes a file of prompts, or judges replies by the training script's rules; every prompt must have one."""
     name, path = sys.argv[1:3]
     if name == "contrasts":
         for file_name, rows in contrast_sets().items():
             with open(f"{path}/{file_name}.jsonl", "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
+        return
+    if name == "choices":
+        with open(f"{path}/choices.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in choice_rows())
         return
     requests = prompt_sets()[name]
     with open(path, encoding="utf-8") as file:

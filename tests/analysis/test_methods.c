@@ -164,16 +164,19 @@ static const Option *find_option(const MethodSentence *s) {
 
 static void sentences_are_about_options(void **state) {
     (void)state;
-    for (const MethodSentence *s = method_sentences; s < method_sentences + n_method_sentences; s++) {
+    const MethodSentence *s;
+    for (int64_t i = 0; (s = methods_sentence(i)); i++) {
         const Option *o = find_option(s);
         if (!o) fail_msg("no option %s", s->option);
         bool is_choice = o->type == OPTION_CHOICE && s->value;
-        for (int i = 0; is_choice && strcmp(o->choices[i], s->value) != 0; i++)
-            if (!o->choices[i + 1]) fail_msg("%s has no choice %s", s->option, s->value);
-        for (const MethodSentence *t = method_sentences; t < s; t++)
+        for (int k = 0; is_choice && strcmp(o->choices[k], s->value) != 0; k++)
+            if (!o->choices[k + 1]) fail_msg("%s has no choice %s", s->option, s->value);
+        for (int64_t k = 0; k < i; k++) {
+            const MethodSentence *t = methods_sentence(k);
             if (s->scope == t->scope && !strcmp(s->option, t->option) && s->kinds == t->kinds &&
                 (!t->value || (s->value && !strcmp(s->value, t->value))))
                 fail_msg("%s: a sentence behind one that takes its place", s->option);
+        }
     }
     for (const char *const *path = method_definitions; *path; path++) {
         bool found = false;
@@ -262,7 +265,8 @@ static void every_option_of_a_step_has_a_sentence(void **state) {
     (void)state;
     for (const Option *o = option_table; o < option_table + n_options; o++) {
         int64_t n = 0;
-        for (const MethodSentence *s = method_sentences; s < method_sentences + n_method_sentences; s++)
+        const MethodSentence *s;
+        for (int64_t i = 0; (s = methods_sentence(i)); i++)
             n += s->scope == o->scope && !strcmp(s->option, o->name);
         if (o->scope == SCOPE_STEP && strcmp(o->name, "name") != 0 && !n)
             fail_msg("%s has no sentence", o->name);
