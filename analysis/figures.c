@@ -56,6 +56,10 @@ static const FigureType types[N_FIGURE_KINDS] = {
     [FIGURE_UPDATES] = {"updates",
                         "How far each cell was changed: norm of its update over the norm of its weights",
                         figure_updates},
+    [FIGURE_BEFORE_AFTER] = {"before_after",
+                             "What each training did, beside the model as it was, with intervals: share of "
+                             "restricted replies, routing of the same texts, accuracy, likelihood",
+                             figure_before_after},
     [FIGURE_SIGNALS] = {"signals.layers", "Dominant score and effective experts of every layer, by all steps",
                         figure_signals},
 };
@@ -183,7 +187,7 @@ static void finish(Figures *figures, const ReportView *view, const char *of) {
     figure->full = (map && view->steps[figure->step].n_experts > MAX_EXPERTS_HALF) ||
                    figure->kind == FIGURE_LAYERS || figure->kind == FIGURE_CLASSES ||
                    figure->kind == FIGURE_OUTCOMES || figure->kind == FIGURE_CONTRAST ||
-                   figure->kind == FIGURE_TRAINING;
+                   figure->kind == FIGURE_TRAINING || figure->kind == FIGURE_BEFORE_AFTER;
 }
 
 static bool has_list(Json object, const char *key) { return json_count(view_find(object, key, NULL)) > 0; }
@@ -257,6 +261,7 @@ static bool plan(Figures *figures, const ReportView *view) {
         n_measure += step->measures;
         if (step->finished) ok = plan_step(figures, view, s);
     }
+    if (ok && view->before_after.node) ok = add_one(figures, FIGURE_BEFORE_AFTER, -1, -1, "", view);
     if (!ok || n_measure < 2) return ok;
     ok = add(figures, FIGURE_SIGNALS, -1, -1, view);
     if (ok) finish(figures, view, "");

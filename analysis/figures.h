@@ -15,12 +15,13 @@ typedef enum {
     FIGURE_SELECTIVITY,
     FIGURE_CLASSES,
     FIGURE_OVERLAP,
-    FIGURE_OUTCOMES,    /* of a group of a step that judges */
-    FIGURE_CONTRAST,    /* of a contrast: layers, beside the controls */
-    FIGURE_SENSITIVITY, /* of a ranking of a contrast (`group` counts them): every cell */
-    FIGURE_TRAINING,    /* losses, gradient and rate by step */
-    FIGURE_UPDATES,     /* how far each cell was changed */
-    FIGURE_SIGNALS,     /* of the run: layers by all its steps */
+    FIGURE_OUTCOMES,     /* of a group of a step that judges */
+    FIGURE_CONTRAST,     /* of a contrast: layers, beside the controls */
+    FIGURE_SENSITIVITY,  /* of a ranking of a contrast (`group` counts them): every cell */
+    FIGURE_TRAINING,     /* losses, gradient and rate by step */
+    FIGURE_UPDATES,      /* how far each cell was changed */
+    FIGURE_BEFORE_AFTER, /* of the run: what each training did */
+    FIGURE_SIGNALS,      /* of the run: layers by all its steps */
     N_FIGURE_KINDS
 } FigureKind;
 

@@ -14,7 +14,7 @@ typedef struct {
 
 FigureFn figure_heatmap, figure_difference, figure_curve, figure_cumulative, figure_concentration,
     figure_layers, figure_signals, figure_selectivity, figure_classes, figure_overlap, figure_outcomes,
-    figure_contrast, figure_sensitivity, figure_training, figure_updates;
+    figure_contrast, figure_sensitivity, figure_training, figure_updates, figure_before_after;
 
 enum { FIGURE_MOST_ROWS = 30 }; /* conditions of one figure */
 

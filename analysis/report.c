@@ -70,13 +70,16 @@ static const SectionPart measured[] = {{"scores", "scores"},
                          contrasted[] = {{"divergence", "divergence"},
                                          {"sensitivity", "sensitive cells"},
                                          {NULL, NULL}},
-                         tuned[] = {
-                             {"training", "training"}, {"updates", "where the update went"}, {NULL, NULL}};
+                         tuned[] = {{"training", "training"},
+                                    {"updates", "where the update went"},
+                                    {NULL, NULL}},
+                         useful[] = {{"utility", "utility"}, {NULL, NULL}};
 
 static void put_step_contents(const ViewStep *step, int64_t s, Text *to) {
     const SectionPart *part = step->measures                    ? measured
                               : !strcmp(step->kind, "contrast") ? contrasted
                               : !strcmp(step->kind, "tune")     ? tuned
+                              : !strcmp(step->kind, "utility")  ? useful
                                                                 : judged;
     text_format(to, "<li><a href=\"#step%lld\">", (long long)s);
     html_put(to, step->name);
@@ -104,6 +107,11 @@ static void put_head(const ReportView *view, Text *to) {
     put_models(view, to);
     text_put_string(to,
                     "</p>\n<nav aria-label=\"Contents\"><ul>\n<li><a href=\"#overview\">Overview</a></li>\n");
+    if (view->before_after.node)
+        text_put_string(to, "<li><a href=\"#before_after\">Before and after</a> <a class=\"small\" "
+                            "href=\"#before_after-replies\">replies</a> <a class=\"small\" "
+                            "href=\"#before_after-drift\">drift</a> <a class=\"small\" "
+                            "href=\"#before_after-utility\">utility</a></li>\n");
     for (int64_t s = 0; s < view->n_steps; s++) put_step_contents(&view->steps[s], s, to);
     text_put_string(to, "<li><a href=\"#methods\">Methods</a> <a href=\"#inputs\">What went in</a> <a "
                         "href=\"#terms\">Terms</a></li>\n"
@@ -198,6 +206,7 @@ static bool put_page(const char *job, size_t n, Json said, const ReportView *vie
                      Text *to, Error *error) {
     put_head(view, to);
     put_overview(view, figures, to);
+    report_put_adapted(view, figures, to);
     put_steps(view, figures, to);
     if (!put_methods(said, to, error)) return false;
     put_inputs(view, to);

@@ -182,11 +182,14 @@ void report_put_contrast(const ReportView *view, int64_t s, const Figures *figur
     const ViewStep *step = &view->steps[s];
     const char *kind = view_string(json_member(&step->statistics, "contrast"));
     text_put_string(to, "<p class=\"soft\">");
-    text_put_string(to, !strcmp(kind, "continuations")
-                            ? "Where the router goes for one reply and for another behind the same prompt."
-                        : !strcmp(kind, "prefix")
-                            ? "Where the router goes for a prompt behind a prefix and for the plain prompt."
-                            : "Where the router goes for a prompt and for its matched partner.");
+    text_put_string(
+        to, !strcmp(kind, "continuations")
+                ? "Where the router goes for one reply and for another behind the same prompt."
+            : !strcmp(kind, "adapter")
+                ? "Where the router goes for the same text without and with the updates of a training."
+            : !strcmp(kind, "prefix")
+                ? "Where the router goes for a prompt behind a prefix and for the plain prompt."
+                : "Where the router goes for a prompt and for its matched partner.");
     text_put_string(to, "</p>\n");
     report_put_facts(step, to);
     put_divergence(view, s, figures, to);

@@ -44,24 +44,35 @@ static bool is_text(const char *column) {
     return false;
 }
 
+/* Of columns that are empty for one cause. */
+static const char *const why_empties[][2] = {
+    {"value_low", "there are no resamples"},
+    {"value_high", "there are no resamples"},
+    {"frequency", "there are no resamples"},
+    {"stable", "there are no resamples"},
+    {"chance", "texts have no choices"},
+    {"perplexity", "choices have none"},
+    {"change_low", "there are no resamples, or this is the model as it is"},
+    {"change_high", "there are no resamples, or this is the model as it is"},
+    {"held_out_loss", "it was not measured after this step"},
+    {"loss", "no step was taken yet"},
+    {"gradient_norm", "no step was taken yet"},
+    {"learning_rate", "no step was taken yet"},
+    {"examples", "no step was taken yet"},
+    {"target_tokens", "no step was taken yet"},
+    {"router_kl", "no step was taken yet, or the objective has none"},
+    {"router_distance", "no step was taken yet, or the objective has none"},
+    {"preference_margin", "no step was taken yet, or the objective has none"},
+    {"preferred", "no step was taken yet, or the objective has none"},
+    {"total_loss", "no step was taken yet"},
+};
+
 /* A row may say itself why it has no numbers. */
 static const char *why_empty(const Csv *csv, int64_t row, const char *column) {
     const int64_t reason = csv_find_column(csv, "reason");
     if (reason >= 0 && csv_field(csv, row, reason).length) return csv_field(csv, row, reason).text;
-    static const char *const known[][2] = {
-        {"value_low", "there are no resamples"},
-        {"value_high", "there are no resamples"},
-        {"frequency", "there are no resamples"},
-        {"stable", "there are no resamples"},
-        {"held_out_loss", "it was not measured after this step"},
-        {"loss", "no step was taken yet"},
-        {"gradient_norm", "no step was taken yet"},
-        {"learning_rate", "no step was taken yet"},
-        {"examples", "no step was taken yet"},
-        {"target_tokens", "no step was taken yet"},
-    };
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (!strcmp(column, known[i][0])) return known[i][1];
+    for (size_t i = 0; i < sizeof why_empties / sizeof *why_empties; i++)
+        if (!strcmp(column, why_empties[i][0])) return why_empties[i][1];
     static const char *const controls[] = {"random_", "layer_", "traffic_"};
     for (size_t i = 0; i < sizeof controls / sizeof *controls; i++)
         if (!strncmp(column, controls[i], strlen(controls[i]))) return "there is no control of this kind";
@@ -205,6 +216,7 @@ static bool put_step(const char *folder, const ReportStep *step, Text *to, Error
         case SECTION_OUTCOMES: ok = gather_outcomes(folder, step, to, error); break;
         case SECTION_CONTRAST: ok = gather_contrast(folder, step, to, error); break;
         case SECTION_TUNE: ok = gather_tune(folder, step, to, error); break;
+        case SECTION_UTILITY: ok = gather_utility(folder, step, to, error); break;
         }
     }
     write_end(to, '}');
@@ -270,6 +282,7 @@ bool report_gather(const char *folder, const ReportRun *run, Text *to, Error *er
     write_begin(to, "steps", '[');
     for (int64_t s = 0; ok && s < run->n_steps; s++) ok = put_step(folder, &run->steps[s], to, error);
     write_end(to, ']');
+    ok = ok && gather_adapted(folder, run, to, error);
     write_end(to, '}');
     text_put_string(to, "\n");
     return ok;

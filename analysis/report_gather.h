@@ -5,7 +5,8 @@
  * prompts: [a group], largest: [a group], of one that judges: judge: judge.json, outcomes, side_effects,
  * agreement, conditions: rows of the tables, samples, of a contrast: contrast: its contrast.json, cells: by
  * ranking the rows of ranking.csv, of a training: training, updates: rows of its tables, cells: what they
- * come to for each cell}]} Steps' own files stand in it as they are. Null has its reason beside it, under
+ * come to for each cell, of a utility step: utility: rows of its table}], before_after: see
+ * report_gather_adapted.c} Steps' own files stand in it as they are. Null has its reason beside it, under
  * the key + "_reason". */
 #ifndef GATETAPE_REPORT_GATHER_H
 #define GATETAPE_REPORT_GATHER_H
@@ -39,6 +40,9 @@ bool gather_table(const char *folder, const char *name, const char *key, Text *t
 bool gather_outcomes(const char *folder, const ReportStep *step, Text *to, Error *error);
 bool gather_contrast(const char *folder, const ReportStep *step, Text *to, Error *error);
 bool gather_tune(const char *folder, const ReportStep *step, Text *to, Error *error);
+bool gather_utility(const char *folder, const ReportStep *step, Text *to, Error *error);
+/* The member `before_after` of the run; nothing where no training was tested. */
+bool gather_adapted(const char *folder, const ReportRun *run, Text *to, Error *error);
 
 /* Which replies are shown, and their texts. */
 typedef struct {

@@ -1,4 +1,4 @@
-/* Gathering of contrasts and of trainings. */
+/* Gathering of contrasts, of trainings and of utility. */
 #include "report_gather.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"
@@ -191,4 +191,13 @@ bool gather_tune(const char *folder, const ReportStep *step, Text *to, Error *er
     }
     csv_free(&csv);
     return ok && gather_updates(folder, step, to, error);
+}
+
+/* ---- utility ---- */
+bool gather_utility(const char *folder, const ReportStep *step, Text *to, Error *error) {
+    char *own = io_join(folder, step->name);
+    const bool ok = (own || error_out_of_memory(error, "a file name", strlen(folder))) &&
+                    gather_table(own, "utility.csv", "utility", to, error);
+    mem_free(own);
+    return ok;
 }

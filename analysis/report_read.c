@@ -52,7 +52,7 @@ static bool read_facts(ReportStep *step, const char *folder, Error *error) {
     if (!json_string(json_member(&root, "kind"), &text, error) ||
         !json_string(json_member(&root, "model"), &text, error))
         return false;
-    if (step->section == SECTION_OUTCOMES) return true;
+    if (step->section == SECTION_OUTCOMES || step->section == SECTION_UTILITY) return true;
     return read_shape(step, root, error) &&
            (step->section != SECTION_MEASURES ||
             (json_string(json_member(&root, "score"), &text, error) && read_groups(step, root, error)));
@@ -164,11 +164,9 @@ static bool find_section(const char *kind, bool judges, ReportSection *section) 
     static const struct {
         const char *kind;
         ReportSection section;
-    } known[] = {{"activation", SECTION_MEASURES},
-                 {"gradient", SECTION_MEASURES},
-                 {"contrast", SECTION_CONTRAST},
-                 {"tune", SECTION_TUNE},
-                 {"intervention", SECTION_OUTCOMES}};
+    } known[] = {{"activation", SECTION_MEASURES}, {"gradient", SECTION_MEASURES},
+                 {"contrast", SECTION_CONTRAST},   {"tune", SECTION_TUNE},
+                 {"utility", SECTION_UTILITY},     {"intervention", SECTION_OUTCOMES}};
     *section = SECTION_OUTCOMES;
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strcmp(kind, known[i].kind) != 0) continue;

@@ -24,7 +24,8 @@ typedef enum {
     SECTION_MEASURES, /* activation, gradient: has statistics.json, scores.csv, prompts.csv */
     SECTION_OUTCOMES, /* has outcomes.csv */
     SECTION_CONTRAST, /* has contrast.json, ranking.csv */
-    SECTION_TUNE      /* has training.csv, updates.csv */
+    SECTION_TUNE,     /* has training.csv, updates.csv */
+    SECTION_UTILITY   /* has utility.csv */
 } ReportSection;
 
 typedef struct {

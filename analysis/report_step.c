@@ -252,6 +252,8 @@ void report_put_step(const ReportView *view, int64_t s, const Figures *figures, 
         report_put_contrast(view, s, figures, to);
     else if (!strcmp(step->kind, "tune"))
         report_put_tune(view, s, figures, to);
+    else if (!strcmp(step->kind, "utility"))
+        report_put_utility(view, s, to);
     else
         report_put_outcomes(view, s, figures, to);
     text_put_string(to, "</section>\n");

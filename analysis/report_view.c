@@ -90,6 +90,7 @@ static bool open_document(ReportView *view, Error *error) {
     const Json root = json_root(view->document), steps = json_member(&root, "steps");
     view->page = alone(json_member(&root, "page"));
     view->run = alone(json_member(&root, "run"));
+    view->before_after = alone(json_member(&root, "before_after"));
     view->steps = mem_zeroed((size_t)json_count(steps) + 1, sizeof *view->steps);
     if (!view->steps)
         return error_out_of_memory(error, "steps", (size_t)json_count(steps) * sizeof *view->steps);

@@ -17,7 +17,8 @@ typedef struct {
 
 typedef struct {
     JsonDocument *document;
-    Json page, run; /* the limits of the page; device, version, files */
+    Json page, run;    /* the limits of the page; device, version, files */
+    Json before_after; /* what trainings did; nothing where there is nothing of it */
     ViewStep *steps;
     int64_t n_steps;
 } ReportView;
