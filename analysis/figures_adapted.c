@@ -13,7 +13,7 @@ typedef struct {
 } Panel;
 
 static const Panel panels[] = {
-    {"replies", NULL, {"change", "low", "high"}, "change of the restricted share"},
+    {"replies", NULL, {"change", "change_low", "change_high"}, "change of the restricted share"},
     {"drift", NULL, {"js", "js_low", "js_high"}, "JS divergence of the routing"},
     {"utility", "accuracy", {"change", "change_low", "change_high"}, "change of accuracy"},
     {"utility", "nll", {"change", "change_low", "change_high"}, "change of nll (nats a token)"}};
@@ -29,7 +29,7 @@ static int64_t place_of(const ReportView *view, const char *name) {
     return -1;
 }
 
-/* What a series is of: the group, of the step that labels last. */
+/* What a series is of. */
 typedef struct {
     const char *step, *group;
 } Series;
@@ -44,16 +44,14 @@ static bool is_shown(const ReportView *view, const Panel *panel, Json row) {
            isfinite(view_number(json_member(&row, panel->keys[0])));
 }
 
-/* Different groups of the panel. Of replies that two steps label, the last step's: a judge comes later. All
- * contrasts are one series: each is of one training. */
+/* Different groups of the panel. All contrasts are one series: each is of one training. */
 static int64_t find_series(const ReportView *view, const Panel *panel, Series series[MOST_SERIES]) {
     const Json list = json_member(&view->before_after, panel->list);
-    const bool one = !strcmp(panel->list, "drift"), last = !strcmp(panel->list, "replies");
+    const bool one = !strcmp(panel->list, "drift");
     int64_t n = 0;
     for (Json at = {0}; json_next(&list, &at);) {
         if (!is_shown(view, panel, at)) continue;
         const Series own = series_of(at);
-        if (last && n && strcmp(series[0].step, own.step) != 0) n = 0;
         bool known = one && n > 0;
         for (int64_t i = 0; i < n; i++)
             known = known || (!strcmp(series[i].step, own.step) && !strcmp(series[i].group, own.group));
@@ -139,10 +137,11 @@ bool figure_before_after(const ReportView *view, const Figure *figure, Text *dat
                 "unset grid\nset grid xtics linecolor rgb '#dddddd' linewidth 0.6\n"
                 "set yrange [%lld.6:-0.6]\nset ytics scale 0\nset xtics format '%%.2g'\n",
                 (long long)n - 1);
-    text_put_string(script,
-                    "set key outside above left vertical maxrows 2 Left reverse samplen 1\n"
-                    "set arrow from 0, graph 0 to 0, graph 1 nohead linecolor rgb '#555555' linewidth "
-                    "0.8\nset offsets graph 0.05, graph 0.05, 0, 0\nset xtics rotate by -30\n");
+    text_put_string(
+        script,
+        "set key outside above left vertical maxrows 2 Left reverse samplen 1\n"
+        "set arrow from 0, graph 0 to 0, graph 1 nohead linecolor rgb '#555555' linewidth "
+        "0.8\nset offsets graph 0.05, graph 0.05, 0, 0\nset xtics rotate by -30 font ',10'\nset rmargin 6\n");
     text_format(&plot, "set multiplot layout %lld,2\n", (long long)((n_panels + 1) / 2 + !n_panels));
     text_put(&plot, drawn.bytes ? drawn.bytes : "", drawn.length);
     text_put_string(&plot, "unset multiplot");

@@ -1,5 +1,5 @@
-/* Before and after: what each training did to replies, routing and utility, a row a training, the chosen cells
- * beside drawn ones and all; and the section of a step that measures utility. */
+/* Before and after: what each training did to replies, routing and utility, a row a training, the chosen
+ * cells beside drawn ones and all; and the section of a step that measures utility. */
 #include "report_parts.h"
 #include <math.h>
 #include <string.h>
@@ -45,9 +45,7 @@ static void put_shares(const ReportView *view, Text *to) {
                                      {"n", "prompts", false, false},
                                      {"restricted_before", "restricted before", false, false},
                                      {"restricted_after", "after", false, false},
-                                     {"change", "change", false, false},
-                                     {"low", "from", false, false},
-                                     {"high", "to", false, false},
+                                     {"change", "change", false, true},
                                      {"compliant_before", "compliant before", false, false},
                                      {"compliant_after", "after", false, false},
                                      {"degraded_before", "degraded before", false, false},
@@ -100,9 +98,7 @@ static const Column utility_columns[] = {{"step", "step", true, false},
                                          {"group", "group", true, false},
                                          {"measure", "measure", true, false},
                                          {"n", "prompts", false, false},
-                                         {"value", "value", false, false},
-                                         {"low", "from", false, false},
-                                         {"high", "to", false, false},
+                                         {"value", "value", false, true},
                                          {"chance", "chance", false, false},
                                          {"perplexity", "perplexity", false, false},
                                          {"change", "change", false, true},
@@ -144,8 +140,8 @@ void report_put_adapted(const ReportView *view, const Figures *figures, Text *to
 /* ---- a step ---- */
 void report_put_utility(const ReportView *view, int64_t s, Text *to) {
     const ViewStep *step = &view->steps[s];
-    Column columns[2 + COUNT(utility_columns) - 1] = {{"condition", "condition", true, false},
-                                                      {"kind", "kind", true, false}};
+    Column columns[1 + COUNT(utility_columns)] = {{"condition", "condition", true, false},
+                                                  {"kind", "kind", true, false}};
     const char *reason;
     const Json rows = view_find(step->entry, "utility", &reason);
     memcpy(columns + 2, utility_columns + 1, sizeof utility_columns - sizeof *utility_columns);

@@ -103,6 +103,14 @@ void gather_fields(const Csv *csv, int64_t row, Text *to) {
     for (int64_t c = 0; c < csv->n_columns; c++) gather_field(csv, row, c, to);
 }
 
+void gather_as(const Csv *csv, int64_t row, const char *column, const char *key, Text *to) {
+    const int64_t at = csv_find_column(csv, column);
+    double value = NAN;
+    Error none = {0};
+    if (at >= 0 && csv_field(csv, row, at).length && !csv_number(csv, row, at, &value, &none)) value = NAN;
+    write_number_or(to, key, value, "there are no resamples");
+}
+
 /* ---- a step that measures ---- */
 static double number_at(const StepTable *table, int64_t row, const char *column) {
     const int64_t c = csv_find_column(&table->table, column);

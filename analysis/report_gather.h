@@ -31,6 +31,8 @@ void gather_value(const char *key, Json at, Text *to);
 /* Fields of a row as members of the open object: numbers as numbers, empty ones null with their reason. */
 void gather_field(const Csv *csv, int64_t row, int64_t column, Text *to);
 void gather_fields(const Csv *csv, int64_t row, Text *to);
+/* A number of the row under another key, null where there is none. */
+void gather_as(const Csv *csv, int64_t row, const char *column, const char *key, Text *to);
 /* A file of the step as it stands. */
 void gather_text(const char *key, const JsonText *text, Text *to);
 /* The rows of an open table as objects, under `key`; of a file of the folder: null where it is not there. */

@@ -2,13 +2,14 @@
  * their updates. A condition TRAINING.adapter of an intervention, a judge or a utility step is the model with
  * the updates of that tune step; a contrast of kind adapter is its drift.
  *
- * `before_after`, left out where there is nothing of it: {trainings: facts of the tune steps, replies: rows of
- * outcomes.csv, drift: what contrasts come to, utility: rows of utility.csv, of the model as it is too}. */
+ * `before_after`, left out where there is nothing of it: {trainings: facts of the tune steps, replies: rows
+ * of outcomes.csv, drift: what contrasts come to, utility: rows of utility.csv, of the model as it is too}. */
 #include "report_gather.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"
 #include "json_write.h"
 #include "judge.h"
+#include <math.h>
 #include <string.h>
 
 enum { MAX_TABLE_BYTES = 1 << 28 };
@@ -45,18 +46,40 @@ static void begin_row(const char *step, const char *training, Text *to) {
     write_string(to, "training", training);
 }
 
+/* A judge step that labels the replies of `step` again stands for it. */
+static bool is_labelled_again(const ReportRun *run, const ReportStep *step) {
+    for (const ReportStep *later = step + 1; later < run->steps + run->n_steps; later++) {
+        if (later->section != SECTION_OUTCOMES || !later->finished) continue;
+        const Json facts = json_root(later->facts), switches = json_member(&facts, "switches"),
+                   from = json_member(&switches, "from");
+        for (Json at = {0}; json_next(&from, &at);) {
+            const char *name = "";
+            Error none = {0};
+            if (json_type(at) == JSON_STRING && json_string(at, &name, &none) && !strcmp(name, step->name))
+                return true;
+        }
+    }
+    return false;
+}
+
 /* ---- trainings ---- */
 static void put_training(const ReportStep *step, Text *to) {
     static const char *const of_facts[] = {
         "n_cells",    "n_trained", "share_of_parameters", "share_of_cells_parameters",
         "first_loss", "last_loss"};
-    static const char *const of_switches[] = {"control", "draw"};
+    const char *control = "none";
+    Error none = {0};
     const Json facts = json_root(step->facts), switches = json_member(&facts, "switches");
     write_line(to);
     write_begin(to, NULL, '{');
     write_string(to, "training", step->name);
-    for (size_t i = 0; i < sizeof of_switches / sizeof *of_switches; i++)
-        gather_value(of_switches[i], json_member(&switches, of_switches[i]), to);
+    const Json said = json_member(&switches, "control"), draw = json_member(&switches, "draw");
+    if (json_type(said) == JSON_STRING) json_string(said, &control, &none);
+    write_string(to, "control", control);
+    if (!strcmp(control, "none") || !strcmp(control, "all") || !draw.node)
+        write_null(to, "draw", "nothing was drawn");
+    else
+        gather_value("draw", draw, to);
     for (size_t i = 0; i < sizeof of_facts / sizeof *of_facts; i++)
         gather_value(of_facts[i], json_member(&facts, of_facts[i]), to);
     write_end(to, '}');
@@ -91,6 +114,8 @@ static bool put_shares(const Csv *csv, int64_t row, Text *to, Error *error) {
     if (!csv_need_column(csv, "restricted_to_restricted", &column, error) ||
         !csv_number(csv, row, column, &both, error))
         return false;
+    gather_as(csv, row, "low", "change_low", to);
+    gather_as(csv, row, "high", "change_high", to);
     write_number(to, "kept", both);
     write_number(to, "never", n - before[LABEL_RESTRICTED] - after[LABEL_RESTRICTED] + both);
     write_number_or(to, "compliant_before", before[LABEL_COMPLIANT] / n, "there are no replies");
@@ -154,6 +179,8 @@ static bool put_utility(const char *folder, const ReportRun *run, const ReportSt
         if (!training && strcmp(name, "baseline") != 0) continue;
         begin_row(step->name, training ? training->name : "none", to);
         gather_fields(&csv, r, to);
+        gather_as(&csv, r, "low", "value_low", to);
+        gather_as(&csv, r, "high", "value_high", to);
         write_end(to, '}');
     }
     csv_free(&csv);
@@ -169,7 +196,7 @@ static bool put_list(const char *folder, const ReportRun *run, AdaptedList list,
     for (int64_t s = 0; ok && s < run->n_steps; s++) {
         const ReportStep *step = &run->steps[s];
         if (!step->finished) continue;
-        if (list == LIST_REPLIES && step->section == SECTION_OUTCOMES)
+        if (list == LIST_REPLIES && step->section == SECTION_OUTCOMES && !is_labelled_again(run, step))
             ok = put_replies(folder, run, step, to, error);
         if (list == LIST_DRIFT && step->section == SECTION_CONTRAST) ok = put_drift(run, step, to, error);
         if (list == LIST_UTILITY && step->section == SECTION_UTILITY)

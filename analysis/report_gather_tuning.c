@@ -194,10 +194,23 @@ bool gather_tune(const char *folder, const ReportStep *step, Text *to, Error *er
 }
 
 /* ---- utility ---- */
+/* Value and its interval under keys of their own; else the table as it stands. */
 bool gather_utility(const char *folder, const ReportStep *step, Text *to, Error *error) {
-    char *own = io_join(folder, step->name);
-    const bool ok = (own || error_out_of_memory(error, "a file name", strlen(folder))) &&
-                    gather_table(own, "utility.csv", "utility", to, error);
-    mem_free(own);
+    static const char *const columns[] = {"condition", "low", "high", NULL};
+    int64_t at[sizeof columns / sizeof *columns];
+    Csv csv = {0};
+    bool ok = read_table(folder, step, "utility.csv", columns, at, &csv, error);
+    write_line(to);
+    write_begin(to, "utility", '[');
+    for (int64_t r = 0; ok && r < csv.n_rows; r++) {
+        write_line(to);
+        write_begin(to, NULL, '{');
+        gather_fields(&csv, r, to);
+        gather_as(&csv, r, "low", "value_low", to);
+        gather_as(&csv, r, "high", "value_high", to);
+        write_end(to, '}');
+    }
+    write_end(to, ']');
+    csv_free(&csv);
     return ok;
 }

@@ -267,8 +267,8 @@ static inline void fake_run(const char *folder, const char *const *groups, int n
     fake_intervention(step, groups, fake_conditions, "id<i>", "I <b>cannot</b>, \"no\"\n\xe2\x80\xae=1+1");
     mem_free(step);
     fake_judge(folder, groups, fake_conditions);
-    fake_contrast(folder);
-    fake_tune(folder);
+    fake_contrast(folder, "asked", "matched", "");
+    fake_tune(folder, "tuned", "none");
 }
 
 static inline bool have_gnuplot(void) { return system("gnuplot --version > /dev/null 2>&1") == 0; }
