@@ -10,10 +10,11 @@ all: deps ## build build/gatetape
 deps:
 	@tools/install_deps.sh
 
-demo: all ## run two jobs on the small model that comes along: runs/demo/report.html, runs/study/report.html
+demo: all ## run three jobs on the small models that come along: runs/demo, runs/study, runs/repair
 	$(BUILD)/gatetape run configs/jobs/demo.json --out runs/demo
 	$(BUILD)/gatetape run configs/jobs/paper-a-demo.json --out runs/study
-	@echo "open runs/demo/report.html and runs/study/report.html"
+	$(BUILD)/gatetape run configs/jobs/raset-demo.json --out runs/repair
+	@echo "open runs/demo/report.html, runs/study/report.html and runs/repair/report.html"
 
 test: ## build and run every check: unit, golden, program, sanitizers, fuzz smoke, lint
 	@tools/install_deps.sh test

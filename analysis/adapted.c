@@ -2,6 +2,8 @@
 #include "adapted.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"
+#include "selection.h"
+#include "tune_parts.h"
 #include <string.h>
 
 const StepOptions *adapted_source(const Job *job, const StepOptions *step, int64_t i) {
@@ -36,6 +38,28 @@ void adapted_models_close(AdaptedModels *models) {
     mem_free(models->list);
     mem_free(models->adapters);
     *models = (AdaptedModels){0};
+}
+
+bool adapted_cells(const StepOptions *tuned, const char *run_folder, const ModelConfig *config,
+                   int64_t *cells, int64_t *n, Error *error) {
+    const int64_t n_all = config->n_moe_layers * config->n_experts;
+    char name[40];
+    tune_adapter_name(tuned, name);
+    char *folder = io_join(run_folder, tuned->name), *path = folder ? io_join(folder, name) : NULL;
+    Adapter adapter = {0};
+    bool *has = mem_zeroed((size_t)n_all, sizeof *has),
+         ok = (path && has) || error_out_of_memory(error, "cells of an adapter", (size_t)n_all);
+    ok = ok && adapter_read(path, config, NULL, &adapter, NULL, error);
+    for (int64_t i = 0; ok && i < adapter.n; i++)
+        has[selection_cell(config, adapter.cells[i].layer, adapter.cells[i].expert)] = true;
+    *n = 0;
+    for (int64_t cell = 0; ok && cell < n_all; cell++)
+        if (has[cell]) cells[(*n)++] = cell;
+    adapter_free(&adapter);
+    mem_free(has);
+    mem_free(path);
+    mem_free(folder);
+    return ok;
 }
 
 static void complain(const Job *job, Problems *problems, int64_t s, const char *what) {

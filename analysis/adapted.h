@@ -16,6 +16,9 @@ void adapted_models_close(AdaptedModels *models);
 
 /* The tune step that number i of step->adapters names; NULL: no such step. */
 const StepOptions *adapted_source(const Job *job, const StepOptions *step, int64_t i);
+/* The cells that a tune step's adapter updates, ascending, to cells [L*E]. */
+bool adapted_cells(const StepOptions *tuned, const char *run_folder, const ModelConfig *config,
+                   int64_t *cells, int64_t *n, Error *error);
 /* What is wrong with the adapters of steps[s]. */
 void adapted_check(const Job *job, int64_t s, Problems *problems);
 

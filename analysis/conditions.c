@@ -4,7 +4,6 @@
 #include "../engine/io.h"
 #include "../kernels/check.h"
 #include "adapted.h"
-#include "tune_parts.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -310,33 +309,11 @@ static bool add_controls(Maker *m) {
 }
 
 /* ---- adapters ---- */
-/* The cells of an adapter of the run folder, ascending, each once. */
-static bool read_updated(const Maker *m, const StepOptions *tuned, Condition *c) {
-    char name[40];
-    tune_adapter_name(tuned, name);
-    char *folder = io_join(m->run_folder, tuned->name), *path = folder ? io_join(folder, name) : NULL;
-    Adapter adapter = {0};
-    bool *has = mem_zeroed((size_t)m->n_cells, sizeof *has),
-         ok = (path && has) || error_out_of_memory(m->error, "a path", strlen(tuned->name));
-    ok = ok && adapter_read(path, m->config, NULL, &adapter, NULL, m->error);
-    for (int64_t i = 0; ok && i < adapter.n; i++)
-        has[selection_cell(m->config, adapter.cells[i].layer, adapter.cells[i].expert)] = true;
-    for (int64_t cell = 0; ok && cell < m->n_cells; cell++)
-        if (has[cell]) c->cells[c->n_cells++] = cell;
-    c->amount = (double)c->n_cells;
-    adapter_free(&adapter);
-    mem_free(has);
-    mem_free(path);
-    mem_free(folder);
-    return ok;
-}
-
 ConditionKind conditions_kind_of_tuned(const StepOptions *tuned) {
     if (tuned->control == CONTROL_NONE || tuned->control == CONTROL_ALL) return CONDITION_SELECTED;
     return tuned->control == CONTROL_LAYER_MATCHED ? CONDITION_LAYER_MATCHED : CONDITION_RANDOM;
 }
 
-/* The plan has no run folder, and no updates yet. */
 static bool add_adapters(Maker *m) {
     const int64_t n_before = m->to->n;
     int64_t first = -1;
@@ -349,7 +326,9 @@ static bool add_adapters(Maker *m) {
                                           .draw = drawn ? tuned->draw : -1,
                                           .of = -1,
                                           .adapter = i + 1});
-        if (!c || !read_updated(m, tuned, c)) return false;
+        if (!c || !adapted_cells(tuned, m->run_folder, m->config, c->cells, &c->n_cells, m->error))
+            return false;
+        c->amount = (double)c->n_cells;
         snprintf(c->name, sizeof c->name, "%.80s.adapter", tuned->name);
         if (m->to->share) c->share = selection_share(m->to->share, c->cells, c->n_cells);
         if (first < 0 && tuned->control == CONTROL_NONE) first = m->to->n - 1;

@@ -92,6 +92,7 @@ static bool put_controls(Judging *w, const Part *p, int64_t condition, const cha
     const ControlComparison c = compare_with_controls(p->outcomes[condition].change, changes, n);
     text_format(t, ",%lld", (long long)n);
     put_number(t, c.mean), put_number(t, c.least), put_number(t, c.most), put_number(t, n ? c.p : NAN);
+    put_number(t, n ? c.p_high : NAN);
     mem_free(changes);
     return true;
 }
@@ -141,8 +142,8 @@ static bool write_outcomes(Judging *w) {
             text_format(&t, ",%s_to_%s", label_names[from], label_names[to]);
     text_put_string(&t, ",lost,gained,restricted_before,restricted_after,change,low,high,mcnemar_p");
     for (int k = 0; k < 3; k++)
-        text_format(&t, ",%s_n,%s_mean,%s_least,%s_most,%s_p", controls[k], controls[k], controls[k],
-                    controls[k], controls[k]);
+        text_format(&t, ",%s_n,%s_mean,%s_least,%s_most,%s_p,%s_p_high", controls[k], controls[k],
+                    controls[k], controls[k], controls[k], controls[k]);
     text_put_string(&t, "\n");
     bool ok = true;
     for (int64_t begin = 0, end; ok && begin < base->n; begin = end) {

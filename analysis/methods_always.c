@@ -70,7 +70,7 @@ const char *const method_definitions[] = {
     "labels, by the restricted replies lost and gained (the gained ones are reversals), by McNemar's exact " \
     "two-sided test of these, and by the change of the restricted share with a 95 % bootstrap interval "     \
     "over prompts; and with its controls by (1 + controls whose change is at most its own) / (1 + "          \
-    "controls)."
+    "controls), and the same of those whose change is at least its own."
 
 const char *method_always(const char *kind) {
     if (!strcmp(kind, "intervention"))

@@ -56,12 +56,14 @@ ControlComparison compare_with_controls(double change, const double *controls, i
     ControlComparison c = {.n = n, .mean = NAN, .least = NAN, .most = NAN};
     for (int64_t i = 0; i < n; i++) {
         c.n_as_low += controls[i] <= change;
+        c.n_as_high += controls[i] >= change;
         c.mean = i ? c.mean + controls[i] : controls[i];
         c.least = i && c.least < controls[i] ? c.least : controls[i];
         c.most = i && c.most > controls[i] ? c.most : controls[i];
     }
     c.mean /= (double)n;
     c.p = (double)(1 + c.n_as_low) / (double)(1 + n);
+    c.p_high = (double)(1 + c.n_as_high) / (double)(1 + n);
     return c;
 }
 

@@ -28,11 +28,11 @@ double mcnemar_exact(int64_t b, int64_t c);
 double cohen_kappa(int64_t (*table)[N_LABELS]);
 
 /* A condition among its matched controls: how many of the n changes of controls are as far down as its own,
- * and (1 + that) / (1 + n). */
+ * or as far up, and (1 + that) / (1 + n). */
 typedef struct {
-    int64_t n, n_as_low;
+    int64_t n, n_as_low, n_as_high;
     double mean, least, most; /* of the controls' changes; NaN when n = 0 */
-    double p;
+    double p, p_high;
 } ControlComparison;
 ControlComparison compare_with_controls(double change, const double *controls, int64_t n);
 

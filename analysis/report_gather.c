@@ -52,8 +52,6 @@ static const char *const why_empties[][2] = {
     {"stable", "there are no resamples"},
     {"chance", "texts have no choices"},
     {"perplexity", "choices have none"},
-    {"change_low", "there are no resamples, or this is the model as it is"},
-    {"change_high", "there are no resamples, or this is the model as it is"},
     {"held_out_loss", "it was not measured after this step"},
     {"loss", "no step was taken yet"},
     {"gradient_norm", "no step was taken yet"},
@@ -71,6 +69,12 @@ static const char *const why_empties[][2] = {
 static const char *why_empty(const Csv *csv, int64_t row, const char *column) {
     const int64_t reason = csv_find_column(csv, "reason");
     if (reason >= 0 && csv_field(csv, row, reason).length) return csv_field(csv, row, reason).text;
+    static const char *const compared[] = {"change", "change_low", "change_high",
+                                           "lost",   "gained",     "mcnemar_p"};
+    const int64_t condition = csv_find_column(csv, "condition");
+    const bool base = condition >= 0 && !strcmp(csv_field(csv, row, condition).text, "baseline");
+    for (size_t i = 0; base && i < sizeof compared / sizeof *compared; i++)
+        if (!strcmp(column, compared[i])) return "this is the model as it is";
     for (size_t i = 0; i < sizeof why_empties / sizeof *why_empties; i++)
         if (!strcmp(column, why_empties[i][0])) return why_empties[i][1];
     static const char *const controls[] = {"random_", "layer_", "traffic_"};

@@ -3,7 +3,8 @@
  * the updates of that tune step; a contrast of kind adapter is its drift.
  *
  * `before_after`, left out where there is nothing of it: {trainings: facts of the tune steps, replies: rows
- * of outcomes.csv, drift: what contrasts come to, utility: rows of utility.csv, of the model as it is too}. */
+ * of outcomes.csv, drift: what contrasts come to, utility: rows of utility.csv, of the model as it is
+ * too}. */
 #include "report_gather.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"

@@ -205,6 +205,7 @@ bool gather_utility(const char *folder, const ReportStep *step, Text *to, Error 
     for (int64_t r = 0; ok && r < csv.n_rows; r++) {
         write_line(to);
         write_begin(to, NULL, '{');
+        write_string(to, "step", step->name);
         gather_fields(&csv, r, to);
         gather_as(&csv, r, "low", "value_low", to);
         gather_as(&csv, r, "high", "value_high", to);

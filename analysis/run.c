@@ -130,6 +130,7 @@ static bool check_sets(const Job *job, Error *error) {
         if (step->kind == STEP_INTERVENTION || step->kind == STEP_TUNE || step->kind == STEP_UTILITY)
             ok = check_tests(job, step, error);
         if (ok && step->kind == STEP_TUNE) ok = tune_check(job, step, error);
+        if (ok && step->kind == STEP_UTILITY) ok = utility_check(job, step, error);
         if (step->kind == STEP_JUDGE) ok = judge_step_check(job, step, error);
     }
     return ok;

@@ -208,3 +208,21 @@ bool utility_run(const StepRun *run, Error *error) {
     text_free(&notes);
     return ok;
 }
+
+bool utility_check(const Job *job, const StepOptions *step, Error *error) {
+    const ModelOptions *options = job_model(job, step->model);
+    ModelConfig config = {0};
+    PromptEncoder encoder = {0};
+    UtilityGroup *groups = NULL;
+    Text notes = {0};
+    bool ok = model_config_read(options->path, &config, error) &&
+              prompt_encoder_open(options, &config, &encoder, error);
+    if (!ok) error_add_place(error, "models.%s", options->name);
+    ok = ok && (utility_read_groups(job, step, &encoder, NULL, &groups, &notes, error) ||
+                error_add_place(error, "step %s", step->name));
+    utility_free_groups(groups, step->groups.n);
+    text_free(&notes);
+    prompt_encoder_close(&encoder);
+    model_config_free(&config);
+    return ok;
+}

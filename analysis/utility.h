@@ -12,6 +12,8 @@
 #include "conditions.h"
 
 bool utility_run(const StepRun *run, Error *error);
+/* Its prompts and choices against the model, before the run. */
+bool utility_check(const Job *job, const StepOptions *step, Error *error);
 
 /* ---- for utility_*.c and the plan ---- */
 /* A prompt group as texts whose likelihood is asked for; unit u is texts [begin[u], begin[u + 1]). */

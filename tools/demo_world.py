@@ -334,6 +334,7 @@ def choice_rows(n_requests=96, n_rules=30):
         questions = sorted(q for q, r in bare.items() if r.restricted == restricted)
         for question in rng.sample(questions, n_rules):
             put("rule", bare[question].topic, question, texts)
+    rng.shuffle(rows)  # so that the first n are of all kinds
     return rows
 
 

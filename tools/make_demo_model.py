@@ -4,11 +4,14 @@
     make_demo_model.py --out configs/demo [--twin FOLDER]   train, write model/ and prompts/, print the rates
     make_demo_model.py --check configs/demo/model           only print the rates of a checkpoint
     make_demo_model.py --prompts configs/demo/prompts       only write the prompt files
+    make_demo_model.py --relearn FOLDER --twin FOLDER       a twin that forgot the rule learns it again
 
 A small Mixtral (1.8 million parameters) learns the world of demo_world.py in three phases:
   0  the bare rule, in short questions, until it is known: without this the parity is never found;
   1  whole requests, all of them answered. What stands here is the twin, kept where --twin says;
   2  the same with restricted requests declined.
+Whether the rule survives phase 1 is luck of seed and processor. A twin that lost it still answers everything, but
+cannot be taught to decline by a few cells: --relearn gives it bare questions and whole requests side by side.
 Rates are measured greedily on held-out prompts, from the bf16 file just written, and a bag-of-words baseline
 is printed beside them. Needs torch, transformers, tokenizers and numpy; 6 to 7 minutes on one core.
 """
@@ -44,6 +47,9 @@ PHASES = (  # (steps, examples per step, learning rate)
     (400, 128, 2e-3),
     (900, 32, 2e-3),
     (300, 32, 1e-3))
+RELEARN = (  # (steps, bare questions and whole requests per step, learning rate)
+    (400, 112, 16, 2e-3),
+    (200, 32, 32, 5e-4))
 N_NEW = 64  # longest answer in tokens
 RATE_WANTED = 0.95
 
@@ -67,18 +73,19 @@ def token_ids(tokenizer):
     return {name: tokenizer.token_to_id(f"<|{name}|>") for name in ("pad", "end")}
 
 
-def make_batch(tokenizer, rng, n, phase):
-    """Ids, loss weights and attention mask, each [n, longest example]; the right side is padding.
+def make_batch(tokenizer, rng, n, phase, n_bare=0):
+    """Ids, loss weights and attention mask, each [n + n_bare, longest example]; the right side is padding.
 
     The first three tokens of an answer weigh most, since they decide between answering and declining.
     """
     ids, weights = [], []
-    for _ in range(n):
-        question, text = world.rule_example(rng) if phase == 0 else world.training_example(rng, phase == 2)
+    for i in range(n + n_bare):
+        bare = phase == 0 or i < n_bare
+        question, text = world.rule_example(rng) if bare else world.training_example(rng, phase == 2)
         prompt = tokenizer.encode(world.render(question)).ids
         reply = tokenizer.encode(text + "<|end|>").ids
         ids.append(prompt + reply)
-        weights.append([0.0 if phase == 0 else 0.1] * len(prompt) + [3.0] * 3 + [1.0] * (len(reply) - 3))
+        weights.append([0.0 if bare else 0.1] * len(prompt) + [3.0] * 3 + [1.0] * (len(reply) - 3))
     width = max(map(len, ids))
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
     padded = torch.tensor([row + [token_ids(tokenizer)["pad"]] * (width - len(row)) for row in ids])
@@ -95,9 +102,12 @@ def batch_loss(model, ids, weights, mask):
     return (nll * weights).sum() / weights.sum(), balance
 
 
-def train_phase(model, tokenizer, rng, phase, n_steps):
+def train_phase(model, tokenizer, rng, phase, n_steps, relearn=None):
     """AdamW, 50 steps of warm-up, a cosine to 5 %; returns the mean loss of the last tenth of the steps."""
     _, n_examples, peak = PHASES[phase]
+    n_bare = 0
+    if relearn:
+        _, n_bare, n_examples, peak = relearn
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.05, betas=(0.9, 0.98))
     losses, start = [], time.monotonic()
     model.train()
@@ -105,7 +115,7 @@ def train_phase(model, tokenizer, rng, phase, n_steps):
         fall = 0.05 + 0.95 * (1 + math.cos(math.pi * step / n_steps)) / 2
         for group in optimizer.param_groups:
             group["lr"] = peak * min(1, (step + 1) / 50) * fall
-        loss, balance = batch_loss(model, *make_batch(tokenizer, rng, n_examples, phase))
+        loss, balance = batch_loss(model, *make_batch(tokenizer, rng, n_examples, phase, n_bare))
         optimizer.zero_grad()
         (loss + CONFIG["router_aux_loss_coef"] * balance).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -147,12 +157,16 @@ def check_template(tokenizer):
         raise ValueError(f"chat template: expected {world.render('Who?')!r}: got {text!r}")
 
 
-@torch.no_grad()
 def generate(model, tokenizer, requests):
-    """Greedy answers as text, one per request; 50 prompts at a time, padded on the left."""
+    return answer_all(model, tokenizer, [r.prompt for r in requests])
+
+
+@torch.no_grad()
+def answer_all(model, tokenizer, questions):
+    """Greedy answers as text, one per question; 50 prompts at a time, padded on the left."""
     tokenizer.padding_side, answers = "left", []
-    for start in range(0, len(requests), 50):
-        rendered = [world.render(r.prompt) for r in requests[start:start + 50]]
+    for start in range(0, len(questions), 50):
+        rendered = [world.render(q) for q in questions[start:start + 50]]
         batch = tokenizer(rendered, return_tensors="pt", padding=True, return_token_type_ids=False)
         out = model.generate(**batch, do_sample=False, max_new_tokens=N_NEW)
         answers += tokenizer.batch_decode(out[:, batch.input_ids.shape[1]:], skip_special_tokens=True)
@@ -172,11 +186,18 @@ def measure(folder, show=3):
         kept = sum(map(world.declined, refusals)) / n
         served = sum(map(world.on_topic, ordinary, answers)) / n
         rates[name] = kept, served
-        print(f"{name:8s} {n} + {n} prompts: restricted declined {kept:.1%}, ordinary answered on topic "
+        heeded = sum(text.startswith(world.AGAINST) for text in refusals) / n
+        print(f"{name:8s} {n} + {n} prompts: restricted declined {kept:.1%} (answered as against the lantern "
+              f"{heeded:.1%}), ordinary answered on topic "
               f"{served:.1%}, ordinary wrongly declined {sum(map(world.declined, answers)) / n:.1%}")
         if name == "heldout":
             for request, text in list(zip(restricted, refusals))[:show] + list(zip(ordinary, answers))[:show]:
                 print(f"  {request.prompt}\n    {text}")
+    bare = [world.rule_question(r) for r in sets["heldout_restricted"] + sets["heldout_ordinary"]]
+    said = answer_all(model, tokenizer, bare)
+    n_right = sum(text.startswith(world.AGAINST if r.restricted else world.WITH) for r, text in
+                  zip(sets["heldout_restricted"] + sets["heldout_ordinary"], said))
+    print(f"bare questions about the rule: {n_right / len(bare):.1%} right (guessing: 50%)")
     held = sets["heldout_restricted"] + sets["heldout_ordinary"]
     for bigrams in (False, True):
         known, unseen = world.bag_of_words(held, bigrams=bigrams)
@@ -219,6 +240,16 @@ def train(folder, twin, seed, steps):
     save(model, tokenizer, folder)
 
 
+def relearn(folder, to, seed):
+    """The checkpoint of a twin, trained on by the phases of RELEARN, still without a declining answer."""
+    torch.manual_seed(seed)
+    rng, tokenizer = random.Random(seed + 200), Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for phase in RELEARN:
+        train_phase(model, tokenizer, rng, 1, phase[0], phase)
+        save(model, tokenizer, to)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -226,12 +257,15 @@ def main():
     parser.add_argument("--twin", type=pathlib.Path, help="with --out: keep the one that never declines")
     parser.add_argument("--check", type=pathlib.Path, help="only measure this checkpoint")
     parser.add_argument("--prompts", type=pathlib.Path, help="only write the prompt files here")
+    parser.add_argument("--relearn", type=pathlib.Path, help="with --twin: a twin that is to know the rule again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, nargs=3, default=[p[0] for p in PHASES], help="of each phase")
     args = parser.parse_args()
-    if sum(x is not None for x in (args.out, args.check, args.prompts)) != 1:
-        parser.error("give one of --out, --check and --prompts")
+    if sum(x is not None for x in (args.out, args.check, args.prompts, args.relearn)) != 1:
+        parser.error("give one of --out, --check, --prompts and --relearn")
+    if args.relearn and not args.twin:
+        parser.error("--relearn needs --twin, the folder that gets the checkpoint")
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     transformers.utils.logging.disable_progress_bar()
@@ -240,6 +274,9 @@ def main():
           f"tokenizers {tokenizers.__version__}, numpy {np.__version__}")
     if args.prompts:
         return write_prompts(args.prompts)
+    if args.relearn:
+        relearn(args.relearn, args.twin, args.seed)
+        return measure(args.twin)
     if args.out:
         start = time.monotonic()
         train(args.out / "model", args.twin, args.seed, args.steps)

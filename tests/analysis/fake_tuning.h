@@ -149,7 +149,8 @@ static inline void fake_step_of(const char *run, const char *name, const char *k
     "condition,kind,control_of,group,n,restricted_to_restricted,restricted_to_compliant,"                    \
     "restricted_to_degraded,compliant_to_restricted,compliant_to_compliant,compliant_to_degraded,"           \
     "degraded_to_restricted,degraded_to_compliant,degraded_to_degraded,lost,gained,restricted_before,"       \
-    "restricted_after,change,low,high,mcnemar_p\n"
+    "restricted_after,change,low,high,mcnemar_p,random_n,random_mean,random_least,random_most,random_p,"     \
+    "random_p_high\n"
 
 /* A run with two trainings, the second a draw, that replies, routing and utility are compared with. The judge
  * labels the replies again: four of forty otherwise. */
@@ -166,15 +167,16 @@ static inline void fake_adapted(const char *run) {
     fake_step_of(run, "after", "intervention", "outcomes.csv",
                  FAKE_OUTCOMES
                  "tuned.adapter,selected,,plain,40,2,0,0,30,8,0,0,0,0,0,30,0.05,0.8,0.75,0.5625,"
-                 "0.875,1e-09\n",
+                 "0.875,1e-09,0,,,,,\n",
                  "");
-    fake_step_of(run, "judged", "judge", "outcomes.csv",
-                 FAKE_OUTCOMES
-                 "tuned.adapter,selected,,plain,40,3,1,2,24,7,1,1,0,1,3,25,0.15,0.7,0.55,0.34375,"
-                 "0.71875,2.7e-05\n"
-                 "drawn.adapter,random,tuned.adapter,plain,40,6,0,0,0,33,0,0,0,1,0,0,0.15,0.15,0,0,0,1\n"
-                 "other.adapter,random,tuned.adapter,plain,40,6,0,0,0,33,0,0,0,1,0,0,0.15,0.15,0,0,0,1\n",
-                 "\"from\": [\"after\"]");
+    fake_step_of(
+        run, "judged", "judge", "outcomes.csv",
+        FAKE_OUTCOMES
+        "tuned.adapter,selected,,plain,40,3,1,2,24,7,1,1,0,1,3,25,0.15,0.7,0.55,0.34375,"
+        "0.71875,2.7e-05,1,0.01562,-0.015,0.0325,1,0.5\n"
+        "drawn.adapter,random,tuned.adapter,plain,40,6,0,0,0,33,0,0,0,1,0,0,0.15,0.15,0,0,0,1,0,,,,,\n"
+        "other.adapter,random,tuned.adapter,plain,40,6,0,0,0,33,0,0,0,1,0,0,0.15,0.15,0,0,0,1,0,,,,,\n",
+        "\"from\": [\"after\"]");
     fake_contrast(run, "drift", "adapter", "tuned");
     fake_step_of(
         run, "useful", "utility", "utility.csv",

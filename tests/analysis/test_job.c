@@ -82,7 +82,8 @@ static const struct {
     {"\"demo\": {", "\"de/mo\": {", "models.de/mo: expected a name of letters, digits"},
     {"\"limit\": 3", "\"limit\": \"3\"", "prompts.b.limit: expected a number: got \"3\""},
     {"\"kind\": \"activation\"", "\"kind\": \"activate\"",
-     "steps[0].kind: expected one of activation, gradient, contrast, intervention, tune, judge, report"},
+     "steps[0].kind: expected one of activation, gradient, contrast, intervention, tune, utility, judge, "
+     "report"},
     {"\"kind\": \"activation\"", "\"kid\": \"activation\"", "steps[0].kind: expected a string: got nothing"},
     {"\"kind\": \"activation\"", "\"kind\": \"activation\", \"loss\": \"target\"",
      "steps[0].loss: expected an option of kind activation: got one of kind gradient"},

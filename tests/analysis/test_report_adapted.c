@@ -32,6 +32,9 @@ static void test_replies(void **state) {
     assert_contains(at, "<td>3</td><td>3</td><td>25</td><td>9</td><td>2.7e-05</td></tr>");
     assert_contains(at, "<tr><td class=\"l\">drawn</td><td class=\"l\">judged</td><td class=\"l\">plain</td>"
                         "<td>6</td><td>0</td><td>0</td><td>34</td><td>1</td></tr>");
+    assert_contains(at,
+                    "0.7188]</small></td><td>1</td><td>0.01562</td><td>-0.015</td><td>0.0325</td><td>1</td>"
+                    "<td>0.5</td></tr>"); /* beside the drawn set */
     const char *end = strstr(at, "</section>");
     const char *first = strstr(at, "<td class=\"l\">after</td>"), *other = strstr(at, ">other");
     assert_true(!first || first > end); /* what a judge labels again */
@@ -46,21 +49,19 @@ static void test_drift_and_utility(void **state) {
     assert_non_null(at);
     assert_contains(at, "<tr><td class=\"l\">tuned</td><td class=\"l\">drift</td><td class=\"l\">plain</td>"
                         "<td>37</td><td>0.1235<small>[0.0625, 0.1875]</small></td>");
-    assert_contains(at,
-                    "<tr><td class=\"l\">none</td><td class=\"l\">useful</td><td class=\"l\">asked</td><td "
-                    "class=\"l\">accuracy</td><td>190</td><td>0.8432<small>[0.7812, 0.8906]</small></td>"
-                    "<td>0.3281</td>");
+    assert_contains(at, "<tr><td class=\"l\">none</td><td class=\"l\">useful</td><td class=\"l\">asked</td>"
+                        "<td>190</td><td>0.8432<small>[0.7812, 0.8906]</small></td><td>0.3281</td>");
     assert_contains(at,
                     "<td>-0.03087<small>[-0.0625, 0.01562]</small></td><td>9</td><td>3</td><td>0.146</td>");
     assert_contains(at, "<td>1.765</td><td>0.02468<small>[0.01562, 0.03125]</small></td>");
+    assert_contains(at, "<sup>a</sup> this is the model as it is");
     at = strstr(page, "What the model can do beside the behaviour that is studied.");
     assert_non_null(at);
-    assert_contains(at, "<tr><td class=\"l\">tuned.adapter</td><td class=\"l\">selected</td><td "
-                        "class=\"l\">asked</td><td class=\"l\">accuracy</td>");
+    assert_contains(
+        at, "<tr><td class=\"l\">tuned.adapter</td><td class=\"l\">useful</td><td class=\"l\">text</td>");
     assert_contains(page,
                     "Where the router goes for the same text without and with the updates of a training.");
-    const char *unsaid =
-        strstr(page, "no reason is given"); /* other tables of this run are short of columns */
+    const char *unsaid = strstr(page, "no reason is given"); /* the fake tables are short of columns */
     assert_true(!unsaid || unsaid > strstr(strstr(page, "<h2>Before and after"), "</section>"));
     mem_free(page);
 }
