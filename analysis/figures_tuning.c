@@ -2,6 +2,7 @@
 #include "contrast.h"
 #include "figures_parts.h"
 #include <math.h>
+#include <string.h>
 
 /* ---- contrast ---- */
 static const char *const curve_words[N_CURVES] = {"Jensen-Shannon divergence", "overlap@k",
@@ -48,14 +49,25 @@ bool figure_contrast(const ReportView *view, const Figure *figure, Text *data, T
 }
 
 /* ---- training ---- */
+/* Behind loss and held-out loss, columns 2 and 3 of the data: a panel each where it has numbers. */
+static const struct {
+    const char *key, *words;
+} panels[] = {{"gradient_norm", "length of the gradient"}, {"learning_rate", "learning rate"},
+              {"router_kl", "KL of the routers (nats)"},   {"router_distance", "distance of the routers"},
+              {"preferred", "share of pairs put right"},   {"preference_margin", "margin of pairs"}};
+enum { N_PANELS = sizeof panels / sizeof *panels, N_ALWAYS = 2, FIRST_PANEL = 4 };
+
 static double put_rows(Json rows, Text *data) {
-    static const char *const keys[] = {"loss", "held_out_loss", "gradient_norm", "learning_rate"};
     double last = 1;
-    text_put_string(data, "step,training,held out,gradient,rate\n");
+    text_put_string(data, "step,training,held out");
+    for (int i = 0; i < N_PANELS; i++) text_format(data, ",%s", panels[i].key);
+    text_put_string(data, "\n");
     for (Json at = {0}; json_next(&rows, &at);) {
         last = view_number(json_member(&at, "step"));
         text_format(data, "%.0f", last);
-        for (size_t k = 0; k < sizeof keys / sizeof *keys; k++) figure_put_member(data, at, keys[k]);
+        figure_put_member(data, at, "loss");
+        figure_put_member(data, at, "held_out_loss");
+        for (int i = 0; i < N_PANELS; i++) figure_put_member(data, at, panels[i].key);
         text_put_string(data, "\n");
     }
     return last;
@@ -77,21 +89,24 @@ static void put_curve(Text *plot, Json rows, const char *key, int column, bool w
                 "%s'drawing.csv' using 1:%d with %s linewidth 2 linecolor rgb '%s' dashtype %d title "
                 "columnheader(%d)",
                 is_open(plot) ? "" : ", ", column,
-                with_points ? "linespoints pointtype 7 pointsize 0.5" : "lines", figure_colours[column - 2],
-                with_points ? 2 : 1, column);
+                with_points ? "linespoints pointtype 7 pointsize 0.5" : "lines",
+                figure_colours[(column - 2) % 6], with_points ? 2 : 1, column);
 }
 
-static void put_panel(Text *plot, Json rows, const char *words, int column, const char *key) {
-    text_format(plot, "set ylabel '%s'\n%s\nplot ", words,
-                any_finite(rows, key) ? "set yrange [0:*]" : "set yrange [0:1]");
-    put_curve(plot, rows, key, column, false);
+static void put_panel(Text *plot, Json rows, int i) {
+    const bool any = any_finite(rows, panels[i].key), is_signed = !strcmp(panels[i].key, "preference_margin");
+    text_format(plot, "set ylabel '%s'\nset yrange %s\nunset key\nplot ", panels[i].words,
+                !any        ? "[0:1]"
+                : is_signed ? "[*:*]"
+                            : "[0:*]");
+    put_curve(plot, rows, panels[i].key, FIRST_PANEL + i, false);
     if (is_open(plot)) text_put_string(plot, "NaN notitle");
     text_put_string(plot, "\n");
 }
 
 /* Losses of a training do not begin at 0, and the state that was taken is marked. */
 static void put_losses(Text *plot, Json rows, double taken) {
-    text_put_string(plot, "set ylabel 'loss (nats a token)'\n");
+    text_put_string(plot, "set key on\nset ylabel 'loss'\n");
     if (!any_finite(rows, "loss") && !any_finite(rows, "held_out_loss"))
         text_put_string(plot, "set yrange [0:1]\n");
     if (isfinite(taken))
@@ -116,12 +131,14 @@ bool figure_training(const ReportView *view, const Figure *figure, Text *data, T
                 "set key outside above left vertical maxrows 2 Left reverse samplen 2\nset xrange [0:%.0f]\n"
                 "set xlabel 'step'\nset ytics format '%%.3g'\nset xtics format '%%.6g'\n",
                 last > 1 ? last : 1.0);
-    text_put_string(&plot, "set multiplot layout 1,3\nset yrange [*:*]\n");
+    int n = 1;
+    for (int i = 0; i < N_PANELS; i++) n += i < N_ALWAYS || any_finite(rows, panels[i].key);
+    text_format(&plot, "set multiplot layout %d,3\nset yrange [*:*]\n", (n + 2) / 3);
     put_losses(&plot, rows, view_number(json_member(&step->facts, "step_taken")));
-    put_panel(&plot, rows, "length of the gradient", 4, "gradient_norm");
-    put_panel(&plot, rows, "learning rate", 5, "learning_rate");
+    for (int i = 0; i < N_PANELS; i++)
+        if (i < N_ALWAYS || any_finite(rows, panels[i].key)) put_panel(&plot, rows, i);
     text_put_string(&plot, "unset multiplot");
-    figure_put_plot(script, 930, 320, &plot);
+    figure_put_plot(script, 930, 320 * ((n + 2) / 3), &plot);
     text_free(&plot);
     return true;
 }

@@ -47,22 +47,44 @@ static void put_training_facts(const ViewStep *step, Text *to) {
 }
 
 /* ---- losses ---- */
+static bool any_number(Json rows, const char *key) {
+    bool any = false;
+    for (Json at = {0}; json_next(&rows, &at);) any = any || isfinite(view_number(json_member(&at, key)));
+    return any;
+}
+
+/* Of the columns that an objective or a switch adds those that have numbers. */
+static int64_t training_columns(Json rows, Column *columns) {
+    static const Column always[] = {{"step", "step", false, false},
+                                    {"loss", "loss", false, false},
+                                    {"held_out_loss", "held-out loss", false, false},
+                                    {"gradient_norm", "length of the gradient", false, false},
+                                    {"learning_rate", "rate", false, false},
+                                    {"examples", "prompts", false, false},
+                                    {"target_tokens", "target tokens", false, false}},
+                        added[] = {{"router_kl", "KL of the routers", false, false},
+                                   {"router_distance", "distance of the routers", false, false},
+                                   {"preferred", "pairs put right", false, false},
+                                   {"preference_margin", "margin", false, false}};
+    int64_t n = COUNT(always);
+    memcpy(columns, always, sizeof always);
+    for (int64_t i = 0; i < COUNT(added); i++)
+        if (any_number(rows, added[i].key)) columns[n++] = added[i];
+    return n;
+}
+
 static void put_training(const ReportView *view, int64_t s, const Figures *figures, Text *to) {
-    static const Column columns[] = {{"step", "step", false, false},
-                                     {"loss", "loss", false, false},
-                                     {"held_out_loss", "held-out loss", false, false},
-                                     {"gradient_norm", "length of the gradient", false, false},
-                                     {"learning_rate", "rate", false, false},
-                                     {"examples", "prompts", false, false},
-                                     {"target_tokens", "target tokens", false, false}};
+    enum { MOST_COLUMNS = 11 };
+    Column columns[MOST_COLUMNS];
     const Json rows = json_member(&view->steps[s].entry, "training");
+    const int64_t n = training_columns(rows, columns);
     Table table = {0};
     report_put_heading(to, s, "training", "Training");
     report_put_figures(view, s, 1u << FIGURE_TRAINING, figures, to);
     text_put_string(to, "<details><summary>table of steps</summary>");
-    table_begin(&table, to, NULL, columns, COUNT(columns));
+    table_begin(&table, to, NULL, columns, n);
     for (Json at = {0}; json_next(&rows, &at) && table.n_rows < view_limit(view, "rows");)
-        table_row(&table, at, columns, COUNT(columns));
+        table_row(&table, at, columns, n);
     table_end(&table);
     text_put_string(to, "<p class=\"soft small\">At most ");
     html_put_json(to, json_member(&view->page, "rows"));
