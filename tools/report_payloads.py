@@ -176,7 +176,16 @@ def training_step(folder, turn):
     write_json(os.path.join(folder, "step.json"),
                dict(SHAPE, kind="tune", model=turn.next(), objective=turn.next(), ended=turn.next(), n_cells=turn.next(),
                     step_taken=turn.next(), held_out_least=None, held_out_least_reason=turn.next(),
-                    switches={"projections": [turn.next()], "b" + turn.next(): turn.next()}, warnings=[turn.next()]))
+                    switches={"control": turn.next(), "draw": turn.next(), "projections": [turn.next()], "b" + turn.next(): turn.next()}, warnings=[turn.next()]))
+
+
+def utility_step(folder, turn):
+    write_csv(os.path.join(folder, "utility.csv"),
+              ["condition", "kind", "group", "measure", "n", "value", "low", "high", "chance", "change", "lost", turn.next()],
+              [(condition, turn.next(), turn.next(), measure, 9, 0.5, 0.25, turn.next(), turn.next(), 0.1, turn.next(), 1)
+               for measure in ("accuracy", "nll") for condition in ("baseline", "tune.adapter", turn.next())])
+    write_json(os.path.join(folder, "step.json"), {"kind": "utility", "model": turn.next(), "definition": turn.next(),
+                                                   "switches": {"c" + turn.next(): turn.next()}, "warnings": [turn.next()]})
 
 
 def make_folder(program, folder, number):
@@ -185,16 +194,18 @@ def make_folder(program, folder, number):
     turn = Turn(texts, 37 * number)
     group_fits = lambda text: text not in ("", "shared") and len(text) < 300
     groups = [turn.next(group_fits), turn.next(group_fits)]
-    for name in ("measure", "judge", "ask", "tune"):
+    for name in ("measure", "judge", "ask", "tune", "use"):
         os.makedirs(os.path.join(folder, name))
     measuring_step(program, os.path.join(folder, "measure"), groups, turn)
     replies = judging_step(os.path.join(folder, "judge"), groups, turn)
     contrasting_step(os.path.join(folder, "ask"), turn)
     training_step(os.path.join(folder, "tune"), turn)
+    utility_step(os.path.join(folder, "use"), turn)
     write_json(os.path.join(folder, "job.json"),
                {"schema_version": 1, "note": turn.next(), "all": texts,
                 "steps": [{"name": "measure", "kind": "activation"}, {"name": "judge", "kind": "intervention"},
-                          {"name": "ask", "kind": "contrast"}, {"name": "tune", "kind": "tune"}]})
+                          {"name": "ask", "kind": "contrast"}, {"name": "tune", "kind": "tune"},
+                          {"name": "use", "kind": "utility"}]})
     write_json(os.path.join(folder, "manifest.json"),
                {"version": turn.next(), "device": turn.next(), "inputs": [
                    {"name": turn.next(), "bytes": 1, "sha256": turn.next(), "sha256_of": turn.next()} for _ in range(5)]})
