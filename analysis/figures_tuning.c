@@ -49,25 +49,33 @@ bool figure_contrast(const ReportView *view, const Figure *figure, Text *data, T
 }
 
 /* ---- training ---- */
-/* Behind loss and held-out loss, columns 2 and 3 of the data: a panel each where it has numbers. */
+/* Behind the loss, column 2 of the data: a panel each where it has numbers. */
 static const struct {
     const char *key, *words;
 } panels[] = {{"gradient_norm", "length of the gradient"}, {"learning_rate", "learning rate"},
               {"router_kl", "KL of the routers (nats)"},   {"router_distance", "distance of the routers"},
               {"preferred", "share of pairs put right"},   {"preference_margin", "margin of pairs"}};
-enum { N_PANELS = sizeof panels / sizeof *panels, N_ALWAYS = 2, FIRST_PANEL = 4 };
+enum { N_PANELS = sizeof panels / sizeof *panels, N_ALWAYS = 2, FIRST_PANEL = 3 };
 
+/* A second block has the rows in which held-out prompts were measured, so that a line connects them. */
 static double put_rows(Json rows, Text *data) {
     double last = 1;
-    text_put_string(data, "step,training,held out");
+    text_put_string(data, "step,training");
     for (int i = 0; i < N_PANELS; i++) text_format(data, ",%s", panels[i].key);
     text_put_string(data, "\n");
     for (Json at = {0}; json_next(&rows, &at);) {
         last = view_number(json_member(&at, "step"));
         text_format(data, "%.0f", last);
         figure_put_member(data, at, "loss");
-        figure_put_member(data, at, "held_out_loss");
         for (int i = 0; i < N_PANELS; i++) figure_put_member(data, at, panels[i].key);
+        text_put_string(data, "\n");
+    }
+    text_put_string(data, "\n\nstep,held out\n");
+    for (Json at = {0}; json_next(&rows, &at);) {
+        const double held_out = view_number(json_member(&at, "held_out_loss"));
+        if (!isfinite(held_out)) continue;
+        text_format(data, "%.0f", view_number(json_member(&at, "step")));
+        figure_put_value(data, held_out);
         text_put_string(data, "\n");
     }
     return last;
@@ -83,14 +91,12 @@ static bool any_finite(Json rows, const char *key) {
 static bool is_open(const Text *plot) { return plot->length && plot->bytes[plot->length - 1] == ' '; }
 
 /* A column against the step. gnuplot takes a column without a number for an error: nothing is drawn then. */
-static void put_curve(Text *plot, Json rows, const char *key, int column, bool with_points) {
+static void put_curve(Text *plot, Json rows, const char *key, int column) {
     if (!any_finite(rows, key)) return;
     text_format(plot,
-                "%s'drawing.csv' using 1:%d with %s linewidth 2 linecolor rgb '%s' dashtype %d title "
+                "'drawing.csv' index 0 using 1:%d with lines linewidth 2 linecolor rgb '%s' title "
                 "columnheader(%d)",
-                is_open(plot) ? "" : ", ", column,
-                with_points ? "linespoints pointtype 7 pointsize 0.5" : "lines",
-                figure_colours[(column - 2) % 6], with_points ? 2 : 1, column);
+                column, figure_colours[(column - 2) % 6], column);
 }
 
 static void put_panel(Text *plot, Json rows, int i) {
@@ -99,7 +105,7 @@ static void put_panel(Text *plot, Json rows, int i) {
                 !any        ? "[0:1]"
                 : is_signed ? "[*:*]"
                             : "[0:*]");
-    put_curve(plot, rows, panels[i].key, FIRST_PANEL + i, false);
+    put_curve(plot, rows, panels[i].key, FIRST_PANEL + i);
     if (is_open(plot)) text_put_string(plot, "NaN notitle");
     text_put_string(plot, "\n");
 }
@@ -115,8 +121,13 @@ static void put_losses(Text *plot, Json rows, double taken) {
                     "linewidth 1 dashtype 2\n",
                     taken, taken);
     text_put_string(plot, "plot ");
-    put_curve(plot, rows, "loss", 2, false);
-    put_curve(plot, rows, "held_out_loss", 3, true);
+    put_curve(plot, rows, "loss", 2);
+    if (any_finite(rows, "held_out_loss"))
+        text_format(
+            plot,
+            "%s'drawing.csv' index 1 using 1:2 with linespoints linewidth 2 linecolor rgb '%s' dashtype "
+            "2 pointtype 7 pointsize 0.5 title columnheader(2)",
+            is_open(plot) ? "" : ", ", figure_colours[1]);
     if (is_open(plot)) text_put_string(plot, "NaN notitle");
     text_put_string(plot, "\nunset arrow 1\n");
 }
