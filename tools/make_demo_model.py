@@ -47,9 +47,7 @@ PHASES = (  # (steps, examples per step, learning rate)
     (400, 128, 2e-3),
     (900, 32, 2e-3),
     (300, 32, 1e-3))
-RELEARN = (  # (steps, bare questions and whole requests per step, learning rate)
-    (400, 112, 16, 2e-3),
-    (200, 32, 32, 5e-4))
+RELEARN = 400, 112, 16, 2e-3  # steps, bare questions and whole requests per step, learning rate
 N_NEW = 64  # longest answer in tokens
 RATE_WANTED = 0.95
 
@@ -241,13 +239,12 @@ def train(folder, twin, seed, steps):
 
 
 def relearn(folder, to, seed):
-    """The checkpoint of a twin, trained on by the phases of RELEARN, still without a declining answer."""
+    """The checkpoint of a twin, trained on as RELEARN says, still without a declining answer."""
     torch.manual_seed(seed)
     rng, tokenizer = random.Random(seed + 200), Tokenizer.from_file(str(folder / "tokenizer.json"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    for phase in RELEARN:
-        train_phase(model, tokenizer, rng, 1, phase[0], phase)
-        save(model, tokenizer, to)
+    train_phase(model, tokenizer, rng, 1, RELEARN[0], RELEARN)
+    save(model, tokenizer, to)
 
 
 def main():

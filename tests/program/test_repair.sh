@@ -16,7 +16,7 @@ fail() {
 small=(--set prompts.ranking.limit=6 --set prompts.ranking_ordinary.limit=6 --set prompts.tuning.limit=8
     --set prompts.tuning_ordinary.limit=4 --set prompts.restricted.limit=5 --set prompts.ordinary.limit=4
     --set prompts.choices.limit=70 --set steps.tested.max_new_tokens=12)
-for step in repair random_1 random_2 random_3 all; do small+=(--set steps.$step.epochs=2 --set steps.$step.learning_rate=0.02 --set steps.$step.warmup=0 --set steps.$step.examples=4); done
+for step in repair random_1 random_2 random_3 all; do small+=(--set steps.$step.steps=6 --set steps.$step.learning_rate=0.02 --set steps.$step.warmup=0 --set steps.$step.examples=4); done
 study() { "$program" run "$source/configs/jobs/raset-demo.json" --out "$1" "${small[@]}" "${@:2}" >"$1.log" 2>&1; }
 study whole || { cat whole.log; exit 1; }
 
