@@ -1,6 +1,7 @@
 /* Which figures a run has, and how they come about: data and script are written, gnuplot draws, and what it
  * writes is brought into one form: the ids of an SVG get the figure's number, so that many can stand in one
  * page, and its tooltips with file names go. */
+#include "contrast.h"
 #include "figures_parts.h"
 #include "gnuplot.h"
 #include "../engine/alloc.h"
@@ -44,6 +45,21 @@ static const FigureType types[N_FIGURE_KINDS] = {
                          "Change of the share of restricted replies with its interval; controls: mean, and "
                          "the least to the most",
                          figure_outcomes},
+    [FIGURE_CONTRAST] = {"contrast",
+                         "Divergence, overlap and weighted Jaccard of every layer, with intervals; where "
+                         "there are controls, beside pairs of other topics",
+                         figure_contrast},
+    [FIGURE_SENSITIVITY] = {"sensitivity", "Sensitivity of every cell; framed: selected", figure_sensitivity},
+    [FIGURE_TRAINING] = {"training",
+                         "Loss by step, gradient and learning rate; dashed line: the state that was taken",
+                         figure_training},
+    [FIGURE_UPDATES] = {"updates",
+                        "How far each cell was changed: norm of its update over the norm of its weights",
+                        figure_updates},
+    [FIGURE_BEFORE_AFTER] = {"before_after",
+                             "What each training did, beside the model as it was, with intervals: share of "
+                             "restricted replies, routing of the same texts, accuracy, likelihood",
+                             figure_before_after},
     [FIGURE_SIGNALS] = {"signals.layers", "Dominant score and effective experts of every layer, by all steps",
                         figure_signals},
 };
@@ -145,7 +161,12 @@ static bool add(Figures *figures, FigureKind kind, int64_t step, int64_t group, 
     if (!all) return false;
     figures->figures = all;
     Figure *figure = &all[figures->n++];
-    *figure = (Figure){.kind = kind, .step = step, .group = group, .caption = types[kind].caption, .of = ""};
+    *figure = (Figure){.kind = kind,
+                       .step = step,
+                       .group = group,
+                       .caption = types[kind].caption,
+                       .of_what = "group",
+                       .of = ""};
     if (step < 0)
         snprintf(figure->name, sizeof figure->name, "%s", types[kind].name);
     else if (group < 0)
@@ -159,11 +180,14 @@ static bool add(Figures *figures, FigureKind kind, int64_t step, int64_t group, 
 /* A wide map of many experts, and figures of several panels, are as wide as the page. */
 static void finish(Figures *figures, const ReportView *view, const char *of) {
     Figure *figure = &figures->figures[figures->n - 1];
-    const bool map = figure->kind == FIGURE_HEATMAP || figure->kind == FIGURE_DIFFERENCE;
+    const bool map = figure->kind == FIGURE_HEATMAP || figure->kind == FIGURE_DIFFERENCE ||
+                     figure->kind == FIGURE_SENSITIVITY || figure->kind == FIGURE_UPDATES;
     figure->of = of;
+    if (figure->kind == FIGURE_SENSITIVITY) figure->of_what = "by";
     figure->full = (map && view->steps[figure->step].n_experts > MAX_EXPERTS_HALF) ||
                    figure->kind == FIGURE_LAYERS || figure->kind == FIGURE_CLASSES ||
-                   figure->kind == FIGURE_OUTCOMES;
+                   figure->kind == FIGURE_OUTCOMES || figure->kind == FIGURE_CONTRAST ||
+                   figure->kind == FIGURE_TRAINING || figure->kind == FIGURE_BEFORE_AFTER;
 }
 
 static bool has_list(Json object, const char *key) { return json_count(view_find(object, key, NULL)) > 0; }
@@ -202,15 +226,42 @@ static bool plan_outcomes(Figures *figures, const ReportView *view, int64_t s) {
     return true;
 }
 
+static bool add_one(Figures *figures, FigureKind kind, int64_t step, int64_t group, const char *of,
+                    const ReportView *view) {
+    if (!add(figures, kind, step, group, view)) return false;
+    finish(figures, view, of);
+    return true;
+}
+
+static bool plan_contrast(Figures *figures, const ReportView *view, int64_t s) {
+    const Json cells = json_member(&view->steps[s].entry, "cells");
+    if (!add_one(figures, FIGURE_CONTRAST, s, -1, "", view)) return false;
+    for (int64_t k = 0; k < N_RANKINGS; k++)
+        if (has_list(cells, contrast_ranking_names[k]) &&
+            !add_one(figures, FIGURE_SENSITIVITY, s, k, contrast_ranking_names[k], view))
+            return false;
+    return true;
+}
+
+static bool plan_step(Figures *figures, const ReportView *view, int64_t s) {
+    const ViewStep *step = &view->steps[s];
+    if (step->measures) return plan_measures(figures, view, s);
+    if (!strcmp(step->kind, "contrast")) return plan_contrast(figures, view, s);
+    if (!strcmp(step->kind, "tune"))
+        return add_one(figures, FIGURE_TRAINING, s, -1, "", view) &&
+               add_one(figures, FIGURE_UPDATES, s, -1, "", view);
+    return plan_outcomes(figures, view, s);
+}
+
 static bool plan(Figures *figures, const ReportView *view) {
     int64_t n_measure = 0;
     bool ok = true;
     for (int64_t s = 0; ok && s < view->n_steps; s++) {
         const ViewStep *step = &view->steps[s];
         n_measure += step->measures;
-        if (step->finished)
-            ok = step->measures ? plan_measures(figures, view, s) : plan_outcomes(figures, view, s);
+        if (step->finished) ok = plan_step(figures, view, s);
     }
+    if (ok && view->before_after.node) ok = add_one(figures, FIGURE_BEFORE_AFTER, -1, -1, "", view);
     if (!ok || n_measure < 2) return ok;
     ok = add(figures, FIGURE_SIGNALS, -1, -1, view);
     if (ok) finish(figures, view, "");

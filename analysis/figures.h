@@ -15,8 +15,13 @@ typedef enum {
     FIGURE_SELECTIVITY,
     FIGURE_CLASSES,
     FIGURE_OVERLAP,
-    FIGURE_OUTCOMES, /* of a group of a step that judges */
-    FIGURE_SIGNALS,  /* of the run: layers by all its steps */
+    FIGURE_OUTCOMES,     /* of a group of a step that judges */
+    FIGURE_CONTRAST,     /* of a contrast: layers, beside the controls */
+    FIGURE_SENSITIVITY,  /* of a ranking of a contrast (`group` counts them): every cell */
+    FIGURE_TRAINING,     /* losses, gradient and rate by step */
+    FIGURE_UPDATES,      /* how far each cell was changed */
+    FIGURE_BEFORE_AFTER, /* of the run: what each training did */
+    FIGURE_SIGNALS,      /* of the run: layers by all its steps */
     N_FIGURE_KINDS
 } FigureKind;
 
@@ -25,7 +30,8 @@ typedef struct {
     int64_t step, group; /* step: -1 for one of the run; group: -1 for figures of all groups */
     char name[300];      /* of the file in figures/, without ".svg" */
     const char *caption; /* our own words */
-    const char *of;      /* the group that it is of, or "" */
+    const char *of_what; /* "group", "ranking by" */
+    const char *of;      /* the one that it is of, or "" */
     bool full;           /* as wide as the page */
     bool has_pdf;
     Text svg; /* an <svg> element for a page: ids of its own, no titles, no size but its viewBox */

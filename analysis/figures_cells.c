@@ -1,4 +1,6 @@
-/* Figures of cells: heat maps of scores and of differences, sorted and cumulative curves. */
+/* Figures of cells: heat maps of scores and of differences, of sensitivities and updates;
+ * sorted and cumulative curves. */
+#include "contrast.h"
 #include "figures_parts.h"
 #include "../engine/alloc.h"
 #include <math.h>
@@ -11,14 +13,17 @@ typedef struct {
     double *values; /* [n_layers,n_experts], NaN where there is no cell */
     double largest; /* magnitude, of all groups */
     int64_t n_layers, n_experts;
-    bool is_signed;
+    bool is_signed, no_zeros; /* no_zeros: a 0 has no number written on it */
+    const char *words;        /* what the colours stand for */
+    int64_t n_marked;         /* cells with a frame, a second block of the data */
 } Grid;
 
 static bool grid_make(const ViewStep *step, Grid *grid, Error *error) {
     const int64_t n = step->n_layers * step->n_experts;
     *grid = (Grid){.values = mem_alloc((size_t)n * sizeof *grid->values),
                    .n_layers = step->n_layers,
-                   .n_experts = step->n_experts};
+                   .n_experts = step->n_experts,
+                   .words = "score"};
     for (int64_t i = 0; grid->values && i < n; i++) grid->values[i] = NAN;
     return grid->values || error_out_of_memory(error, "a heat map", (size_t)n * sizeof *grid->values);
 }
@@ -44,6 +49,8 @@ static void put_grid(const Grid *grid, const char *name, Text *data) {
         text_format(data, "%lld,%lld", (long long)(i % grid->n_experts), (long long)(i / grid->n_experts));
         if (isnan(value))
             text_put_string(data, ",NaN,,0\n");
+        else if (grid->no_zeros && value == 0)
+            text_put_string(data, ",0,,0\n");
         else
             text_format(data, ",%.9g,%.2g,%d\n", value, value,
                         fabs(value) > 0.55 * grid->largest ? 0xffffff : 0x333333);
@@ -61,6 +68,18 @@ static const char *palette_of(const Grid *grid, const ViewStep *step) {
            "maxcolors 64\n";
 }
 
+/* Dark on light and light on dark, so that a frame is seen on every colour. */
+static void put_frames(Text *plot) {
+    static const struct {
+        const char *half, *colour, *width;
+    } frames[] = {{"0.44", "#ffffff", "1"}, {"0.48", "#111111", "2"}};
+    for (size_t i = 0; i < sizeof frames / sizeof *frames; i++)
+        text_format(plot,
+                    ", '' index 1 using 1:2:(%s):(%s) with boxxyerror linecolor rgb '%s' linewidth %s "
+                    "fillstyle empty border notitle",
+                    frames[i].half, frames[i].half, frames[i].colour, frames[i].width);
+}
+
 static void put_grid_script(const Grid *grid, const ViewStep *step, Text *script) {
     const int64_t l = grid->n_layers, e = grid->n_experts;
     const int64_t wide = 190 + 12 * e, high = 110 + (l <= 16 ? 30 : 16) * l;
@@ -70,16 +89,17 @@ static void put_grid_script(const Grid *grid, const ViewStep *step, Text *script
                 "unset grid\nset cbrange [%.9g:%.9g]\nset xrange [-0.5:%lld.5]\nset yrange [%lld.5:-0.5]\n",
                 grid->is_signed ? -largest : 0.0, largest, (long long)e - 1, (long long)l - 1);
     text_format(script, "set xtics 0,%lld\nset ytics 0,%lld\n", figure_label_step(e), figure_label_step(l));
-    text_format(script, "set xlabel 'expert'\nset ylabel 'layer'\nset cblabel '%s'\n",
-                grid->is_signed ? "difference" : "score");
+    text_format(script, "set xlabel 'expert'\nset ylabel 'layer'\nset cblabel '%s'\n", grid->words);
     text_put_string(script, "set colorbox noborder\nset cbtics format '%.2g'\n"
                             "set key at screen 0.02, screen 0.985 left top Left samplen 0\n"
                             "set tmargin 3\n");
+    const char *block = grid->n_marked ? "index 0 " : "";
     Text plot = {0};
-    text_put_string(&plot, "plot 'drawing.csv' using 1:2:3 with image pixels title columnheader(3)");
+    text_format(&plot, "plot 'drawing.csv' %susing 1:2:3 with image pixels title columnheader(3)", block);
     if (l * e <= MAX_LABELLED_CELLS)
-        text_put_string(&plot,
-                        ", '' using 1:2:4:5 skip 1 with labels font ',9' textcolor rgb variable notitle");
+        text_format(&plot, ", '' %susing 1:2:4:5 skip 1 with labels font ',9' textcolor rgb variable notitle",
+                    block);
+    if (grid->n_marked) put_frames(&plot);
     figure_put_plot(script,
                     (int)(wide < 500   ? 500
                           : wide > 900 ? 900
@@ -108,6 +128,7 @@ bool figure_difference(const ReportView *view, const Figure *figure, Text *data,
     Text name = {0};
     if (!grid_make(step, &grid, error)) return false;
     grid.is_signed = true;
+    grid.words = "difference";
     grid_take(&grid, json_member(&step->statistics, "differences"), "risk_difference", true);
     text_put_string(&name, step->groups[0]);
     text_put_string(&name, " - ");
@@ -116,6 +137,52 @@ bool figure_difference(const ReportView *view, const Figure *figure, Text *data,
     put_grid_script(&grid, step, script);
     data->failed = data->failed || name.failed;
     text_free(&name);
+    mem_free(grid.values);
+    return true;
+}
+
+/* ---- contrasts and trainings ---- */
+static void put_marks_of(Grid *grid, Json list, Text *data) {
+    text_put_string(data, "\n\n");
+    for (Json at = {0}; json_next(&list, &at);) {
+        if (!(view_number(json_member(&at, "selected")) > 0)) continue;
+        text_format(data, "%.0f,%.0f\n", view_number(json_member(&at, "expert")),
+                    view_number(json_member(&at, "layer")));
+        grid->n_marked++;
+    }
+}
+
+bool figure_sensitivity(const ReportView *view, const Figure *figure, Text *data, Text *script,
+                        Error *error) {
+    static const char *const words[N_RANKINGS] = {"difference of rates", "|difference|", "gradient norm"};
+    const ViewStep *step = &view->steps[figure->step];
+    const Json cells = json_member(&step->entry, "cells"), list = json_member(&cells, figure->of);
+    Grid grid;
+    if (!grid_make(step, &grid, error)) return false;
+    for (int k = 0; k < N_RANKINGS; k++)
+        if (!strcmp(figure->of, contrast_ranking_names[k])) grid.words = words[k];
+    grid.is_signed = !strcmp(figure->of, contrast_ranking_names[RANKING_RATE]);
+    grid_take(&grid, list, "value", true);
+    put_grid(&grid, figure->of, data);
+    put_marks_of(&grid, list, data);
+    put_grid_script(&grid, step, script);
+    mem_free(grid.values);
+    return true;
+}
+
+bool figure_updates(const ReportView *view, const Figure *figure, Text *data, Text *script, Error *error) {
+    const ViewStep *step = &view->steps[figure->step];
+    const Json layers = json_member(&step->facts, "moe_layers");
+    Grid grid;
+    if (!grid_make(step, &grid, error)) return false;
+    grid.words = "relative norm";
+    grid.no_zeros = true;
+    for (Json at = {0}; json_next(&layers, &at);)
+        for (int64_t e = 0; e < grid.n_experts; e++)
+            grid.values[(int64_t)view_number(at) * grid.n_experts + e] = 0;
+    grid_take(&grid, json_member(&step->entry, "cells"), "relative", true);
+    put_grid(&grid, step->name, data);
+    put_grid_script(&grid, step, script);
     mem_free(grid.values);
     return true;
 }

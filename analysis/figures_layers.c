@@ -11,18 +11,9 @@ static const char *const layer_words[N_LAYER_KEYS] = {"dominant score", "entropy
 static const char panel_frame[] = "set key outside above left vertical maxrows 6 Left reverse samplen 2\n"
                                   "set xlabel 'layer'\nset ytics format '%.3g'\n";
 
-static void put_frame(int64_t n_layers, Text *script) {
+void figure_put_layer_frame(int64_t n_layers, Text *script) {
     text_put_string(script, panel_frame);
     text_format(script, "set xtics 0,%lld\n", figure_label_step(2 * n_layers));
-}
-
-static void put_interval(Text *data, Json at, const char *key) {
-    char name[60];
-    figure_put_member(data, at, key);
-    snprintf(name, sizeof name, "%s_low", key);
-    figure_put_member(data, at, name);
-    snprintf(name, sizeof name, "%s_high", key);
-    figure_put_member(data, at, name);
 }
 
 /* ---- layers ---- */
@@ -38,23 +29,10 @@ static void put_group(const ViewStep *step, int64_t g, bool with_step, Text *dat
     text_put_string(data, "\n");
     for (Json at = {0}; json_next(&layers, &at);) {
         text_format(data, "%.0f", view_number(json_member(&at, "layer")));
-        for (int k = 0; k < N_LAYER_KEYS; k++) put_interval(data, at, layer_keys[k]);
+        for (int k = 0; k < N_LAYER_KEYS; k++) figure_put_interval(data, at, layer_keys[k]);
         text_put_string(data, "\n");
     }
     text_put_string(data, "\n\n");
-}
-
-/* The block's line of a key, as figure_put_band draws one. */
-static void put_line(Text *plot, int64_t block, int key, bool with_points) {
-    const int at = 2 + 3 * key;
-    const char *colour = figure_colours[block % 6];
-    text_format(
-        plot,
-        "%s'drawing.csv' index %lld using 1:%d:%d skip 1 with filledcurves fillcolor rgb '%s' fillstyle "
-        "transparent solid 0.15 noborder notitle, '' index %lld using 1:%d with %s linewidth 2 linecolor rgb "
-        "'%s' dashtype %lld pointtype 7 pointsize 0.35 title columnheader(%d)",
-        block ? ", " : "", (long long)block, at + 1, at + 2, colour, (long long)block, at,
-        with_points ? "linespoints" : "lines", colour, (long long)(block / 6 + block % 4) % 4 + 1, at);
 }
 
 static void put_layer_panels(const int *keys, int n_keys, int64_t n_blocks, Text *script) {
@@ -62,7 +40,7 @@ static void put_layer_panels(const int *keys, int n_keys, int64_t n_blocks, Text
     text_format(&plot, "set multiplot layout 1,%d\n", n_keys);
     for (int k = 0; k < n_keys; k++) {
         text_format(&plot, "set ylabel '%s'\nplot ", layer_words[keys[k]]);
-        for (int64_t b = 0; b < n_blocks; b++) put_line(&plot, b, keys[k], true);
+        for (int64_t b = 0; b < n_blocks; b++) figure_put_block_band(&plot, b, 2 + 3 * keys[k], true);
         text_put_string(&plot, "\n");
     }
     text_put_string(&plot, "unset multiplot");
@@ -76,7 +54,7 @@ bool figure_layers(const ReportView *view, const Figure *figure, Text *data, Tex
     (void)error;
     int64_t n = 0;
     for (; n < step->n_groups && n < MOST_LINES; n++) put_group(step, n, false, data);
-    put_frame(step->n_layers, script);
+    figure_put_layer_frame(step->n_layers, script);
     put_layer_panels(keys, N_LAYER_KEYS, n, script);
     return true;
 }
@@ -92,7 +70,7 @@ bool figure_signals(const ReportView *view, const Figure *figure, Text *data, Te
         for (int64_t g = 0; view->steps[s].measures && g < view->steps[s].n_groups && n < MOST_LINES;
              g++, n++)
             put_group(&view->steps[s], g, true, data);
-    put_frame(n_layers, script);
+    figure_put_layer_frame(n_layers, script);
     put_layer_panels(keys, 2, n, script);
     return true;
 }
@@ -106,12 +84,12 @@ bool figure_selectivity(const ReportView *view, const Figure *figure, Text *data
     text_put_string(data, "layer,largest,low,high,mean,low,high,p\n");
     for (Json at = {0}; json_next(&list, &at);) {
         text_format(data, "%.0f", view_number(json_member(&at, "layer")));
-        put_interval(data, at, "max_abs_difference");
-        put_interval(data, at, "mean_abs_difference");
+        figure_put_interval(data, at, "max_abs_difference");
+        figure_put_interval(data, at, "mean_abs_difference");
         figure_put_member(data, at, "p_value");
         text_put_string(data, "\n");
     }
-    put_frame(view->steps[figure->step].n_layers, script);
+    figure_put_layer_frame(view->steps[figure->step].n_layers, script);
     text_put_string(script, "set ylabel '|difference| of scores'\nset yrange [0:*]\n");
     text_put_string(&plot, "plot ");
     figure_put_band(&plot, true, 2, 0);

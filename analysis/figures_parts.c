@@ -51,6 +51,15 @@ void figure_put_member(Text *to, Json object, const char *path) {
     figure_put_value(to, view_number(view_find(object, path, NULL)));
 }
 
+void figure_put_interval(Text *to, Json object, const char *path) {
+    char name[100];
+    figure_put_member(to, object, path);
+    snprintf(name, sizeof name, "%s_low", path);
+    figure_put_member(to, object, name);
+    snprintf(name, sizeof name, "%s_high", path);
+    figure_put_member(to, object, name);
+}
+
 void figure_put_plot(Text *script, int width, int height, const Text *plot) {
     script->failed = script->failed || plot->failed;
     if (plot->failed || !plot->bytes) return;
@@ -78,4 +87,16 @@ void figure_put_band(Text *plot, bool first, int64_t at, int64_t series) {
         "title columnheader(%lld)",
         first ? "" : ", ", (long long)at + 1, (long long)at + 2, colour, (long long)at, colour,
         (long long)(series % 4) + 1, (long long)at);
+}
+
+void figure_put_block_band(Text *plot, int64_t block, int64_t at, bool with_points) {
+    const char *colour = figure_colours[block % 6];
+    text_format(plot,
+                "%s'drawing.csv' index %lld using 1:%lld:%lld skip 1 with filledcurves fillcolor rgb '%s' "
+                "fillstyle transparent solid 0.15 noborder notitle, '' index %lld using 1:%lld with %s "
+                "linewidth 2 linecolor rgb '%s' dashtype %lld pointtype 7 pointsize 0.35 title "
+                "columnheader(%lld)",
+                block ? ", " : "", (long long)block, (long long)at + 1, (long long)at + 2, colour,
+                (long long)block, (long long)at, with_points ? "linespoints" : "lines", colour,
+                (long long)(block / 6 + block % 4) % 4 + 1, (long long)at);
 }

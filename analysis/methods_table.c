@@ -300,7 +300,7 @@ const MethodSentence method_sentences[] = {
     STEP(0, "traffic_group", NULL, "Traffic is the share of the choices of the group {}"),
     STEP(0, "exclude_super", "true",
          "Super experts (arXiv 2507.23279: largest output beyond the 99.5th percentile and a tenth of the "
-         "largest, in the first 75 % of the layers) were neither selected nor drawn"),
+         "largest, in the first three quarters of the layers) were neither selected nor drawn"),
     STEP(0, "exclude_super", "false", "Super experts (arXiv 2507.23279) were treated like all others"),
     STEP(0, "random_sets", "0", "There were no random sets"),
     STEP(0, "random_sets", NULL,

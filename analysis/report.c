@@ -50,32 +50,43 @@ static void put_models(const ReportView *view, Text *to) {
     }
 }
 
-/* Parts of a step's section, as its headings are called. */
+/* Parts of a step's section, as its headings are called; ended by NULL. */
+typedef const char *SectionPart[2];
+static const SectionPart measured[] = {{"scores", "scores"},
+                                       {"concentration", "concentration"},
+                                       {"layers", "layers"},
+                                       {"differences", "differences"},
+                                       {"classes", "classes"},
+                                       {"overlap", "overlap"},
+                                       {"depth", "depth"},
+                                       {"stable", "stable selection"},
+                                       {"reliability", "reliability"},
+                                       {"ties", "near ties"},
+                                       {"prompts", "prompts"},
+                                       {NULL, NULL}},
+                         judged[] = {{"comparison", "comparison"}, {"transitions", "transitions"},
+                                     {"side", "side effects"},     {"agreement", "agreement"},
+                                     {"samples", "replies"},       {NULL, NULL}},
+                         contrasted[] = {{"divergence", "divergence"},
+                                         {"sensitivity", "sensitive cells"},
+                                         {NULL, NULL}},
+                         tuned[] = {{"training", "training"},
+                                    {"updates", "where the update went"},
+                                    {NULL, NULL}},
+                         useful[] = {{"utility", "utility"}, {NULL, NULL}};
+
 static void put_step_contents(const ViewStep *step, int64_t s, Text *to) {
-    static const char *const measured[][2] = {{"scores", "scores"},
-                                              {"concentration", "concentration"},
-                                              {"layers", "layers"},
-                                              {"differences", "differences"},
-                                              {"classes", "classes"},
-                                              {"overlap", "overlap"},
-                                              {"depth", "depth"},
-                                              {"stable", "stable selection"},
-                                              {"reliability", "reliability"},
-                                              {"ties", "near ties"},
-                                              {"prompts", "prompts"}};
-    static const char *const judged[][2] = {{"comparison", "comparison"},
-                                            {"transitions", "transitions"},
-                                            {"side", "side effects"},
-                                            {"agreement", "agreement"},
-                                            {"samples", "replies"}};
-    const char *const(*parts)[2] = step->measures ? measured : judged;
-    const size_t n = step->measures ? sizeof measured / sizeof *measured : sizeof judged / sizeof *judged;
+    const SectionPart *part = step->measures                    ? measured
+                              : !strcmp(step->kind, "contrast") ? contrasted
+                              : !strcmp(step->kind, "tune")     ? tuned
+                              : !strcmp(step->kind, "utility")  ? useful
+                                                                : judged;
     text_format(to, "<li><a href=\"#step%lld\">", (long long)s);
     html_put(to, step->name);
     text_put_string(to, "</a>");
-    for (size_t i = 0; step->finished && i < n; i++)
-        text_format(to, " <a class=\"small\" href=\"#s%lld-%s\">%s</a>", (long long)s, parts[i][0],
-                    parts[i][1]);
+    for (; step->finished && (*part)[0]; part++)
+        text_format(to, " <a class=\"small\" href=\"#s%lld-%s\">%s</a>", (long long)s, (*part)[0],
+                    (*part)[1]);
     text_put_string(to, "</li>\n");
 }
 
@@ -96,6 +107,11 @@ static void put_head(const ReportView *view, Text *to) {
     put_models(view, to);
     text_put_string(to,
                     "</p>\n<nav aria-label=\"Contents\"><ul>\n<li><a href=\"#overview\">Overview</a></li>\n");
+    if (view->before_after.node)
+        text_put_string(to, "<li><a href=\"#before_after\">Before and after</a> <a class=\"small\" "
+                            "href=\"#before_after-replies\">replies</a> <a class=\"small\" "
+                            "href=\"#before_after-drift\">drift</a> <a class=\"small\" "
+                            "href=\"#before_after-utility\">utility</a></li>\n");
     for (int64_t s = 0; s < view->n_steps; s++) put_step_contents(&view->steps[s], s, to);
     text_put_string(to, "<li><a href=\"#methods\">Methods</a> <a href=\"#inputs\">What went in</a> <a "
                         "href=\"#terms\">Terms</a></li>\n"
@@ -190,6 +206,7 @@ static bool put_page(const char *job, size_t n, Json said, const ReportView *vie
                      Text *to, Error *error) {
     put_head(view, to);
     put_overview(view, figures, to);
+    report_put_adapted(view, figures, to);
     put_steps(view, figures, to);
     if (!put_methods(said, to, error)) return false;
     put_inputs(view, to);

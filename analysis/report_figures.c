@@ -7,7 +7,7 @@ static void put_figure(const Figure *figure, Text *to) {
     text_put_string(to, "<figcaption>");
     text_put_string(to, figure->caption);
     if (figure->of[0]) {
-        text_put_string(to, "; group ");
+        text_format(to, "; %s ", figure->of_what);
         html_put(to, figure->of);
     }
     text_put_string(to, ". <span class=\"soft\">figures/");

@@ -44,10 +44,39 @@ static bool is_text(const char *column) {
     return false;
 }
 
+/* Of columns that are empty for one cause. */
+static const char *const why_empties[][2] = {
+    {"value_low", "there are no resamples"},
+    {"value_high", "there are no resamples"},
+    {"frequency", "there are no resamples"},
+    {"stable", "there are no resamples"},
+    {"chance", "texts have no choices"},
+    {"perplexity", "choices have none"},
+    {"held_out_loss", "it was not measured after this step"},
+    {"loss", "no step was taken yet"},
+    {"gradient_norm", "no step was taken yet"},
+    {"learning_rate", "no step was taken yet"},
+    {"examples", "no step was taken yet"},
+    {"target_tokens", "no step was taken yet"},
+    {"router_kl", "no step was taken yet, or the objective has none"},
+    {"router_distance", "no step was taken yet, or the objective has none"},
+    {"preference_margin", "no step was taken yet, or the objective has none"},
+    {"preferred", "no step was taken yet, or the objective has none"},
+    {"total_loss", "no step was taken yet"},
+};
+
 /* A row may say itself why it has no numbers. */
 static const char *why_empty(const Csv *csv, int64_t row, const char *column) {
     const int64_t reason = csv_find_column(csv, "reason");
     if (reason >= 0 && csv_field(csv, row, reason).length) return csv_field(csv, row, reason).text;
+    static const char *const compared[] = {"change", "change_low", "change_high",
+                                           "lost",   "gained",     "mcnemar_p"};
+    const int64_t condition = csv_find_column(csv, "condition");
+    const bool base = condition >= 0 && !strcmp(csv_field(csv, row, condition).text, "baseline");
+    for (size_t i = 0; base && i < sizeof compared / sizeof *compared; i++)
+        if (!strcmp(column, compared[i])) return "this is the model as it is";
+    for (size_t i = 0; i < sizeof why_empties / sizeof *why_empties; i++)
+        if (!strcmp(column, why_empties[i][0])) return why_empties[i][1];
     static const char *const controls[] = {"random_", "layer_", "traffic_"};
     for (size_t i = 0; i < sizeof controls / sizeof *controls; i++)
         if (!strncmp(column, controls[i], strlen(controls[i]))) return "there is no control of this kind";
@@ -76,6 +105,14 @@ void gather_field(const Csv *csv, int64_t row, int64_t column, Text *to) {
 
 void gather_fields(const Csv *csv, int64_t row, Text *to) {
     for (int64_t c = 0; c < csv->n_columns; c++) gather_field(csv, row, c, to);
+}
+
+void gather_as(const Csv *csv, int64_t row, const char *column, const char *key, Text *to) {
+    const int64_t at = csv_find_column(csv, column);
+    double value = NAN;
+    Error none = {0};
+    if (at >= 0 && csv_field(csv, row, at).length && !csv_number(csv, row, at, &value, &none)) value = NAN;
+    write_number_or(to, key, value, "there are no resamples");
 }
 
 /* ---- a step that measures ---- */
@@ -159,7 +196,7 @@ static void put_largest(const ReportStep *step, int64_t g, Text *to) {
     write_end(to, '}');
 }
 
-static void put_text(const char *key, const JsonText *text, Text *to) {
+void gather_text(const char *key, const JsonText *text, Text *to) {
     size_t n = text->length;
     while (n && (text->bytes[n - 1] == '\n' || text->bytes[n - 1] == ' ')) n--;
     write_line(to);
@@ -168,7 +205,7 @@ static void put_text(const char *key, const JsonText *text, Text *to) {
 }
 
 static void put_measures(const ReportStep *step, Text *to) {
-    put_text("statistics", &step->statistics_text, to);
+    gather_text("statistics", &step->statistics_text, to);
     put_prompts(step, to);
     write_line(to);
     write_begin(to, "largest", '[');
@@ -183,13 +220,16 @@ static bool put_step(const char *folder, const ReportStep *step, Text *to, Error
     write_string(to, "name", step->name);
     write_string(to, "kind", step->kind);
     write_bool(to, "finished", step->finished);
-    write_bool(to, "measures", step->measures);
+    write_bool(to, "measures", step->section == SECTION_MEASURES);
     if (step->finished) {
-        put_text("facts", &step->facts_text, to);
-        if (step->measures)
-            put_measures(step, to);
-        else
-            ok = gather_outcomes(folder, step, to, error);
+        gather_text("facts", &step->facts_text, to);
+        switch (step->section) {
+        case SECTION_MEASURES: put_measures(step, to); break;
+        case SECTION_OUTCOMES: ok = gather_outcomes(folder, step, to, error); break;
+        case SECTION_CONTRAST: ok = gather_contrast(folder, step, to, error); break;
+        case SECTION_TUNE: ok = gather_tune(folder, step, to, error); break;
+        case SECTION_UTILITY: ok = gather_utility(folder, step, to, error); break;
+        }
     }
     write_end(to, '}');
     return ok;
@@ -254,6 +294,7 @@ bool report_gather(const char *folder, const ReportRun *run, Text *to, Error *er
     write_begin(to, "steps", '[');
     for (int64_t s = 0; ok && s < run->n_steps; s++) ok = put_step(folder, &run->steps[s], to, error);
     write_end(to, ']');
+    ok = ok && gather_adapted(folder, run, to, error);
     write_end(to, '}');
     text_put_string(to, "\n");
     return ok;

@@ -3,8 +3,11 @@
  * {schema_version, page: {limits of the page}, run: {version, device, compute, seed, inputs}, steps: [{name,
  * kind, finished, measures, facts: step.json, and of one that measures: statistics: its statistics.json,
  * prompts: [a group], largest: [a group], of one that judges: judge: judge.json, outcomes, side_effects,
- * agreement, conditions: rows of the tables, samples}]} Steps' own files stand in it as they are. Null has
- * its reason beside it, under the key + "_reason". */
+ * agreement, conditions: rows of the tables, samples, of a contrast: contrast: its contrast.json, cells: by
+ * ranking the rows of ranking.csv, of a training: training, updates: rows of its tables, cells: what they
+ * come to for each cell, of a utility step: utility: rows of its table}], before_after: see
+ * report_gather_adapted.c} Steps' own files stand in it as they are. Null has its reason beside it, under
+ * the key + "_reason". */
 #ifndef GATETAPE_REPORT_GATHER_H
 #define GATETAPE_REPORT_GATHER_H
 #include "../engine/text.h"
@@ -28,8 +31,20 @@ void gather_value(const char *key, Json at, Text *to);
 /* Fields of a row as members of the open object: numbers as numbers, empty ones null with their reason. */
 void gather_field(const Csv *csv, int64_t row, int64_t column, Text *to);
 void gather_fields(const Csv *csv, int64_t row, Text *to);
-/* Members of a step that judges. */
+/* A number of the row under another key, null where there is none. */
+void gather_as(const Csv *csv, int64_t row, const char *column, const char *key, Text *to);
+/* A file of the step as it stands. */
+void gather_text(const char *key, const JsonText *text, Text *to);
+/* The rows of an open table as objects, under `key`; of a file of the folder: null where it is not there. */
+void gather_rows(const char *key, const Csv *csv, Text *to);
+bool gather_table(const char *folder, const char *name, const char *key, Text *to, Error *error);
+/* Members of a step that judges, of a contrast, of a training. */
 bool gather_outcomes(const char *folder, const ReportStep *step, Text *to, Error *error);
+bool gather_contrast(const char *folder, const ReportStep *step, Text *to, Error *error);
+bool gather_tune(const char *folder, const ReportStep *step, Text *to, Error *error);
+bool gather_utility(const char *folder, const ReportStep *step, Text *to, Error *error);
+/* The member `before_after` of the run; nothing where no training was tested. */
+bool gather_adapted(const char *folder, const ReportRun *run, Text *to, Error *error);
 
 /* Which replies are shown, and their texts. */
 typedef struct {

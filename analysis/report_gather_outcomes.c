@@ -8,7 +8,7 @@
 
 enum { MAX_TABLE_BYTES = 1 << 28, MAX_JSON_BYTES = 64 << 20 };
 
-static void put_rows(const char *key, const Csv *csv, Text *to) {
+void gather_rows(const char *key, const Csv *csv, Text *to) {
     write_line(to);
     write_begin(to, key, '[');
     for (int64_t r = 0; r < csv->n_rows; r++) {
@@ -20,8 +20,7 @@ static void put_rows(const char *key, const Csv *csv, Text *to) {
     write_end(to, ']');
 }
 
-/* A table of the folder under `key`; null where it is not there. */
-static bool put_table(const char *folder, const char *name, const char *key, Text *to, Error *error) {
+bool gather_table(const char *folder, const char *name, const char *key, Text *to, Error *error) {
     char *path = io_join(folder, name), reason[100];
     Csv csv = {0};
     if (!path) return error_out_of_memory(error, "a file name", strlen(folder));
@@ -32,7 +31,7 @@ static bool put_table(const char *folder, const char *name, const char *key, Tex
         write_null(to, key, reason);
     } else {
         ok = csv_read(path, MAX_TABLE_BYTES, &csv, error);
-        if (ok) put_rows(key, &csv, to);
+        if (ok) gather_rows(key, &csv, to);
         csv_free(&csv);
     }
     mem_free(path);
@@ -92,7 +91,7 @@ static bool put_samples(const char *folder, const char *own, const ReportStep *s
     bool ok = path || error_out_of_memory(error, "a file name", strlen(own));
     ok = ok && find_responses(folder, own, step, &responses, error) &&
          csv_read(path, MAX_TABLE_BYTES, &csv, error);
-    if (ok) put_rows("outcomes", &csv, to);
+    if (ok) gather_rows("outcomes", &csv, to);
     ok = ok && samples_put(&(SampleRequest){own, responses, &csv}, to, error);
     csv_free(&csv);
     mem_free(responses);
@@ -104,10 +103,10 @@ bool gather_outcomes(const char *folder, const ReportStep *step, Text *to, Error
     char *own = io_join(folder, step->name);
     bool ok = own || error_out_of_memory(error, "a file name", strlen(folder));
     ok = ok && put_judge(own, to, error) && put_samples(folder, own, step, to, error) &&
-         put_table(own, "side_effects.csv", "side_effects", to, error) &&
-         put_table(own, "side_effects_targets.csv", "side_effects_targets", to, error) &&
-         put_table(own, "agreement.csv", "agreement", to, error) &&
-         put_table(own, "conditions.csv", "conditions", to, error);
+         gather_table(own, "side_effects.csv", "side_effects", to, error) &&
+         gather_table(own, "side_effects_targets.csv", "side_effects_targets", to, error) &&
+         gather_table(own, "agreement.csv", "agreement", to, error) &&
+         gather_table(own, "conditions.csv", "conditions", to, error);
     mem_free(own);
     return ok;
 }

@@ -63,6 +63,14 @@ void report_put_facts(const ViewStep *step, Text *to);
 /* The parts of a step that measures which rest on its statistics. */
 void report_put_statistics(const ReportView *view, int64_t s, const Figures *figures, Text *to);
 void report_put_sets(const ReportView *view, int64_t s, const Figures *figures, Text *to);
+/* A contrast, a training; and what all of them come to, nothing where there are none. */
+void report_put_contrast(const ReportView *view, int64_t s, const Figures *figures, Text *to);
+void report_put_tune(const ReportView *view, int64_t s, const Figures *figures, Text *to);
+void report_put_utility(const ReportView *view, int64_t s, Text *to);
+/* Before and after: what trainings did, beside each other; nothing where there is nothing of it. */
+void report_put_adapted(const ReportView *view, const Figures *figures, Text *to);
+void report_put_contrasts_overview(const ReportView *view, Text *to);
+void report_put_trainings_overview(const ReportView *view, Text *to);
 /* A step that judges. */
 void report_put_outcomes(const ReportView *view, int64_t s, const Figures *figures, Text *to);
 void report_put_samples(const ReportView *view, int64_t s, Text *to);

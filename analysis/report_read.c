@@ -52,8 +52,10 @@ static bool read_facts(ReportStep *step, const char *folder, Error *error) {
     if (!json_string(json_member(&root, "kind"), &text, error) ||
         !json_string(json_member(&root, "model"), &text, error))
         return false;
-    return !step->measures || (json_string(json_member(&root, "score"), &text, error) &&
-                               read_groups(step, root, error) && read_shape(step, root, error));
+    if (step->section == SECTION_OUTCOMES || step->section == SECTION_UTILITY) return true;
+    return read_shape(step, root, error) &&
+           (step->section != SECTION_MEASURES ||
+            (json_string(json_member(&root, "score"), &text, error) && read_groups(step, root, error)));
 }
 
 /* ---- statistics.json of the step ---- */
@@ -141,12 +143,45 @@ static bool read_tables(ReportStep *step, const char *folder, Error *error) {
            read_table(step, folder, "prompts.csv", prompts, &step->prompts, error);
 }
 
+/* ---- steps ---- */
+static bool read_contrast(ReportStep *step, const char *folder, Error *error) {
+    JsonDocument *document = NULL;
+    const bool ok = read_text(folder, "contrast.json", &step->statistics_text, &document, error);
+    json_free(document);
+    return ok;
+}
+
 static bool has_file(const char *folder, const char *name, bool *has, Error *error) {
     char *path = io_join(folder, name);
     *has = path && io_exists(path);
     const bool ok = path != NULL;
     mem_free(path);
     return ok || error_out_of_memory(error, "a file name", strlen(folder));
+}
+
+/* False: a step that leaves nothing to report. */
+static bool find_section(const char *kind, bool judges, ReportSection *section) {
+    static const struct {
+        const char *kind;
+        ReportSection section;
+    } known[] = {{"activation", SECTION_MEASURES}, {"gradient", SECTION_MEASURES},
+                 {"contrast", SECTION_CONTRAST},   {"tune", SECTION_TUNE},
+                 {"utility", SECTION_UTILITY},     {"intervention", SECTION_OUTCOMES}};
+    *section = SECTION_OUTCOMES;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (strcmp(kind, known[i].kind) != 0) continue;
+        *section = known[i].section;
+        return true;
+    }
+    return judges;
+}
+
+/* What a finished step says of itself. */
+static bool read_files(ReportStep *step, const char *folder, Error *error) {
+    if (!read_facts(step, folder, error)) return false;
+    if (step->section == SECTION_CONTRAST) return read_contrast(step, folder, error);
+    return step->section != SECTION_MEASURES ||
+           (read_statistics(step, folder, error) && read_tables(step, folder, error));
 }
 
 /* Fills the next step of the run, unless it is one that leaves nothing to report. */
@@ -158,20 +193,17 @@ static bool read_step(ReportRun *run, const char *folder, Json at, Error *error)
     if (!strcmp(step->kind, "report")) return true;
     if (!json_string(member, &name, error)) return false;
     if (!io_is_plain_name(name)) return json_error(member, error, "expected a plain file name");
-    step->measures = !strcmp(step->kind, "activation") || !strcmp(step->kind, "gradient");
     char *own = io_join(folder, name);
     if (!own) return error_out_of_memory(error, "a file name", strlen(name));
     bool judges = false, marked = false;
     bool ok = has_file(own, "outcomes.csv", &judges, error) && has_file(own, "step.json", &marked, error);
-    if (ok && (step->measures || judges || !strcmp(step->kind, "intervention"))) {
+    if (ok && find_section(step->kind, judges, &step->section)) {
         run->n_steps++;
         step->name = mem_copy_text(name, strlen(name));
         ok = step->name != NULL || error_out_of_memory(error, "a name", strlen(name));
-        step->finished = ok && marked && (step->measures || judges);
+        step->finished = ok && marked && (step->section != SECTION_OUTCOMES || judges);
     }
-    if (ok && step->finished)
-        ok = read_facts(step, own, error) &&
-             (!step->measures || (read_statistics(step, own, error) && read_tables(step, own, error)));
+    ok = ok && (!step->finished || read_files(step, own, error));
     mem_free(own);
     return ok;
 }

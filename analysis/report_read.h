@@ -19,21 +19,30 @@ typedef struct {
     size_t length;
 } JsonText;
 
+/* What kind of section a step gets. */
+typedef enum {
+    SECTION_MEASURES, /* activation, gradient: has statistics.json, scores.csv, prompts.csv */
+    SECTION_OUTCOMES, /* has outcomes.csv */
+    SECTION_CONTRAST, /* has contrast.json, ranking.csv */
+    SECTION_TUNE,     /* has training.csv, updates.csv */
+    SECTION_UTILITY   /* has utility.csv */
+} ReportSection;
+
 typedef struct {
     char *name;       /* also its folder */
     const char *kind; /* of the job */
-    bool finished;    /* has step.json, and outcomes.csv where it does not measure; else the rest is empty */
-    bool measures;    /* an activation or gradient step: has statistics.json, scores.csv, prompts.csv */
+    ReportSection section;
+    bool finished; /* has step.json, and outcomes.csv where it judges; else the rest is empty */
     JsonDocument *facts;
-    JsonText facts_text, statistics_text;
-    const char **groups; /* of facts, like all that follows; of steps that measure only */
+    JsonText facts_text, statistics_text; /* statistics: of a contrast its contrast.json */
+    const char **groups;                  /* of facts, like n_...; of steps that measure only */
     int64_t n_groups, n_layers, n_experts;
     StepTable scores, prompts;
 } ReportStep;
 
 typedef struct {
     JsonDocument *job, *manifest; /* manifest: NULL when the folder has none */
-    ReportStep *steps;            /* those that measure or judge */
+    ReportStep *steps;            /* those that have a section */
     int64_t n_steps;
 } ReportRun;
 

@@ -33,7 +33,14 @@ static void put_overview_rows(const ViewStep *step, Table *table) {
     }
 }
 
-void report_put_overview(const ReportView *view, Text *to) {
+static bool any_measures(const ReportView *view) {
+    bool any = false;
+    for (int64_t s = 0; s < view->n_steps; s++) any = any || view->steps[s].measures;
+    return any;
+}
+
+/* The groups of all steps that measure. */
+static void put_groups(const ReportView *view, Text *to) {
     static const Column columns[] = {{"", "step", true, false},       {"", "group", true, false},
                                      {"", "prompts", false, false},   {"", "tokens", false, false},
                                      {"", "k80", false, false},       {"", "k90", false, false},
@@ -49,6 +56,17 @@ void report_put_overview(const ReportView *view, Text *to) {
     for (int64_t s = 0; s < view->n_steps; s++)
         if (view->steps[s].measures) put_overview_rows(&view->steps[s], &table);
     table_end(&table);
+}
+
+/* Where nothing is measured, and nothing else came out either, the empty table says so. */
+void report_put_overview(const ReportView *view, Text *to) {
+    Text others = {0};
+    report_put_contrasts_overview(view, &others);
+    report_put_trainings_overview(view, &others);
+    if (any_measures(view) || !others.length) put_groups(view, to);
+    text_put(to, others.bytes ? others.bytes : "", others.length);
+    to->failed = to->failed || others.failed;
+    text_free(&others);
 }
 
 /* ---- facts ---- */
@@ -102,7 +120,9 @@ void report_put_facts(const ViewStep *step, Text *to) {
                                            {"experts a token", "n_experts_per_token"},
                                            {"of experts", "n_experts"},
                                            {"decoder layers", "n_layers"},
+                                           {"compared", "alignment"},
                                            {"prompts", "n_prompts"},
+                                           {"pairs", "n_pairs"},
                                            {"tokens counted", "n_tokens"},
                                            {"truncated", "truncated"},
                                            {"left out", "refused"},
@@ -112,7 +132,7 @@ void report_put_facts(const ViewStep *step, Text *to) {
         put_fact(to, facts[i][0], json_member(&step->facts, facts[i][1]));
     text_put_string(to, "</dl>\n");
     put_warnings(to, json_member(&step->facts, "warnings"));
-    put_warnings(to, json_member(&step->statistics, "warnings"));
+    if (step->measures) put_warnings(to, json_member(&step->statistics, "warnings"));
     put_switches(json_member(&step->facts, "switches"), to);
 }
 
@@ -204,6 +224,19 @@ static void put_prompts(const ViewStep *step, int64_t s, Text *to) {
     table_end(&table);
 }
 
+static void put_measures(const ReportView *view, int64_t s, const Figures *figures, Text *to) {
+    const ViewStep *step = &view->steps[s];
+    text_put_string(to, !strcmp(step->kind, "gradient")
+                            ? "<p class=\"soft\">How much the loss would change with the router's weights "
+                              "for an expert.</p>\n"
+                            : "<p class=\"soft\">How often the router chooses an expert.</p>\n");
+    report_put_facts(step, to);
+    put_scores(view, s, figures, to);
+    report_put_statistics(view, s, figures, to);
+    report_put_sets(view, s, figures, to);
+    put_prompts(step, s, to);
+}
+
 void report_put_step(const ReportView *view, int64_t s, const Figures *figures, Text *to) {
     const ViewStep *step = &view->steps[s];
     text_format(to, "<section id=\"step%lld\"><h2>", (long long)s);
@@ -213,19 +246,15 @@ void report_put_step(const ReportView *view, int64_t s, const Figures *figures, 
         text_put_string(to, "<p>This step is not finished.</p></section>\n");
         return;
     }
-    if (!step->measures) {
+    if (step->measures)
+        put_measures(view, s, figures, to);
+    else if (!strcmp(step->kind, "contrast"))
+        report_put_contrast(view, s, figures, to);
+    else if (!strcmp(step->kind, "tune"))
+        report_put_tune(view, s, figures, to);
+    else if (!strcmp(step->kind, "utility"))
+        report_put_utility(view, s, to);
+    else
         report_put_outcomes(view, s, figures, to);
-    } else {
-        text_put_string(
-            to, !strcmp(step->kind, "gradient")
-                    ? "<p class=\"soft\">How much the loss would change with the router's weights for an "
-                      "expert.</p>\n"
-                    : "<p class=\"soft\">How often the router chooses an expert.</p>\n");
-        report_put_facts(step, to);
-        put_scores(view, s, figures, to);
-        report_put_statistics(view, s, figures, to);
-        report_put_sets(view, s, figures, to);
-        put_prompts(step, s, to);
-    }
     text_put_string(to, "</section>\n");
 }

@@ -66,8 +66,6 @@ static bool open_groups(ViewStep *step, Error *error) {
     step->groups = mem_zeroed((size_t)json_count(order) + 1, sizeof *step->groups);
     if (!step->groups) return error_out_of_memory(error, "groups", (size_t)json_count(order) * 8);
     while (json_next(&order, &at)) step->groups[step->n_groups++] = view_string(at);
-    step->n_layers = (int64_t)view_number(json_member(&step->facts, "n_layers"));
-    step->n_experts = (int64_t)view_number(json_member(&step->facts, "n_experts"));
     return true;
 }
 
@@ -82,6 +80,9 @@ static bool open_step(Json at, ViewStep *step, Error *error) {
         !json_bool(json_member(&at, "measures"), &no, error))
         return false;
     step->measures = step->finished && no;
+    if (json_member(&at, "contrast").node) step->statistics = alone(json_member(&at, "contrast"));
+    step->n_layers = (int64_t)fmax(0, view_number(json_member(&step->facts, "n_layers")));
+    step->n_experts = (int64_t)fmax(0, view_number(json_member(&step->facts, "n_experts")));
     return !step->measures || open_groups(step, error);
 }
 
@@ -89,6 +90,7 @@ static bool open_document(ReportView *view, Error *error) {
     const Json root = json_root(view->document), steps = json_member(&root, "steps");
     view->page = alone(json_member(&root, "page"));
     view->run = alone(json_member(&root, "run"));
+    view->before_after = alone(json_member(&root, "before_after"));
     view->steps = mem_zeroed((size_t)json_count(steps) + 1, sizeof *view->steps);
     if (!view->steps)
         return error_out_of_memory(error, "steps", (size_t)json_count(steps) * sizeof *view->steps);

@@ -10,14 +10,15 @@
 typedef struct {
     const char *name, *kind;
     bool finished, measures;
-    Json entry, facts, statistics; /* statistics: of steps that measure */
+    Json entry, facts, statistics; /* statistics: of steps that measure; of a contrast its contrast.json */
     const char **groups;           /* of statistics, like the sizes */
     int64_t n_groups, n_layers, n_experts;
 } ViewStep;
 
 typedef struct {
     JsonDocument *document;
-    Json page, run; /* the limits of the page; device, version, files */
+    Json page, run;    /* the limits of the page; device, version, files */
+    Json before_after; /* what trainings did; nothing where there is nothing of it */
     ViewStep *steps;
     int64_t n_steps;
 } ReportView;

@@ -1,8 +1,8 @@
 /* tune: one step of kind tune. Trains low-rank updates of chosen experts, everything else frozen, by the
  * negative log-likelihood of targets, and writes them as an adapter that later steps of the job can have.
  *
- * RUN/STEP gets training.csv (one row an optimizer step), cells.csv (what is trained, and how long its update
- * became), adapter-FORM/ and last step.json. Every checkpoint_every steps the whole state goes to
+ * RUN/STEP gets training.csv (one row an optimizer step), updates.csv (what is trained, and how long its
+ * update became), adapter-FORM/ and last step.json. Every checkpoint_every steps the whole state goes to
  * checkpoint.safetensors; a run that was killed goes on from there, with the same bits. The order of
  * examples and the first values are Philox numbers of (seed, purpose, prompt or cell, epoch or element). */
 #ifndef GATETAPE_TUNE_H

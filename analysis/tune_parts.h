@@ -160,7 +160,9 @@ bool tune_checkpoint_remove(const Tuning *t, Error *error);
 bool tune_write_rows(const Tuning *t, Error *error);
 /* adapter-FORM, of the state as it is. */
 bool tune_write_adapter(Tuning *t, Error *error);
-/* cells.csv and step.json. */
+/* updates.csv. */
+bool tune_write_updates(const Tuning *t, Error *error);
+/* updates.csv and step.json. */
 bool tune_write_facts(const Tuning *t, Error *error);
 /* "adapter-dense"; fits 40 bytes. */
 void tune_adapter_name(const StepOptions *step, char to[40]);

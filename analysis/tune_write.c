@@ -58,21 +58,6 @@ bool tune_write_adapter(Tuning *t, Error *error) {
     return ok;
 }
 
-static bool write_updates(const Tuning *t, Error *error) {
-    const ModelConfig *config = &t->run->model->config;
-    Text text = {0};
-    text_put_string(&text, "layer,expert,projection,rank,parameters,update_norm\n");
-    for (int64_t i = 0; i < t->adapter.n; i++) {
-        const AdapterCell *cell = &t->adapter.cells[i];
-        text_format(&text, "%lld,%lld,%s,%lld,%lld,", (long long)cell->layer, (long long)cell->expert,
-                    projection_names[cell->projection], (long long)cell->rank,
-                    (long long)adapter_cell_count(cell, config));
-        text_put_f64(&text, adapter_cell_norm(cell, config));
-        text_put_string(&text, "\n");
-    }
-    return results_write_text(t->run->folder, "updates.csv", &text, error);
-}
-
 /* ---- step.json ---- */
 static void put_counts(const Tuning *t, Text *to) {
     const ModelConfig *config = &t->run->model->config;
@@ -92,7 +77,10 @@ static void put_counts(const Tuning *t, Text *to) {
     write_integer(to, "n_router_rows", t->adapter.n_rows);
     n_values += t->adapter.n_rows * config->hidden_size;
     write_integer(to, "n_trained", n_values);
+    write_integer(to, "n_parameters", n_total);
     write_number(to, "share_of_parameters", (double)n_values / (double)n_total);
+    write_number(to, "share_of_cells_parameters",
+                 (double)(n_cells * 3 * config->hidden_size * config->expert_size) / (double)n_total);
     write_integer(to, "n_examples", t->data.n);
     write_integer(to, "n_steps", t->n_done);
     const int64_t best = tune_best_step(t);
@@ -107,6 +95,20 @@ static void put_counts(const Tuning *t, Text *to) {
     const bool pairs = t->run->step->objective == OBJECTIVE_PREFERENCE;
     write_number_or(to, "first_preferred", pairs ? t->rows[1].right : (double)NAN, "no pairs");
     write_number_or(to, "last_preferred", pairs ? t->rows[t->n_done].right : (double)NAN, "no pairs");
+    write_string(to, "ended",
+                 t->n_done == t->data.n_steps ? "every planned step was taken"
+                                              : "patience: the held-out loss was not less any more");
+}
+
+static void put_shape(const ModelConfig *config, Text *to) {
+    write_string(to, "family", config->family);
+    write_integer(to, "n_layers", config->n_layers);
+    write_integer(to, "n_experts", config->n_experts);
+    write_integer(to, "n_experts_per_token", config->n_experts_per_token);
+    write_begin(to, "moe_layers", '[');
+    for (int64_t l = 0; l < config->n_moe_layers; l++)
+        write_integer(to, NULL, model_config_decoder_layer(config, l));
+    write_end(to, ']');
 }
 
 static bool write_step(const Tuning *t, Error *error) {
@@ -122,11 +124,13 @@ static bool write_step(const Tuning *t, Error *error) {
     write_string(&text, "chat_template",
                  t->run->encoder->chat_template ? t->run->encoder->chat_template : "none");
     write_string(&text, "objective", scores_definition(step));
+    write_string(&text, "optimizer", "AdamW (0.9, 0.999, 1e-8), bias-corrected"); /* adamw_usual */
     write_string(&text, "adapter", name);
     write_begin(&text, "groups", '[');
     for (int64_t g = 0; g < step->groups.n; g++) write_string(&text, NULL, step->groups.names[g]);
     write_end(&text, ']');
     put_counts(t, &text);
+    put_shape(&t->run->model->config, &text);
     write_lines(&text, "warnings", t->warnings);
     write_key(&text, "switches");
     text_put_string(&text, "{\n");
@@ -155,5 +159,5 @@ static bool write_rows(const Tuning *t, Error *error) {
 }
 
 bool tune_write_facts(const Tuning *t, Error *error) {
-    return write_updates(t, error) && write_rows(t, error) && write_step(t, error);
+    return tune_write_updates(t, error) && write_rows(t, error) && write_step(t, error);
 }

@@ -140,19 +140,72 @@ def judging_step(folder, groups, turn, n_prompts=6):
     return replies
 
 
+SHAPE = {"n_layers": 2, "n_experts": 4, "n_experts_per_token": 2, "moe_layers": [0, 1]}
+CELLS = [(layer, expert) for layer in range(2) for expert in range(4)]
+
+
+def contrasting_step(folder, turn):
+    parts = {part: {curve + end: 0.25 for curve in ("js", "overlap", "jaccard") for end in ("", "_low", "_high")}
+             for part in ("contrast", "control", "difference")}
+    one = {"definition": turn.next(), "n_wanted": 2, "n_selected": 2, "parameter_share": 0.1,
+           "stable": {"n": 0, "mean_depth": None, "mean_depth_reason": turn.next()}}
+    write_json(os.path.join(folder, "contrast.json"),
+               {"contrast": turn.next(), "js_unit": turn.next(), "n_pairs": 4, "overlap_k": 2, "bootstrap": None,
+                "bootstrap_reason": turn.next(), "overall": parts,
+                "layers": [dict(parts, layer=layer) for layer in range(2)],
+                "rankings": {"rate": one, "probability": one, "gradient": None, "gradient_reason": turn.next()},
+                "between_rankings": [{"first": turn.next(), "second": turn.next(), "shared": 1, "jaccard": None,
+                                      "jaccard_reason": turn.next()}], "warnings": [turn.next()]})
+    write_csv(os.path.join(folder, "ranking.csv"),
+              ["ranking", "rank", "layer", "expert", "score", "value", "value_low", "value_high", "frequency", "selected",
+               turn.next()],
+              [(ranking, 1 + i, layer, expert, 0.5, 0.5 - i, "", turn.next(), turn.next(), int(i < 2), turn.next())
+               for ranking in ("rate", "probability") for i, (layer, expert) in enumerate(CELLS)])
+    write_json(os.path.join(folder, "step.json"),
+               dict(SHAPE, kind="contrast", model=turn.next(), score=turn.next(), alignment=turn.next(), n_pairs=4,
+                    switches={"a" + turn.next(): turn.next()}, warnings=[turn.next() for _ in range(4)]))
+
+
+def training_step(folder, turn):
+    write_csv(os.path.join(folder, "training.csv"),
+              ["step", "loss", "gradient_norm", "learning_rate", "examples", "held_out_loss", turn.next()],
+              [(i, 1.5, turn.next(), 0.1, turn.next(), 2.5, turn.next()) for i in range(4)])
+    write_csv(os.path.join(folder, "updates.csv"),
+              ["layer", "expert", "projection", "rank", "parameters", "update_norm", "weight_norm"],
+              [(layer, expert, turn.next(), turn.next(), 8, 0.5, 2) for layer, expert in CELLS])
+    write_json(os.path.join(folder, "step.json"),
+               dict(SHAPE, kind="tune", model=turn.next(), objective=turn.next(), ended=turn.next(), n_cells=turn.next(),
+                    step_taken=turn.next(), held_out_least=None, held_out_least_reason=turn.next(),
+                    switches={"control": turn.next(), "draw": turn.next(), "projections": [turn.next()], "b" + turn.next(): turn.next()}, warnings=[turn.next()]))
+
+
+def utility_step(folder, turn):
+    write_csv(os.path.join(folder, "utility.csv"),
+              ["condition", "kind", "group", "measure", "n", "value", "low", "high", "chance", "change", "lost", turn.next()],
+              [(condition, turn.next(), turn.next(), measure, 9, 0.5, 0.25, turn.next(), turn.next(), 0.1, turn.next(), 1)
+               for measure in ("accuracy", "nll") for condition in ("baseline", "tune.adapter", turn.next())])
+    write_json(os.path.join(folder, "step.json"), {"kind": "utility", "model": turn.next(), "definition": turn.next(),
+                                                   "switches": {"c" + turn.next(): turn.next()}, "warnings": [turn.next()]})
+
+
 def make_folder(program, folder, number):
     """A run folder, another for every number. Returns the replies that its page must show."""
     texts = payloads()
     turn = Turn(texts, 37 * number)
     group_fits = lambda text: text not in ("", "shared") and len(text) < 300
     groups = [turn.next(group_fits), turn.next(group_fits)]
-    for name in ("measure", "judge"):
+    for name in ("measure", "judge", "ask", "tune", "use"):
         os.makedirs(os.path.join(folder, name))
     measuring_step(program, os.path.join(folder, "measure"), groups, turn)
     replies = judging_step(os.path.join(folder, "judge"), groups, turn)
+    contrasting_step(os.path.join(folder, "ask"), turn)
+    training_step(os.path.join(folder, "tune"), turn)
+    utility_step(os.path.join(folder, "use"), turn)
     write_json(os.path.join(folder, "job.json"),
                {"schema_version": 1, "note": turn.next(), "all": texts,
-                "steps": [{"name": "measure", "kind": "activation"}, {"name": "judge", "kind": "intervention"}]})
+                "steps": [{"name": "measure", "kind": "activation"}, {"name": "judge", "kind": "intervention"},
+                          {"name": "ask", "kind": "contrast"}, {"name": "tune", "kind": "tune"},
+                          {"name": "use", "kind": "utility"}]})
     write_json(os.path.join(folder, "manifest.json"),
                {"version": turn.next(), "device": turn.next(), "inputs": [
                    {"name": turn.next(), "bytes": 1, "sha256": turn.next(), "sha256_of": turn.next()} for _ in range(5)]})

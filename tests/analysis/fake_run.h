@@ -1,9 +1,10 @@
 /* Tests of figures and report: a small run folder, made by formula, with group names of the caller's choice:
  * an activation step with the statistics of its scores, a gradient step that is not finished, and an
- * intervention whose replies are labelled. */
+ * intervention whose replies are labelled, a contrast, a training. */
 #ifndef GATETAPE_TEST_FAKE_RUN_H
 #define GATETAPE_TEST_FAKE_RUN_H
 #include "tests/engine/scratch.h"
+#include "fake_tuning.h"
 #include "analysis/judge.h"
 #include "analysis/statistics.h"
 #include "engine/text.h"
@@ -250,8 +251,9 @@ static inline void fake_run(const char *folder, const char *const *groups, int n
     text_put_string(&job, "{\"schema_version\": 1, \"note\": \"</pre><script>\", \"steps\": [\n"
                           "{\"name\": \"activation\", \"kind\": \"activation\"},\n"
                           "{\"name\": \"later\", \"kind\": \"gradient\"}, {\"name\": \"silence\", \"kind\": "
-                          "\"intervention\"}, {\"name\": \"guarded\", \"kind\": \"judge\"}, {\"name\": "
-                          "\"page\", \"kind\": \"report\"}]}\n");
+                          "\"intervention\"}, {\"name\": \"guarded\", \"kind\": \"judge\"}, "
+                          "{\"name\": \"asked\", \"kind\": \"contrast\"}, {\"name\": \"tuned\", \"kind\": "
+                          "\"tune\"}, {\"name\": \"page\", \"kind\": \"report\"}]}\n");
     text_put_string(
         &manifest,
         "{\"version\": \"0\", \"device\": \"cpu\", \"host\": \"SECRETHOST\", \"inputs\": [{\"name\": "
@@ -265,6 +267,8 @@ static inline void fake_run(const char *folder, const char *const *groups, int n
     fake_intervention(step, groups, fake_conditions, "id<i>", "I <b>cannot</b>, \"no\"\n\xe2\x80\xae=1+1");
     mem_free(step);
     fake_judge(folder, groups, fake_conditions);
+    fake_contrast(folder, "asked", "matched", "");
+    fake_tune(folder, "tuned", "none");
 }
 
 static inline bool have_gnuplot(void) { return system("gnuplot --version > /dev/null 2>&1") == 0; }

@@ -57,7 +57,7 @@ static void same_runs_are_the_same(void **state) {
     bool same;
     char *text = run_diff(&same);
     assert_true(same);
-    assert_contains(text, "same: 20 files\n");
+    assert_contains(text, "same: 26 files\n");
     assert_null(strstr(text, "differ"));
     free(text);
 }
@@ -192,7 +192,7 @@ static void arrays_are_compared_by_element(void **state) {
     remove_file(0, "activation/a.safetensors");
     text = run_diff(&same);
     assert_contains(text, "only in B: activation/a.safetensors\n");
-    assert_contains(text, "different: 1 settings, inputs and files; 20 files are the same\n");
+    assert_contains(text, "different: 1 settings, inputs and files; 26 files are the same\n");
     free(text);
     remove_file(1, "activation/a.safetensors");
 }
@@ -232,7 +232,7 @@ static void settings_and_inputs(void **state) {
                "note: models.m.path: /a against /b (changes no number)\n", true);
     assert_own("manifest.json", "{\"version\": \"1\", \"host\": \"x\", \"inputs\": []}",
                "{\"version\": \"2\", \"host\": \"y\", \"inputs\": []}",
-               "note: version: 1 against 2\nsame: 20 files", true);
+               "note: version: 1 against 2\nsame: 26 files", true);
     assert_own("manifest.json", "{\"inputs\": [{\"name\": \"p\", \"sha256\": \"0123456789abcdef\"}]}",
                "{\"inputs\": [{\"name\": \"p\", \"sha256\": \"f123456789abcdef\"}]}",
                "input p: sha256 0123456789ab... against f123456789ab...\n", false);

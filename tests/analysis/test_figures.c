@@ -24,13 +24,16 @@ static void test_drawn(void **state) {
     static const char *const names[] = {
         "activation.curve",      "activation.cumulative",  "activation.concentration", "activation.layers",
         "activation.difference", "activation.selectivity", "activation.classes",       "activation.overlap",
-        "silence.outcomes.1",    "silence.outcomes.2",     "guarded.outcomes.1",       "guarded.outcomes.2"};
+        "silence.outcomes.1",    "silence.outcomes.2",     "guarded.outcomes.1",       "guarded.outcomes.2",
+        "asked.contrast",        "asked.sensitivity.1",    "asked.sensitivity.2",      "tuned.training",
+        "tuned.updates"};
     ReportView run;
     Figures figures, again;
     read_run(&run);
     draw(&run, &figures);
     assert_string_equal(figures.problem, "");
-    assert_int_equal(figures.n, 14); /* two heat maps, eight of the step, four of outcomes */
+    /* two heat maps, eight of the step, four of outcomes, three of a contrast, two of a training */
+    assert_int_equal(figures.n, 19);
     for (int64_t i = 0; i < figures.n; i++) {
         const Figure *figure = &figures.figures[i];
         assert_true(figure->has_pdf);
@@ -55,7 +58,7 @@ static void test_drawn(void **state) {
         assert_string_equal(figures.figures[i].svg.bytes, again.figures[i].svg.bytes);
     char path[600];
     snprintf(path, sizeof path, "%s/figures", folder);
-    assert_int_equal(scratch_count(path), 28);
+    assert_int_equal(scratch_count(path), 38);
     figures_free(&again);
     figures_free(&figures);
     report_view_free(&run);
@@ -80,6 +83,47 @@ static void test_heatmap_shows_the_scores(void **state) {
     char label[30];
     snprintf(label, sizeof label, "<text>%.2g</text>", largest);
     assert_contains(svg, label);
+    figures_free(&figures);
+    report_view_free(&run);
+}
+
+static int count(const char *in, const char *what) {
+    int n = 0;
+    for (const char *at = in; (at = strstr(at, what)); at += strlen(what)) n++;
+    return n;
+}
+
+/* Two selected cells have a dark frame and a light one; every cell has its number, negative ones too. */
+static void test_frames_mark_what_is_selected(void **state) {
+    (void)state;
+    if (!have_gnuplot()) skip();
+    ReportView run;
+    Figures figures;
+    read_run(&run);
+    draw(&run, &figures);
+    const char *svg = figures.figures[15].svg.bytes;
+    assert_string_equal(figures.figures[15].name, "asked.sensitivity.1");
+    assert_int_equal(count(svg, "<path stroke='rgb( 17,  17,  17)'"), 2);
+    assert_int_equal(count(svg, "<path stroke='rgb(255, 255, 255)'"), 2);
+    assert_contains(svg, "<text>1.1</text>");
+    assert_contains(svg, "<text>-1</text>");
+    figures_free(&figures);
+    report_view_free(&run);
+}
+
+/* The cell of two matrices has the length of both together; what is not trained has no number. */
+static void test_updates_are_where_they_went(void **state) {
+    (void)state;
+    if (!have_gnuplot()) skip();
+    ReportView run;
+    Figures figures;
+    read_run(&run);
+    draw(&run, &figures);
+    const char *svg = figures.figures[18].svg.bytes;
+    assert_string_equal(figures.figures[18].name, "tuned.updates");
+    assert_contains(svg, "<text>0.05</text>");
+    assert_contains(svg, "<text>0.0017</text>");
+    assert_null(strstr(svg, "<text>nan"));
     figures_free(&figures);
     report_view_free(&run);
 }
@@ -132,8 +176,11 @@ static int setup(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_drawn), cmocka_unit_test(test_heatmap_shows_the_scores),
-        cmocka_unit_test(test_without_gnuplot), cmocka_unit_test(test_full_disk)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_drawn),
+                                       cmocka_unit_test(test_heatmap_shows_the_scores),
+                                       cmocka_unit_test(test_frames_mark_what_is_selected),
+                                       cmocka_unit_test(test_updates_are_where_they_went),
+                                       cmocka_unit_test(test_without_gnuplot),
+                                       cmocka_unit_test(test_full_disk)};
     return cmocka_run_group_tests(tests, setup, scratch_remove);
 }

@@ -123,6 +123,60 @@ static void test_judge_step(void **state) {
     mem_free(page);
 }
 
+static void test_contrast(void **state) {
+    (void)state;
+    char *page = write_and_read();
+    const char *at = strstr(page, "Where the router goes for a prompt and for its matched partner.");
+    assert_non_null(at);
+    assert_contains(at, "<dt>compared</dt><dd>&lt;aligned&gt;</dd>");
+    assert_contains(at,
+                    "Means over 37 pairs; in brackets and shaded: intervals that hold 0.9 of 1234 resamples");
+    assert_contains(
+        at, "<td class=\"l\">contrast</td><td>0.1235<small>[0.0625, 0.1875]</small></td><td>1.25<small>"
+            "[0.5, 1.75]</small></td><td>0.6543<small>");
+    assert_contains(at, "<td class=\"l\">control: other topics</td><td>0.1547<small>");
+    assert_contains(at, "<td class=\"l\">contrast - control</td><td>0.09221<small>");
+    assert_contains(at,
+                    "<td class=\"l\">control: other topics</td><td>2</td><td>0.5297<small>"); /* of a layer */
+    assert_contains(at, "<dt>by rate</dt><dd>&lt;rate&gt;</dd>");
+    assert_contains(at, "<dt>by gradient</dt><dd>not ranked: no targets</dd>");
+    assert_contains(at, "<td class=\"l\">rate</td><td>2</td><td>2</td><td>0.01235</td><td>1</td><td>0</td>");
+    /* rank, layer, expert, value, frequency, selected, rank by the other ranking */
+    assert_contains(
+        at, "<tr><td>2</td><td>0</td><td>1</td><td>-1<small>[0.5, 1.5]</small></td><td>0.5</td><td>1</td>"
+            "<td>7</td></tr>");
+    assert_contains(at, "<caption>Most sensitive cells by probability</caption>");
+    assert_null(strstr(at, "rank by gradient"));
+    const char *overview = strstr(page, "<caption>Contrasts</caption>");
+    assert_non_null(overview);
+    assert_contains(overview, "<td class=\"l\">asked</td><td>37</td><td>0.1235<small>");
+    mem_free(page);
+}
+
+static void test_training(void **state) {
+    (void)state;
+    char *page = write_and_read();
+    const char *at = strstr(page, "Low-rank updates of chosen experts were trained");
+    assert_non_null(at);
+    assert_contains(at, "<dt>projections</dt><dd>gate, up, down</dd>");
+    assert_contains(at, "<dt>trained, share of all parameters</dt><dd>0.001484</dd>");
+    assert_contains(at, "<dt>ended because</dt><dd>patience &lt;ran&gt; out</dd>");
+    assert_contains(at, "<dt>state after step</dt><dd>2</dd>");
+    assert_contains(at, "<dt>step of the least held-out loss</dt><dd>2</dd>");
+    assert_contains(
+        at, "<tr><td>2</td><td>1</td><td>2.5</td><td>0.25</td><td>0.0005</td><td>8</td><td>202</td></tr>");
+    /* sqrt(0.09 + 0.16) over sqrt(36 + 64), cells in their order */
+    const char *first =
+        strstr(at, "<tr><td>0</td><td>3</td><td>1</td><td>896</td><td>0.01235</td><td>7.432</td>");
+    assert_non_null(first);
+    assert_contains(
+        first, "<tr><td>2</td><td>1</td><td>2</td><td>1792</td><td>0.5</td><td>10</td><td>0.05</td></tr>");
+    const char *overview = strstr(page, "<caption>Trainings</caption>");
+    assert_non_null(overview);
+    assert_contains(overview, "<td class=\"l\">tuned</td><td>2</td><td>2688</td><td>0.001484</td>");
+    mem_free(page);
+}
+
 static void test_ranks_cells(void **state) {
     (void)state;
     char *page = write_and_read(), *table = strstr(page, "<caption>plain</caption>");
@@ -224,6 +278,18 @@ static void test_refused(void **state) {
     assert_refused("silence/responses/top2.jsonl",
                    "{\"group\": \"plain\", \"index\": 9, \"id\": \"a\", \"response\": \"b\"}\n",
                    "expected replies in the order of labels.csv");
+    assert_refused("asked/ranking.csv", "ranking,rank,layer,expert,value,selected\nrate,1,0,4,1,1\n",
+                   "column expert: expected an integer from 0 to 3: got \"4\"");
+    assert_refused("asked/ranking.csv", "ranking,rank,layer,expert,value\n", "expected a column selected");
+    assert_refused("asked/contrast.json", "{", "expected JSON");
+    assert_refused("tuned/updates.csv",
+                   "layer,expert,projection,parameters,update_norm,weight_norm\n3,0,up,1,1,1\n",
+                   "column layer: expected an integer from 0 to 2: got \"3\"");
+    assert_refused("tuned/updates.csv",
+                   "layer,expert,projection,parameters,update_norm,weight_norm\n2,0,up,1,x,1\n",
+                   "column update_norm: expected a number");
+    assert_refused("tuned/training.csv", "step,loss\n", "expected a column held_out_loss");
+    assert_refused("tuned/step.json", "{\"kind\": \"tune\", \"model\": \"\"}", "n_layers: expected");
     assert_refused("activation/step.json", "{\"kind\": \"activation\"}", "model: expected a string");
     Error error = {0};
     assert_false(report_write("nowhere", &silent, &error));
@@ -271,6 +337,8 @@ int main(void) {
         cmocka_unit_test(test_outcomes),
         cmocka_unit_test(test_samples),
         cmocka_unit_test(test_judge_step),
+        cmocka_unit_test(test_contrast),
+        cmocka_unit_test(test_training),
         cmocka_unit_test(test_ranks_cells),
         cmocka_unit_test(test_nothing_becomes_markup),
         cmocka_unit_test(test_same_bytes),

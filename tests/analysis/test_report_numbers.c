@@ -233,6 +233,10 @@ static void test_a_planted_number_is_seen(void **state) {
         {"Agreement of labels", "<td>41</td>", "<td>o'ther 47</td>"},   /* in a cell, of a text */
         {"<h2>activation", "<figcaption>", "<figcaption>987 "},         /* a caption */
         {"Replies side by side", "Of ", "Of 19.5 "},                    /* a count in words */
+        {"<caption>Contrasts", "<td>37</td>", "<td>38.5</td>"},         /* of a contrast */
+        {"cells by rate", "<small>[", "<small>[-9"},                    /* an interval of a cell */
+        {"<caption>Trained cells", "<td>0.05</td>", "<td>0.06</td>"},   /* of a training */
+        {"step of the least", "<dd>2", "<dd>31"},                       /* a fact */
         {"id=\"terms\"", "<dt>", "<dt>1e-07 "},                         /* an exponent */
     };
     (void)state;
