@@ -190,8 +190,9 @@ static __global__ void __launch_bounds__(LORA_THREADS, sizeof(T) == 4 ? 1 : 2)
             feed.put(x_rows, w_rows);
             __syncthreads();
             if (k + S::STEP < p.depth) feed.fetch(k + S::STEP);
-            multiply_slice(sum, &x_rows[row * S::LINE + slice * S::SLICE],
-                           &w_rows[rank * S::LINE + slice * S::SLICE], S::LINE);
+            if (k + slice * S::SLICE < p.depth && at.first + row < at.end)
+                multiply_slice(sum, &x_rows[row * S::LINE + slice * S::SLICE],
+                               &w_rows[rank * S::LINE + slice * S::SLICE], S::LINE);
         }
         __syncthreads();
 #pragma unroll
@@ -280,10 +281,11 @@ DEVICE void put_ranks(float *w_ranks, float *u_ranks, const Update<T> &p, const 
     __syncthreads();
 }
 
-DEVICE void multiply_ranks(float (&sum)[4][8], const float *w_ranks, const float *u_ranks) {
+DEVICE void multiply_ranks(float (&sum)[4][8], const float *w_ranks, const float *u_ranks, int n_ranks) {
     const int columns = (int)threadIdx.x % 32 * 4, rows = (int)threadIdx.x / 32 * 4;
 #pragma unroll
     for (int r = 0; r < RANK_STEP; r++) {
+        if (r % 4 == 0 && r >= n_ranks) break;
         float u[4], w[2][4];
         load_pack<float, 4>(u, &u_ranks[r * LINE_U + rows]);
         load_pack<float, 4>(w[0], &w_ranks[r * LINE_W + columns]);
@@ -311,21 +313,28 @@ DEVICE int target_of(const Update<T> &p, const Cells &c, int m, int end, unsigne
 }
 
 /* sum[j] += scale times g a of the other choices, in order */
-template <class T>
+template <bool PACKED, class T>
 DEVICE void add_others(float (&sum)[8], const Update<T> &p, const Cells &c, int token, unsigned others,
                        int64_t column) {
+#pragma unroll 1
     for (; others; others &= others - 1) {
         const int row = load(&c.rows[(int64_t)token * c.choices + __ffs(others) - 1]), cell = cell_of(c, row);
         const float *g = &p.g[row * p.u_columns], *a = &c.a[(int64_t)cell * c.rank * c.in + column];
         const float scale = load(&c.scales[cell]);
+        float part[8] = {};
 #pragma unroll 1
-        for (int j = 0; j < 8 && column + j < p.width; j++) {
-            float part = 0;
-            for (int r = 0; r < c.rank; r++) part = fmaf(load(&g[r]), load(&a[r * c.in + j]), part);
-            const float more = scale * part;
+        for (int r = 0; r < c.rank; r++) {
+            const float of_rank = load(&g[r]);
 #pragma unroll
-            for (int i = 0; i < 8; i++) sum[i] += i == j ? more : 0; /* registers have no index */
+            for (int j = 0; j < 8; j += 4) {
+                float four[4];
+                load_part<PACKED, float, 4>(four, &a[r * c.in + j], p.width - column - j);
+#pragma unroll
+                for (int k = 0; k < 4; k++) part[j + k] = fmaf(of_rank, four[k], part[j + k]);
+            }
         }
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum[j] += scale * part[j];
     }
 }
 
@@ -362,7 +371,8 @@ static __global__ void __launch_bounds__(LORA_THREADS, sizeof(T) == 4 ? 1 : 2) a
         float sum[4][8] = {};
         for (int r0 = 0; r0 < c.rank; r0 += RANK_STEP) {
             put_ranks<T, OF_A, PACKED>(w_ranks, u_ranks, p, w, c.rank, at, block_column, r0);
-            multiply_ranks(sum, w_ranks, u_ranks);
+            if (at.first + own < at.end && column < p.width)
+                multiply_ranks(sum, w_ranks, u_ranks, c.rank - r0);
         }
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -370,7 +380,7 @@ static __global__ void __launch_bounds__(LORA_THREADS, sizeof(T) == 4 ? 1 : 2) a
             if (row < 0 || column >= p.width) continue;
 #pragma unroll
             for (int j = 0; j < 8; j++) sum[i][j] = scale * sum[i][j];
-            if constexpr (OF_A) add_others(sum[i], p, c, row, load(&others[own + i]), column);
+            if constexpr (OF_A) add_others<PACKED>(sum[i], p, c, row, load(&others[own + i]), column);
 #pragma unroll
             for (int j = 0; j < N_PACKS; j++) {
                 if (column + j * N >= p.width) break;

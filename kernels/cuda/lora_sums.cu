@@ -1,11 +1,11 @@
-/* The gradients of A and B: da += g x and db += dy u of the rows of a cell, example by example, each example's
- * sum into a counter (LoraSums).
+/* The gradients of A and B: da += g x and db += dy u of the rows of a cell, example by example, each
+ * example's sum into a counter (LoraSums).
  *
  * A block has 64 columns of x (or of dy), 16 or 64 ranks, and walks all rows of its cell, 32 at a time: every
- * element of x and dy is read once, g and u from L2 once for 64 columns. The next rows come to registers while
- * those in shared memory are multiplied, a thread 4 x 4; with 16 ranks four groups of threads take the rows in
- * turn, and their sums are added in order. An example's rows are cut where the example begins and in blocks of
- * 256, so its bits do not depend on what else is in the call. Bound by the f32 rate. */
+ * element of x and dy is read once, g and u from L2 once for 64 columns. The next rows come to registers
+ * while those in shared memory are multiplied, a thread 4 x 4; with 16 ranks four groups of threads take the
+ * rows in turn, and their sums are added in order. An example's rows are cut where the example begins and in
+ * blocks of 256, so its bits do not depend on what else is in the call. Bound by the f32 rate. */
 #include "lora.cuh"
 
 constexpr int COLUMNS = 64, LINE = COLUMNS + 4, SUM_TILES = 256 / LORA_ROWS;
@@ -99,10 +99,11 @@ template <class T, bool OF_B, int RANKS, bool WIDE_PACKED, bool RANKS_PACKED> st
 
 /* part[i][j] += the rows of this thread's group; i: of A a rank and j a column, of B the other way round */
 template <bool OF_B, int RANKS>
-DEVICE void multiply_rows(float (&part)[4][4], const float *x_rows, const float *r_rows, int group) {
+DEVICE void multiply_rows(float (&part)[4][4], const float *x_rows, const float *r_rows, int group, int n) {
     typedef Split<RANKS> S;
 #pragma unroll 8
     for (int row = 0; row < LORA_ROWS / S::GROUPS; row++) {
+        if (row * S::GROUPS + group >= n) break;
         float x[4], r[4];
         load_pack<float, 4>(x, &x_rows[(row * S::GROUPS + group) * LINE]);
         load_pack<float, 4>(r, &r_rows[(row * S::GROUPS + group) * S::R_LINE]);
@@ -149,7 +150,8 @@ static __global__ void __launch_bounds__(LORA_THREADS, sizeof(T) == 4 ? 1 : 2)
     m += rows.n;
     pair = m + lane < end ? load(&c.pairs[m + lane]) : -1;
     while (example < s.n_examples) {
-        const bool ends = rows.n < LORA_ROWS;
+        const int n = rows.n;
+        const bool ends = n < LORA_ROWS;
         rows.put(x_rows, r_rows);
         __syncthreads();
         if (example + ends < s.n_examples) {
@@ -157,7 +159,8 @@ static __global__ void __launch_bounds__(LORA_THREADS, sizeof(T) == 4 ? 1 : 2)
             m += rows.n;
             pair = m + lane < end ? load(&c.pairs[m + lane]) : -1;
         }
-        multiply_rows<OF_B, RANKS>(part, &x_rows[across], &r_rows[four], group);
+        if (r0 + four < c.rank && column + across < s.width)
+            multiply_rows<OF_B, RANKS>(part, &x_rows[across], &r_rows[four], group, n);
         if (++n_tiles % SUM_TILES == 0 || ends)
 #pragma unroll
             for (int i = 0; i < 16; i++) {

@@ -1,6 +1,6 @@
-/* The emulator's suites on a GPU, in one program, so that the kernels come along once: tests_gpu SUITE, and for
- * parity and attention_cores a pattern that names cases, for a tool under which all would take too long. Exit
- * status 77: skipped, there is no GPU. */
+/* The emulator's suites on a GPU, in one program, so that the kernels come along once: tests_gpu SUITE, and
+ * for parity and attention_cores a pattern that names cases, for a tool under which all would take too long.
+ * Exit status 77: skipped, there is no GPU. */
 #include "kernels/device.h"
 #include <stdio.h>
 #include <string.h>
