@@ -335,6 +335,19 @@ static bool write_actual(const Run *run, Error *error) {
     return ok;
 }
 
+/* All that is computed a second time, or beside the case's own tensors. */
+static bool check_more(Run *run, Error *error) {
+    int64_t n = run->c.n_prompts;
+    if (run->options->once) {
+        print_unchecked(run, "", "the same bits, interventions, training", "--once");
+        return true;
+    }
+    return check_bits(run, "one prompt at a time", n, RECOMPUTE_ALWAYS, error) &&
+           (n < 2 || check_bits(run, "split in two", 2, RECOMPUTE_ALWAYS, error)) &&
+           check_bits(run, "with all activations kept", 1, RECOMPUTE_NEVER, error) && run_edits(run, error) &&
+           run_lora(run, error);
+}
+
 static void print_head(const Run *run) {
     const ModelConfig *config = &run->model.config;
     fprintf(run->to,
@@ -351,14 +364,10 @@ static void print_kernel(void *to, const char *kernel, int64_t n_launches) {
 static bool run_checks(Run *run, Error *error) {
     const Device *device = run->options->device;
     print_head(run);
-    int64_t n = run->c.n_prompts;
     bool ok = conform_case_fits(&run->c, &run->model.config, error) &&
               conform_compute(&run->model, &run->c, 1, RECOMPUTE_ALWAYS, &run->values, error) &&
-              write_actual(run, error) && check_tensors(run, error) &&
-              check_bits(run, "one prompt at a time", n, RECOMPUTE_ALWAYS, error) &&
-              (n < 2 || check_bits(run, "split in two", 2, RECOMPUTE_ALWAYS, error)) &&
-              check_bits(run, "with all activations kept", 1, RECOMPUTE_NEVER, error) &&
-              run_edits(run, error) && run_lora(run, error) && list_unchecked(run, error);
+              write_actual(run, error) && check_tensors(run, error) && check_more(run, error) &&
+              list_unchecked(run, error);
     if (!ok) return false;
     if (device->each_kernel) device->each_kernel(print_kernel, run->to);
     if (run->n_failed)

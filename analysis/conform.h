@@ -15,6 +15,7 @@ typedef struct {
     const char *out;    /* folder for actual*.safetensors, adapter-*, merged; NULL: not written */
     const Device *device;
     DType compute; /* DTYPE_F32 or DTYPE_BF16 */
+    bool once;     /* no second run of anything for the same bits, no interventions, no training */
 } ConformOptions;
 
 /* Prints one line per tensor and a verdict to `to`. *agrees: every tensor within its bound, all bits the

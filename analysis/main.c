@@ -162,13 +162,15 @@ static const Flag conform_flags[] = {
     {"--compute", "NAME", "f32 (the default) or bf16: how activations are stored", false},
     {"--model", "FOLDER", "the checkpoint, where it does not lie in CASE", false},
     {"--out", "FOLDER", "write actual*.safetensors there, and what was trained: adapter-*, merged", false},
+    {"--once", NULL, "each pass once, packed: no second one for the same bits, no training", false},
     {0},
 };
 
 static bool run_conform(const Arguments *a, Error *error) {
     ConformOptions options = {.folder = a->operand,
                               .model = arguments_value(a, "--model", NULL),
-                              .out = arguments_value(a, "--out", NULL)};
+                              .out = arguments_value(a, "--out", NULL),
+                              .once = arguments_have(a, "--once")};
     bool agrees = false;
     return devices_pick_named(arguments_value(a, "--device", "auto"), &options.device, error) &&
            devices_compute_named(arguments_value(a, "--compute", "f32"), options.device, &options.compute,

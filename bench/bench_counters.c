@@ -175,6 +175,8 @@ typedef struct {
     Tensor probs, ids, weights, logits;                             /* router */
     MoePlan plan;
     Spans spans;
+    Lora lora;
+    LoraSums sums;
 } Set;
 
 typedef void call_fn(const Ops *o, Queue *q, const Set *s);
@@ -245,6 +247,8 @@ CALLS(down_bwd) {
 }
 CALLS(gate_up_bwd) { o->moe_gate_up_bwd(q, s->x, s->scratch, s->z, s->w, s->plan); }
 CALLS(dense) { o->dense(q, s->y, s->x, s->w, (Tensor){0}, (Tensor){0}); }
+CALLS(lora) { o->lora(q, s->z, s->x, s->lora, s->plan); }
+CALLS(lora_bwd) { o->lora_bwd(q, s->x, s->sums, s->scratch, s->z, s->x, s->lora, (Tensor){0}, s->plan); }
 CALLS(route) {
     o->route(q, s->probs, s->ids, s->weights, s->logits, (RouteEdits){0},
              (RouterRule){ROUTER_SOFTMAX_TOPK, true, 1});
@@ -468,6 +472,64 @@ static void count_experts(Table *table, const Model *m) {
     set_free(&s);
 }
 
+/* The same rows, but those of an expert belong to different tokens. */
+static void spread_plan(Set *s, int64_t tokens, int64_t choices) {
+    const int64_t M = tokens * choices;
+    int32_t *pairs = calloc((size_t)(2 * M), sizeof *pairs), *rows = pairs + M;
+    check(pairs, "out of memory");
+    for (int64_t m = 0; m < M; m++) {
+        pairs[m] = (int32_t)(m % tokens * choices + m / tokens);
+        rows[pairs[m]] = (int32_t)m;
+    }
+    fill(s, s->plan.pairs, pairs);
+    fill(s, s->plan.rows, rows);
+    free(pairs);
+}
+
+/* Low-rank updates of the gate projection of a twentieth of the experts: all blocks, so few tokens; one
+ * example. Of the rows of those experts alone is anything read or written. The gradient reads x and dz twice, for
+ * g and u and then for the sums, and adds to dx. */
+static void count_lora(Table *table, const char *model, int64_t tokens, int64_t rank) {
+    const BenchShape *shape = bench_shape(model);
+    Set s =
+        new_experts(&(BenchShape){.hidden = shape->hidden, .inner = shape->inner, .experts = 1, .choices = 1},
+                    tokens * shape->choices);
+    int32_t offsets[257], experts[256];
+    make_plan(&s, shape, tokens, offsets);
+    spread_plan(&s, tokens, shape->choices);
+    const int64_t n = (shape->experts + 19) / 20;
+    double rows = 0;
+    for (int64_t i = 0; i < n; i++) {
+        experts[i] = (int32_t)((2 * i + 1) * shape->experts / (2 * n));
+        rows += offsets[experts[i] + 1] - offsets[experts[i]];
+    }
+    s.lora = (Lora){add_filled(&s, experts, n),
+                    add(&s, DTYPE_F32, n, rank, shape->hidden),
+                    add(&s, DTYPE_F32, n, shape->inner, rank),
+                    add(&s, DTYPE_F32, n, 0, 0),
+                    0,
+                    false};
+    const int32_t whole[2] = {0, (int32_t)tokens};
+    s.sums = (LoraSums){add(&s, DTYPE_F32, 1, n * rank, shape->hidden),
+                        add(&s, DTYPE_F32, 1, n * shape->inner, rank), add_filled(&s, whole, 2), 0};
+    s.scratch.shape[1] = 2 * rank;
+    /* the cost table spreads the rows evenly over the experts */
+    const double even = (double)(tokens * shape->choices) * (double)n / (double)shape->experts;
+    const double weights = (double)(tensor_bytes(s.lora.a) + tensor_bytes(s.lora.b));
+    struct {
+        const char *op;
+        call_fn *call;
+    } calls[] = {{"lora", calls_lora}, {"lora_bwd", calls_lora_bwd}};
+    for (int i = 0; i < 2; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "%s %s r=%lld", model, calls[i].op, (long long)rank);
+        const double bytes = cost_of(calls[i].call, &s).bytes;
+        count_call(table, name, &s, calls[i].call, (Least){weights + (bytes - weights) * rows / even, 0}, 0,
+                   (Bounds){.sectors = 1.05, .touched = 1.05, .wavefronts = 1.15});
+    }
+    set_free(&s);
+}
+
 /* Few rows an expert, every block. */
 static void count_few_rows(Table *table) {
     const BenchShape shape = {.name = "small", .hidden = 512, .inner = 256, .experts = 16, .choices = 4};
@@ -497,7 +559,8 @@ static void count_dense(Table *table, const Model *m, int64_t tokens, TileSize t
 /* ---- all of it ---- */
 static void count_all(Table *table) {
     static const char *const ops[] = {"embed",  "add",        "rmsnorm",     "rmsnorm_bwd", "rope",
-                                      "swiglu", "swiglu_bwd", "moe_combine", "row_norms",   "find_nonfinite"};
+                                      "swiglu", "swiglu_bwd", "moe_combine", "row_norms",   "find_nonfinite",
+                                      "adamw",  "sum_slots"};
     for (size_t i = 0; i < sizeof ops / sizeof *ops; i++)
         count_op(table, ops[i], strcmp(ops[i], "rope") ? 2048 : 128);
     count_route(table, 8, 2);
@@ -506,6 +569,9 @@ static void count_all(Table *table) {
     count_attentions(table);
     count_decoding(table);
     count_few_rows(table);
+    count_lora(table, "mixtral", 256, 16);
+    count_lora(table, "qwen3", 512, 16);
+    count_lora(table, "qwen3", 512, 64);
     for (size_t i = 0; i < sizeof MODELS / sizeof *MODELS; i++) {
         count_experts(table, &MODELS[i]);
         count_dense(table, &MODELS[i], T, LARGE);

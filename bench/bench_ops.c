@@ -30,7 +30,7 @@ static Cost least_cost(const OpBench *b, const Sizes *s, const Set *set) {
     const int64_t counted =
         s->shape->experts < s->rows * s->shape->choices ? s->shape->experts : s->rows * s->shape->choices;
     for (int i = 0; i < set->n; i++)
-        if (set->plan.offsets.data && set->t[i].n_dims == 3)
+        if (set->plan.offsets.data && set->t[i].n_dims == 3 && set->t[i].shape[0] == s->shape->experts)
             cost.bytes -= (double)tensor_bytes(set->t[i]) * (double)(counted - s->experts_hit) /
                           (double)s->shape->experts;
     const double length = (double)s->rows / (double)(s->prompts ? s->prompts : 1);
@@ -115,7 +115,9 @@ static const char cases_of_a_shape[] =
     "moe_down/2048/0.5 moe_down/8192/0.5 moe_down/16384/0.5 moe_down/32768/0.5 moe_hidden/16384/0 "
     "moe_hidden/16384/1.5 moe_gate_up/16384/0.5 moe_hidden_bwd/16384/0.5 "
     "moe_gate_up_bwd/16384/0.5 route/32768 moe_plan/32768/0.5 swiglu/16384 moe_combine/16384/0.5 "
-    "moe_swiglu_bwd/16384/0.5 dense/16384 dense_bwd/16384 dense/100 rmsnorm/16384 "
+    "moe_swiglu_bwd/16384/0.5 moe_gate_up/16384/0 lora_r16/16384/0 lora_r64/16384/0 lora_all_r16/16384/0 "
+    "lora_bwd_r16/16384/0 lora_bwd_r64/16384/0 adamw/1024 dense/16384 dense_bwd/16384 dense/100 "
+    "rmsnorm/16384 "
     "rmsnorm_bwd/16384 rope/16384 embed/16384 cross_entropy/8192 attention/128x128 "
     "attention_bwd/128x128 attention/32x512 attention_bwd/32x512 attention/8x2048 "
     "attention_bwd/8x2048 attention/2x8192 attention_bwd/2x8192 attention_decode/100x640";

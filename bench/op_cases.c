@@ -187,6 +187,62 @@ BUILD(moe_gate_up_bwd) {
 }
 CALL(moe_gate_up_bwd) { o->moe_gate_up_bwd(q, T[0], T[1], T[2], T[3], set->plan); }
 
+/* ---- low-rank updates of the gate projection of a twentieth of the experts, or of all ---- */
+enum { EXAMPLES = 32, EXAMPLE_SLOTS = 6 };
+
+/* y or dy [M,2F], x [T,D], then the plan and the update. */
+static void add_lora(Memory *m, const Sizes *s, Set *set, int64_t rank, bool all) {
+    const int64_t n = all ? SHAPE->experts : (SHAPE->experts + 19) / 20;
+    int32_t experts[256];
+    for (int64_t i = 0; i < n; i++) experts[i] = (int32_t)((2 * i + 1) * SHAPE->experts / (2 * n));
+    add_output(m, set, s->act, PAIRS, 2 * SHAPE->inner, 0);
+    add_input(m, set, s->act, ROWS, SHAPE->hidden, 0);
+    add_plan(m, s, set);
+    set->lora.experts = add_ints(m, set, experts, n, 0);
+    set->lora.a = add_input(m, set, DTYPE_F32, n, rank, SHAPE->hidden);
+    set->lora.b = add_input(m, set, DTYPE_F32, n, SHAPE->inner, rank);
+    set->lora.scales = add_input(m, set, DTYPE_F32, n, 0, 0);
+}
+BUILD(lora_r16) { add_lora(m, s, set, 16, false); }
+BUILD(lora_r64) { add_lora(m, s, set, 64, false); }
+BUILD(lora_all_r16) { add_lora(m, s, set, 16, true); }
+CALL(lora_r16) { o->lora(q, T[0], T[1], set->lora, set->plan); }
+#define call_lora_r64 call_lora_r16
+#define call_lora_all_r16 call_lora_r16
+
+/* The rows are EXAMPLES prompts of the same length. */
+static void add_lora_bwd(Memory *m, const Sizes *s, Set *set, int64_t rank) {
+    int32_t offsets[EXAMPLES + 1];
+    for (int64_t i = 0; i <= EXAMPLES; i++) offsets[i] = (int32_t)(i * ROWS / EXAMPLES);
+    add_lora(m, s, set, rank, false);
+    const int64_t n = set->lora.a.shape[0];
+    set->sums.a = add_output(m, set, DTYPE_F32, EXAMPLE_SLOTS, n * rank, SHAPE->hidden);
+    set->sums.b = add_output(m, set, DTYPE_F32, EXAMPLE_SLOTS, n * SHAPE->inner, rank);
+    set->sums.offsets = add_ints(m, set, offsets, EXAMPLES + 1, 0);
+    add_output(m, set, DTYPE_F32, PAIRS, 2 * rank, 0);
+    add_output(m, set, s->act, ROWS, SHAPE->hidden, 0);
+}
+BUILD(lora_bwd_r16) { add_lora_bwd(m, s, set, 16); }
+BUILD(lora_bwd_r64) { add_lora_bwd(m, s, set, 64); }
+CALL(lora_bwd_r16) {
+    o->lora_bwd(q, T[set->n - 1], set->sums, T[set->n - 2], T[0], T[1], set->lora, (Tensor){0}, set->plan);
+}
+#define call_lora_bwd_r64 call_lora_bwd_r16
+BUILD(adamw) {
+    for (int i = 0; i < 3; i++) add_output(m, set, DTYPE_F32, ROWS, SHAPE->hidden, 0);
+    add_input(m, set, DTYPE_F32, ROWS, SHAPE->hidden, 0);
+}
+CALL(adamw) {
+    const AdamwRule rule = {.rate = 1e-4,
+                            .beta1 = 0.9,
+                            .beta2 = 0.999,
+                            .eps = 1e-8,
+                            .correction1 = 0.1,
+                            .correction2 = 0.001,
+                            .grad_scale = 1};
+    o->adamw(q, T[0], T[1], T[2], T[3], rule);
+}
+
 /* ---- dense: the query projection ---- */
 BUILD(dense) {
     add_output(m, set, s->act, ROWS, SHAPE->heads * SHAPE->head, 0);
@@ -284,7 +340,10 @@ const OpBench op_benches[] = {OP(route),           OP(moe_plan),
                               OP(swiglu),          OP(moe_down),
                               OP(moe_combine),     OP(moe_down_bwd),
                               OP(moe_swiglu_bwd),  OP(moe_hidden_bwd),
-                              OP(moe_gate_up_bwd), OP(dense),
+                              OP(moe_gate_up_bwd), OP(lora_r16),
+                              OP(lora_r64),        OP(lora_all_r16),
+                              OP(lora_bwd_r16),    OP(lora_bwd_r64),
+                              OP(adamw),           OP(dense),
                               OP(dense_bwd),       OP(rmsnorm),
                               OP(rmsnorm_bwd),     OP(rope),
                               OP(embed),           OP(cross_entropy),

@@ -18,6 +18,8 @@ typedef struct {
     int n;
     MoePlan plan;
     Spans spans;
+    Lora lora;
+    LoraSums sums;
 } Set;
 
 /* Device memory: `pool` holds random numbers, `scratch` results, both dealt out round and round; `ints` holds

@@ -167,6 +167,44 @@ def expert_peers(op, shape, rows, skew):
             "moe_swiglu_bwd": lambda: {"compiled": repeat(gradient, pairs * inner * 12)}}[op]()
 
 
+def lora_peers(op, shape, rows, skew):
+    """Two more grouped products on the rows of the experts with an update (gate projection); back, five."""
+    hidden, inner, experts, choices = SHAPES[shape][:4]
+    rank, back = int(op.split("_r")[1]), "bwd" in op
+    n = experts if "_all" in op else (experts + 19) // 20
+    chosen = torch.tensor([(2 * i + 1) * experts // (2 * n) for i in range(n)], device="cuda")
+
+    def make():
+        r, x, y = Routing(rows, experts, choices, skew), random(rows, hidden), random(rows * choices, 2 * inner)
+        a, b = random(n, rank, hidden), random(n, inner, rank)
+        expert = r.ids.flatten()[r.order]
+        here = torch.isin(expert, chosen).nonzero().flatten()
+        token, offsets = r.token[here], torch.cumsum(r.counts[chosen], 0, dtype=torch.int32)
+        dx = random(rows, hidden)
+
+        def forward():
+            u = torch._grouped_mm(x[token], a.transpose(1, 2), offs=offsets)
+            y[here, :inner] += torch._grouped_mm(u, b.transpose(1, 2), offs=offsets)
+
+        def backward():
+            into, dy = x[token], y[here, :inner]
+            u, g = torch._grouped_mm(into, a.transpose(1, 2), offs=offsets), torch._grouped_mm(dy, b, offs=offsets)
+            dx.index_add_(0, token, torch._grouped_mm(g, a, offs=offsets))
+            return (torch._grouped_mm(g.t(), into, offs=offsets), torch._grouped_mm(dy.t(), u, offs=offsets))
+        return backward if back else forward
+    n_bytes = rows * choices * (hidden + 2 * inner) * 2
+    return {"gather, grouped_mm x 5, examples not kept apart" if back else "gather, grouped_mm x 2":
+            repeat(make, n_bytes)}
+
+
+def adamw_peers(shape, rows):
+    def make():
+        parameter = torch.nn.Parameter(torch.randn(rows, SHAPES[shape][0], device="cuda"))
+        parameter.grad = torch.randn_like(parameter)
+        return torch.optim.AdamW([parameter], lr=1e-4, fused=True, capturable=True).step
+    return {"torch.optim.AdamW fused": repeat(make, rows * SHAPES[shape][0] * 28)}
+
+
 def router_peers(op, shape, rows, skew):
     experts, choices = SHAPES[shape][2:4]
 
@@ -260,6 +298,10 @@ def peers_of(case):
     shape, op, rows, *skew = case.split("/")
     if op.startswith("attention"):
         return attention_peers(op, shape, *map(int, rows.split("x")))
+    if op == "adamw":
+        return adamw_peers(shape, int(rows))
+    if op.startswith("lora"):
+        return lora_peers(op, shape, int(rows), float(skew[0]))
     group = router_peers if op in ("route", "moe_plan") else expert_peers if op.startswith("moe_") else row_peers
     return group(op, shape, int(rows), float(skew[0]) if skew else 0.0)
 

@@ -21,6 +21,7 @@ done | sort -u | while read -r library; do
 done
 cp -r configs "$out/configs"
 cp -r tests/golden "$out/tests/golden"
+cp tools/compare_training.awk "$out/tests/"
 cp bench/peers.py bench/peers_gpu.py bench/run.sh "$out/bench/"
 cp tools/gpu_check.sh "$out/gpu_check"
 cp README.md "$out/README.md"

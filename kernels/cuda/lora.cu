@@ -1,38 +1,48 @@
-/* Low-rank updates of chosen experts: lora, lora_bwd. The order of every sum over examples is that of
- * kernels/cpu/lora.c.
+/* Low-rank updates of chosen experts: lora, lora_bwd.
  *
- *   lora, g and u      a block a row; one whose expert has no cell ends at once. A warp a rank for the dot
- *                      products, then a thread a column
- *   dx                 a block a row, or a token with the rows of its choices; a thread a column
- *   gradients of A, B  a thread a column of x (or of dy) and eight ranks: it walks the rows of its expert,
- *                      example by example, and adds each example to its counter
- * A and B are small beside the rows: what binds is latency, and the memory of x and y. Ranks up to 128. */
-#include "device.cuh"
+ *   project   u = a x, or g = b^T dy: 32 rows of a cell a block, 16 or 64 ranks; x is read once for them. A
+ *             warp has 16 ranks and a share of k, a thread 4 x 4 sums; the shares are added in order.
+ *   apply     += scale b u, or scale a^T g: 32 rows and 256 columns a block, a thread 4 x 8 of them, so that
+ *             y is read and written once and what is shared of b comes from L2.
+ *   dx        of tokens is apply where a row's block also adds the other adapted choices of its token, and
+ *             the first of them does: no two blocks write a row.
+ *
+ * A row's result depends on the row alone. Blocks walk over what the plan on the device gives them, so that
+ * the experts without a cell cost nothing. Bound by the memory of x, dy and y up to rank 16, then by the f32
+ * rate. u of the forward pass stands in the queue's workspace, as many rows at a time as fit. */
+#include "lora.cuh"
 
-constexpr int THREADS = 128, WARPS = THREADS / 32, TILE_RANKS = 8, SUM_ROWS = 256;
-
-/* What all kernels here read. */
-struct Cells {
-    const int32_t *experts, *offsets, *pairs, *rows;
-    const float *a, *b, *scales;
-    int64_t in, out;
-    int n_cells, rank, choices;
-    bool down;
-};
-
-static Cells cells_of(Lora lora, MoePlan plan) {
-    const Cells c = {
-        ints(lora.experts), ints(plan.offsets),   ints(plan.pairs),     ints(plan.rows),
-        reals(lora.a),      reals(lora.b),        reals(lora.scales),   lora.a.shape[2],
-        lora.b.shape[1],    (int)lora.a.shape[0], (int)lora.a.shape[1], (int)tensor_columns(plan.rows),
-        lora.down};
-    check(lora.b.shape[2] == c.rank && c.rank <= LORA_MOST_RANK, "a of rank %d, b of rank %lld", c.rank,
-          (long long)lora.b.shape[2]);
-    return c;
+/* The tile number `tile` of the cells' rows within [first, end). All lanes of a warp look together, 32 cells
+ * at a time. */
+DEVICE bool find_tile(const Cells &c, int64_t tile, int64_t first, int64_t end, RowTile &at) {
+    const int lane = threadIdx.x % 32;
+    for (int base = 0; base < c.n_cells; base += 32) {
+        const int expert = load(&c.experts[min(base + lane, c.n_cells - 1)]);
+        const int begin = (int)max((int64_t)load(&c.offsets[expert]), first);
+        const int stop = (int)min((int64_t)load(&c.offsets[expert + 1]), end);
+        const int tiles =
+            base + lane < c.n_cells && stop > begin ? (stop - begin + LORA_ROWS - 1) / LORA_ROWS : 0;
+        int up_to = tiles;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            const int below = __shfl_up_sync(~0u, up_to, d);
+            up_to += lane >= d ? below : 0;
+        }
+        const unsigned beyond = __ballot_sync(~0u, tile < up_to);
+        if (beyond) {
+            const int owner = __ffs(beyond) - 1;
+            at.cell = base + owner;
+            at.first = __shfl_sync(~0u, begin + ((int)tile - (up_to - tiles)) * LORA_ROWS, owner);
+            at.end = min(at.first + LORA_ROWS, __shfl_sync(~0u, stop, owner));
+            return true;
+        }
+        tile -= __shfl_sync(~0u, up_to, 31);
+    }
+    return false;
 }
 
 /* The cell whose rows `row` is one of; -1: its expert has none. */
-DEVICE int cell_of(const Cells &c, int64_t row) {
+DEVICE int cell_of(const Cells &c, int row) {
     int low = 0, high = c.n_cells;
     while (high - low > 1) {
         const int middle = (low + high) / 2;
@@ -45,195 +55,407 @@ DEVICE int cell_of(const Cells &c, int64_t row) {
     return load(&c.offsets[expert]) <= row && row < load(&c.offsets[expert + 1]) ? low : -1;
 }
 
-/* to[r] = scale x . rows[r,:] over n elements, a warp a rank; rows is [R,n], or with `back` [n,R]. */
-template <class T>
-DEVICE void dot_ranks(float *to, const T *x, const float *rows, int64_t n, int rank, bool back) {
-    for (int r = threadIdx.x / 32; r < rank; r += WARPS) {
-        float sum = 0;
-#pragma unroll 4
-        for (int64_t i = threadIdx.x % 32; i < n; i += 32)
-            sum = fmaf(to_f32(load(&x[i])), load(&rows[back ? i * rank + r : r * n + i]), sum);
-        sum = warp_sum(sum);
-        if (threadIdx.x % 32 == 0) store(&to[r], sum);
+/* ---- project: to[m - first, r] = sum over k of x[row, k] w[r, k], or with BACK of x[row, k] w[k, r] ---- */
+template <class T> struct Projection {
+    float *to;      /* rows to_columns apart, of row `first` on */
+    const T *x;     /* from its first column on, rows x_columns apart */
+    const float *w; /* of cell 0 */
+    int64_t to_columns, x_columns, depth, first, end;
+    bool by_token; /* x has a row for every token */
+};
+
+/* How 8 warps share 32 rows x RANKS x a step of k. */
+template <int RANKS> struct Shares {
+    static constexpr int RANK_GROUPS = RANKS / 16, K_GROUPS = 8 / RANK_GROUPS, SLICE = 16,
+                         STEP = SLICE * K_GROUPS;
+    static constexpr int LINE = STEP + 4, SUMS = K_GROUPS * LORA_ROWS * RANKS,
+                         BUFFER = (LORA_ROWS + RANKS) * LINE;
+    static constexpr int LARGER = SUMS > BUFFER ? SUMS : BUFFER, W_PACKS = RANKS * STEP / 4 / LORA_THREADS;
+};
+
+/* Where a thread's pack i of w stands in the step. Back, neighbours read 8 ranks of one k. */
+template <bool BACK, int RANKS> DEVICE void place_w(int i, int &rank, int &k) {
+    constexpr int STEP = Shares<RANKS>::STEP;
+    const int at = (int)threadIdx.x + i * LORA_THREADS;
+    rank = BACK ? at / (2 * STEP) * 8 + at % 2 * 4 : at / (STEP / 4);
+    k = BACK ? at / 2 % STEP : at % (STEP / 4) * 4;
+}
+
+template <class T, bool BACK, int RANKS, bool PACKED> struct Feed {
+    typedef Shares<RANKS> S;
+    static constexpr int N = WIDEST<T>, PER_ROW = S::STEP / N,
+                         X_PACKS = (LORA_ROWS * PER_ROW + LORA_THREADS - 1) / LORA_THREADS;
+    const T *row[X_PACKS]; /* NULL: none */
+    const float *w;
+    int64_t depth;
+    int r0, ranks;
+    Pack<T, N> x_pack[X_PACKS];
+    Pack<float, 4> w_pack[S::W_PACKS];
+
+    __device__ __forceinline__ Feed(const Projection<T> &p, const Cells &c, const RowTile &at, int from)
+        : w(&p.w[(int64_t)at.cell * c.rank * p.depth]), depth(p.depth), r0(from), ranks(c.rank) {
+#pragma unroll
+        for (int i = 0; i < X_PACKS; i++) {
+            const int m = at.first + ((int)threadIdx.x + i * LORA_THREADS) / PER_ROW;
+            const bool exists = m < at.end && m < at.first + LORA_ROWS;
+            row[i] = nullptr;
+            if (exists) row[i] = &p.x[(p.by_token ? load(&c.pairs[m]) / c.choices : m) * p.x_columns];
+        }
+    }
+
+    /* The step that begins at `from`, to registers. */
+    __device__ __forceinline__ void fetch(int64_t from) {
+#pragma unroll
+        for (int i = 0; i < X_PACKS; i++) {
+            const int64_t k = from + ((int)threadIdx.x + i * LORA_THREADS) % PER_ROW * N;
+            x_pack[i] = {};
+            if (row[i] && k < depth) x_pack[i] = read_part<PACKED, T, N>(&row[i][k], depth - k);
+        }
+#pragma unroll
+        for (int i = 0; i < S::W_PACKS; i++) {
+            int rank, inside;
+            place_w<BACK, RANKS>(i, rank, inside);
+            const int r = r0 + rank;
+            const int64_t k = from + inside;
+            w_pack[i] = {};
+            if (r < ranks && k < depth)
+                w_pack[i] = read_part<PACKED, float, 4>(&w[BACK ? k * ranks + r : r * depth + k],
+                                                        BACK ? ranks - r : depth - k);
+        }
+    }
+
+    /* From registers to shared memory, k by k in both. */
+    __device__ __forceinline__ void put(float *x_rows, float *w_rows) {
+#pragma unroll
+        for (int i = 0; i < X_PACKS; i++) {
+            const int at = (int)threadIdx.x + i * LORA_THREADS;
+            if (at >= LORA_ROWS * PER_ROW) break;
+            float wide[N];
+            unpack<T, N>(wide, x_pack[i]);
+#pragma unroll
+            for (int j = 0; j < N; j += 4) {
+                const float four[4] = {wide[j], wide[j + 1], wide[j + 2], wide[j + 3]};
+                store_pack<float, 4>(&x_rows[at / PER_ROW * S::LINE + at % PER_ROW * N + j], four);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < S::W_PACKS; i++) {
+            int rank, k;
+            place_w<BACK, RANKS>(i, rank, k);
+            if constexpr (BACK) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) store(&w_rows[(rank + j) * S::LINE + k], w_pack[i].element[j]);
+            } else {
+                store_pack<float, 4>(&w_rows[rank * S::LINE + k], w_pack[i].element);
+            }
+        }
+    }
+};
+
+/* sum += this warp's slice of the step: rows row + 8 i, ranks rank + 4 j */
+DEVICE void multiply_slice(float (&sum)[4][4], const float *x, const float *w, int line) {
+#pragma unroll
+    for (int k = 0; k < 16; k += 4) {
+        float left[4][4], right[4][4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) load_pack<float, 4>(left[i], &x[8 * i * line + k]);
+#pragma unroll
+        for (int j = 0; j < 4; j++) load_pack<float, 4>(right[j], &w[4 * j * line + k]);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+#pragma unroll
+                for (int n = 0; n < 4; n++) sum[i][j] = fmaf(left[i][n], right[j][n], sum[i][j]);
     }
 }
 
-template <class T>
-static __global__ void __launch_bounds__(THREADS)
-    add_updates(T *y, const T *x, Cells c, int64_t columns, int64_t column) {
-    SHARED(float, u, LORA_MOST_RANK);
-    const int64_t m = blockIdx.x;
-    const int cell = cell_of(c, m);
-    if (cell < 0) return;
-    const int64_t source = c.down ? m : load(&c.pairs[m]) / c.choices;
-    dot_ranks(u, &x[source * c.in], &c.a[(int64_t)cell * c.rank * c.in], c.in, c.rank, false);
-    __syncthreads();
-    const float scale = load(&c.scales[cell]);
-    const float *b = &c.b[(int64_t)cell * c.out * c.rank];
-    T *row = &y[m * columns + column];
-    for (int64_t j = threadIdx.x; j < c.out; j += THREADS) {
-        float sum = 0;
-#pragma unroll 4
-        for (int r = 0; r < c.rank; r++) sum = fmaf(load(&u[r]), load(&b[j * c.rank + r]), sum);
-        store(&row[j], from_f32<T>(fmaf(scale, sum, to_f32(load(&row[j])))));
+template <class T, bool BACK, int RANKS, bool PACKED>
+static __global__ void __launch_bounds__(LORA_THREADS, sizeof(T) == 4 ? 1 : 2)
+    project(Projection<T> p, Cells c) {
+    typedef Shares<RANKS> S;
+    SHARED(float, buffer, S::LARGER);
+    float *x_rows = buffer, *w_rows = &buffer[LORA_ROWS * S::LINE];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, slice = warp / S::RANK_GROUPS;
+    const int row = lane % 8, rank = warp % S::RANK_GROUPS * 16 + lane / 8;
+    const int passes = (c.rank + RANKS - 1) / RANKS;
+    RowTile at;
+    for (int64_t n = blockIdx.x; find_tile(c, n / passes, p.first, p.end, at); n += gridDim.x) {
+        const int r0 = (int)(n % passes) * RANKS;
+        float sum[4][4] = {};
+        Feed<T, BACK, RANKS, PACKED> feed(p, c, at, r0);
+        feed.fetch(0);
+        for (int64_t k = 0; k < p.depth; k += S::STEP) {
+            __syncthreads(); /* what stands there has been read */
+            feed.put(x_rows, w_rows);
+            __syncthreads();
+            if (k + S::STEP < p.depth) feed.fetch(k + S::STEP);
+            if (k + slice * S::SLICE < p.depth && at.first + row < at.end)
+                multiply_slice(sum, &x_rows[row * S::LINE + slice * S::SLICE],
+                               &w_rows[rank * S::LINE + slice * S::SLICE], S::LINE);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                store(&buffer[(slice * LORA_ROWS + row + 8 * i) * RANKS + rank + 4 * j], sum[i][j]);
+        __syncthreads();
+        for (int i = threadIdx.x; i < LORA_ROWS * RANKS; i += LORA_THREADS) {
+            const int m = at.first + i / RANKS, r = r0 + i % RANKS;
+            float total = 0;
+#pragma unroll
+            for (int s = 0; s < S::K_GROUPS; s++) total += load(&buffer[s * LORA_ROWS * RANKS + i]);
+            if (m < at.end && r < c.rank) store(&p.to[(m - p.first) * p.to_columns + r], total);
+        }
     }
+}
+
+template <class T, bool BACK>
+static void launch_project(const Call &call, const Projection<T> &p, const Cells &c, bool packed) {
+    if (p.end <= p.first || c.n_cells == 0) return;
+    const int64_t tiles = (p.end - p.first + LORA_ROWS - 1) / LORA_ROWS + c.n_cells;
+    const unsigned blocks = (unsigned)min(tiles, (int64_t)LORA_BLOCKS);
+    if (c.rank <= 16 && packed)
+        LAUNCH(call, blocks, LORA_THREADS, 0, (project<T, BACK, 16, true>), p, c);
+    else if (c.rank <= 16)
+        LAUNCH(call, blocks, LORA_THREADS, 0, (project<T, BACK, 16, false>), p, c);
+    else if (packed)
+        LAUNCH(call, blocks, LORA_THREADS, 0, (project<T, BACK, 64, true>), p, c);
+    else
+        LAUNCH(call, blocks, LORA_THREADS, 0, (project<T, BACK, 64, false>), p, c);
+}
+
+/* ---- apply: y[row, j] += scale times sum over r of u[m, r] w[j, r], or OF_A of u[m, r] w[r, j] ---- */
+template <class T> struct Update {
+    T *y;           /* from its first column on, rows y_columns apart */
+    const float *u; /* of row `first` on, rows u_columns apart */
+    const float *w; /* of cell 0 */
+    const float *g; /* by_token: what u is, of all rows */
+    int64_t y_columns, u_columns, width, first, end;
+    bool by_token; /* y has a row for every token, and takes the other adapted choices of it too */
+};
+
+constexpr int COLUMNS = 256, RANK_STEP = 16, ODD = 136, LINE_W = 268, LINE_U = 36, W_PACKS = 4;
+
+/* Column j of a block in shared memory: odd packs of four behind the even ones, so that threads that have
+ * eight columns read without bank conflicts. */
+DEVICE int place_column(int j) { return j / 4 % 2 * ODD + j / 8 * 4 + j % 4; }
+
+/* 16 ranks from r0 on of 256 columns, and of the tile's rows, rank by rank; zeros beyond. */
+template <class T, bool OF_A, bool PACKED>
+DEVICE void put_ranks(float *w_ranks, float *u_ranks, const Update<T> &p, const float *w, int ranks,
+                      const RowTile &at, int64_t column, int r0) {
+    Pack<float, 4> pack[W_PACKS], u_pack = {};
+#pragma unroll
+    for (int i = 0; i < W_PACKS; i++) {
+        const int n = (int)threadIdx.x + i * LORA_THREADS;
+        const int r = r0 + (OF_A ? n / 64 : n / 512 * 8 + n % 2 * 4);
+        const int64_t j = column + (OF_A ? n % 64 * 4 : n / 2 % COLUMNS);
+        pack[i] = {};
+        if (r < ranks && j < p.width)
+            pack[i] = read_part<PACKED, float, 4>(&w[OF_A ? r * p.width + j : j * ranks + r],
+                                                  OF_A ? p.width - j : ranks - r);
+    }
+    const int row = (int)threadIdx.x / 2 % LORA_ROWS,
+              first = (int)threadIdx.x / 64 * 8 + (int)threadIdx.x % 2 * 4;
+    if (first < RANK_STEP && r0 + first < ranks && at.first + row < at.end)
+        u_pack = read_part<PACKED, float, 4>(&p.u[(at.first + row - p.first) * p.u_columns + r0 + first],
+                                             ranks - r0 - first);
+    __syncthreads(); /* what stands there has been read */
+#pragma unroll
+    for (int i = 0; i < W_PACKS; i++) {
+        const int n = (int)threadIdx.x + i * LORA_THREADS;
+        if constexpr (OF_A) {
+            store_pack<float, 4>(&w_ranks[n / 64 * LINE_W + place_column(n % 64 * 4)], pack[i].element);
+        } else {
+            const int r = n / 512 * 8 + n % 2 * 4;
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                store(&w_ranks[(r + k) * LINE_W + place_column(n / 2 % COLUMNS)], pack[i].element[k]);
+        }
+    }
+    if (first < RANK_STEP)
+#pragma unroll
+        for (int k = 0; k < 4; k++) store(&u_ranks[(first + k) * LINE_U + row], u_pack.element[k]);
+    __syncthreads();
+}
+
+DEVICE void multiply_ranks(float (&sum)[4][8], const float *w_ranks, const float *u_ranks, int n_ranks) {
+    const int columns = (int)threadIdx.x % 32 * 4, rows = (int)threadIdx.x / 32 * 4;
+#pragma unroll
+    for (int r = 0; r < RANK_STEP; r++) {
+        if (r % 4 == 0 && r >= n_ranks) break;
+        float u[4], w[2][4];
+        load_pack<float, 4>(u, &u_ranks[r * LINE_U + rows]);
+        load_pack<float, 4>(w[0], &w_ranks[r * LINE_W + columns]);
+        load_pack<float, 4>(w[1], &w_ranks[r * LINE_W + ODD + columns]);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum[i][j] = fmaf(u[i], w[j / 4][j % 4], sum[i][j]);
+    }
+}
+
+/* The row of y that row m goes to, and a bit for each other choice to add to it; -1: none, or another row's
+ * block has it. */
+template <class T>
+DEVICE int target_of(const Update<T> &p, const Cells &c, int m, int end, unsigned &others) {
+    others = 0;
+    if (m >= end) return -1;
+    if (!p.by_token) return m;
+    const int pair = load(&c.pairs[m]), token = pair / c.choices;
+    for (int k = 0; k < c.choices; k++)
+        if (cell_of(c, load(&c.rows[(int64_t)token * c.choices + k])) >= 0) others |= 1u << k;
+    if (__ffs(others) - 1 != pair % c.choices) return -1;
+    others &= others - 1;
+    return token;
+}
+
+/* sum[j] += scale times g a of the other choices, in order */
+template <bool PACKED, class T>
+DEVICE void add_others(float (&sum)[8], const Update<T> &p, const Cells &c, int token, unsigned others,
+                       int64_t column) {
+#pragma unroll 1
+    for (; others; others &= others - 1) {
+        const int row = load(&c.rows[(int64_t)token * c.choices + __ffs(others) - 1]), cell = cell_of(c, row);
+        const float *g = &p.g[row * p.u_columns], *a = &c.a[(int64_t)cell * c.rank * c.in + column];
+        const float scale = load(&c.scales[cell]);
+        float part[8] = {};
+#pragma unroll 1
+        for (int r = 0; r < c.rank; r++) {
+            const float of_rank = load(&g[r]);
+#pragma unroll
+            for (int j = 0; j < 8; j += 4) {
+                float four[4];
+                load_part<PACKED, float, 4>(four, &a[r * c.in + j], p.width - column - j);
+#pragma unroll
+                for (int k = 0; k < 4; k++) part[j + k] = fmaf(of_rank, four[k], part[j + k]);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum[j] += scale * part[j];
+    }
+}
+
+template <class T, bool OF_A, bool PACKED>
+static __global__ void __launch_bounds__(LORA_THREADS, sizeof(T) == 4 ? 1 : 2) apply(Update<T> p, Cells c) {
+    SHARED(float, w_ranks, RANK_STEP *LINE_W);
+    SHARED(float, u_ranks, RANK_STEP *LINE_U);
+    SHARED(int, target, LORA_ROWS);
+    SHARED(unsigned, others, LORA_ROWS);
+    constexpr int N = WIDEST<T>, N_PACKS = 8 / N;
+    const int64_t parts = (p.width + COLUMNS - 1) / COLUMNS;
+    const int own = (int)threadIdx.x / 32 * 4;
+    RowTile at;
+    for (int64_t n = blockIdx.x; find_tile(c, n / parts, p.first, p.end, at); n += gridDim.x) {
+        const int64_t block_column = n % parts * COLUMNS, column = block_column + threadIdx.x % 32 * 8;
+        const float *w = &p.w[(int64_t)at.cell * c.rank * p.width], scale = load(&c.scales[at.cell]);
+        __syncthreads(); /* the last tile's targets have been read */
+        if (threadIdx.x < LORA_ROWS) {
+            unsigned more;
+            store(&target[threadIdx.x], target_of(p, c, at.first + (int)threadIdx.x, at.end, more));
+            store(&others[threadIdx.x], more);
+        }
+        __syncthreads();
+        Pack<T, N> old[4][N_PACKS];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int row = load(&target[own + i]);
+#pragma unroll
+            for (int j = 0; j < N_PACKS; j++)
+                if (row >= 0 && column + j * N < p.width)
+                    old[i][j] = read_part<PACKED, T, N>(&p.y[row * p.y_columns + column + j * N],
+                                                        p.width - column - j * N);
+        }
+        float sum[4][8] = {};
+        for (int r0 = 0; r0 < c.rank; r0 += RANK_STEP) {
+            put_ranks<T, OF_A, PACKED>(w_ranks, u_ranks, p, w, c.rank, at, block_column, r0);
+            if (at.first + own < at.end && column < p.width)
+                multiply_ranks(sum, w_ranks, u_ranks, c.rank - r0);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int row = load(&target[own + i]);
+            if (row < 0 || column >= p.width) continue;
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum[i][j] = scale * sum[i][j];
+            if constexpr (OF_A) add_others<PACKED>(sum[i], p, c, row, load(&others[own + i]), column);
+#pragma unroll
+            for (int j = 0; j < N_PACKS; j++) {
+                if (column + j * N >= p.width) break;
+                float y[N];
+                unpack<T, N>(y, old[i][j]);
+#pragma unroll
+                for (int k = 0; k < N; k++) y[k] += sum[i][j * N + k];
+                store_part<PACKED, T, N>(&p.y[row * p.y_columns + column + j * N], y,
+                                         p.width - column - j * N);
+            }
+        }
+    }
+}
+
+template <class T, bool OF_A>
+static void launch_apply(const Call &call, const Update<T> &p, const Cells &c, bool packed) {
+    if (p.end <= p.first || c.n_cells == 0) return;
+    const int64_t tiles = (p.end - p.first + LORA_ROWS - 1) / LORA_ROWS + c.n_cells;
+    const int64_t all = tiles * ((p.width + COLUMNS - 1) / COLUMNS);
+    const unsigned blocks = (unsigned)min(all, (int64_t)LORA_BLOCKS);
+    if (packed)
+        LAUNCH(call, blocks, LORA_THREADS, 0, (apply<T, OF_A, true>), p, c);
+    else
+        LAUNCH(call, blocks, LORA_THREADS, 0, (apply<T, OF_A, false>), p, c);
+}
+
+/* ---- the ops ---- */
+/* Whether x, its rows so many elements apart, and the ranks can be read 16 bytes at a time. */
+template <class T> static bool packs(const T *x, int64_t columns, int64_t width, const float *w, int rank) {
+    const int64_t n = WIDEST<T>;
+    return (uintptr_t)x % 16 == 0 && columns % n == 0 && width % 8 == 0 && (uintptr_t)w % 16 == 0 &&
+           rank % 4 == 0;
 }
 
 extern "C" void cuda_lora(Queue *q, Tensor y, Tensor x, Lora lora, MoePlan plan) {
     const Call call(q, "lora", y, x, lora.a, lora.b, plan.pairs);
     const Cells c = cells_of(lora, plan);
+    const int64_t n_rows = tensor_count(plan.pairs), columns = tensor_columns(y);
+    const int64_t at_once = WORKSPACE_BYTES / (c.rank * (int64_t)sizeof(float));
+    float *u = static_cast<float *>(queue_workspace(q));
+    if (!u) return;
     with_act(y.dtype, [&](auto act) {
         using T = decltype(act);
-        LAUNCH(call, blocks_for(tensor_count(plan.pairs), 1), THREADS, 0, add_updates<T>, elements<T>(y),
-               elements<T>(x), c, tensor_columns(y), lora.column);
+        const T *from = elements<T>(x);
+        T *to = elements<T>(y) + lora.column;
+        for (int64_t first = 0; first < n_rows; first += at_once) {
+            const int64_t end = min(first + at_once, n_rows);
+            launch_project<T, false>(call, {u, from, c.a, c.rank, c.in, c.in, first, end, !c.down}, c,
+                                     packs(from, c.in, c.in, c.a, 4));
+            launch_apply<T, false>(call, {to, u, c.b, nullptr, columns, c.rank, c.out, first, end, false}, c,
+                                   packs((const T *)to, columns, c.out, c.b, c.rank));
+        }
     });
-}
-
-/* ---- backward ---- */
-/* scratch[m] = g[R], u[R] */
-template <class T>
-static __global__ void __launch_bounds__(THREADS)
-    pull_rows(float *scratch, const T *dy, const T *x, Cells c, int64_t columns, int64_t column) {
-    const int64_t m = blockIdx.x;
-    const int cell = cell_of(c, m);
-    if (cell < 0) return;
-    const int64_t token = load(&c.pairs[m]) / c.choices, target = c.down ? token : m;
-    float *g = &scratch[m * 2 * c.rank];
-    dot_ranks(g, &dy[target * columns + column], &c.b[(int64_t)cell * c.out * c.rank], c.out, c.rank, true);
-    dot_ranks(g + c.rank, &x[(c.down ? m : token) * c.in], &c.a[(int64_t)cell * c.rank * c.in], c.in, c.rank,
-              false);
-}
-
-/* scale times g a of one row at column i */
-DEVICE float input_grad(const float *scratch, const Cells &c, int cell, int64_t row, int64_t i) {
-    const float *g = &scratch[row * 2 * c.rank], *a = &c.a[(int64_t)cell * c.rank * c.in + i];
-    float sum = 0;
-#pragma unroll 4
-    for (int r = 0; r < c.rank; r++) sum = fmaf(load(&g[r]), load(&a[r * c.in]), sum);
-    return load(&c.scales[cell]) * sum;
-}
-
-static __global__ void __launch_bounds__(THREADS) add_to_rows(float *dx, const float *scratch, Cells c) {
-    const int64_t m = blockIdx.x;
-    const int cell = cell_of(c, m);
-    if (cell < 0) return;
-    for (int64_t i = threadIdx.x; i < c.in; i += THREADS) {
-        float *to = &dx[m * c.in + i];
-        store(to, load(to) + input_grad(scratch, c, cell, m, i));
-    }
-}
-
-template <class T>
-static __global__ void __launch_bounds__(THREADS) add_to_tokens(T *dx, const float *scratch, Cells c) {
-    const int64_t t = blockIdx.x;
-    bool adapted = false;
-    for (int k = 0; k < c.choices; k++) adapted |= cell_of(c, load(&c.rows[t * c.choices + k])) >= 0;
-    for (int64_t i = threadIdx.x; i < (adapted ? c.in : 0); i += THREADS) {
-        float sum = 0;
-        for (int k = 0; k < c.choices; k++) {
-            const int64_t row = load(&c.rows[t * c.choices + k]);
-            const int cell = cell_of(c, row);
-            if (cell >= 0) sum += input_grad(scratch, c, cell, row, i);
-        }
-        T *to = &dx[t * c.in + i];
-        store(to, from_f32<T>(to_f32(load(to)) + sum));
-    }
-}
-
-/* What the gradients of A and B read besides. */
-struct Sums {
-    float *slots;
-    const int32_t *offsets;
-    const float *scratch, *weights;
-    int64_t first, size, wide; /* of a slot; wide: columns of A or rows of B */
-    int n_examples;
-};
-
-/* Eight elements of the counter, `stride` apart. */
-DEVICE void push_example(float (&sum)[TILE_RANKS], const Sums &s, int64_t at, int64_t stride, int n,
-                         int64_t example) {
-    float *to = &s.slots[at];
-    for (; example & 1; example >>= 1, to += s.size)
-#pragma unroll
-        for (int k = 0; k < TILE_RANKS; k++)
-            if (k < n) sum[k] = load(&to[k * stride]) + sum[k];
-#pragma unroll
-    for (int k = 0; k < TILE_RANKS; k++)
-        if (k < n) store(&to[k * stride], sum[k]);
-}
-
-/* wide[row, i] is x (of A) or dy (of B, from its first column on, rows `columns` apart). */
-template <class T, bool OF_B>
-static __global__ void __launch_bounds__(THREADS) sum_rows(Sums s, const T *wide, Cells c, int64_t columns) {
-    const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    const int cell = blockIdx.z, r0 = blockIdx.y * TILE_RANKS, n = min(TILE_RANKS, c.rank - r0);
-    if (i >= s.wide) return;
-    const int expert = load(&c.experts[cell]);
-    const int64_t end = load(&c.offsets[expert + 1]);
-    const float scale = load(&c.scales[cell]);
-    const bool by_token = OF_B == c.down; /* x of gate and up, dy of down */
-    const int64_t at =
-        OF_B ? ((int64_t)cell * c.out + i) * c.rank + r0 : ((int64_t)cell * c.rank + r0) * c.in + i;
-    int64_t m = load(&c.offsets[expert]);
-    for (int p = 0; p < s.n_examples; p++) {
-        const int32_t last = load(&s.offsets[p + 1]);
-        float total[TILE_RANKS] = {0};
-        while (m < end && load(&c.pairs[m]) / c.choices < last) {
-            float part[TILE_RANKS] = {0};
-            for (int rows = 0; rows < SUM_ROWS && m < end; rows++, m++) {
-                const int pair = load(&c.pairs[m]), token = pair / c.choices;
-                if (token >= last) break;
-                const float factor = c.down ? scale * load(&s.weights[pair]) : scale;
-                const float x = to_f32(load(&wide[(by_token ? token : m) * columns + i]));
-                const float *ranks = &s.scratch[m * 2 * c.rank + (OF_B ? c.rank : 0) + r0];
-#pragma unroll
-                for (int k = 0; k < TILE_RANKS; k++) {
-                    const float rank = k < n ? load(&ranks[k]) : 0;
-                    part[k] = OF_B ? fmaf(factor * x, rank, part[k]) : fmaf(factor * rank, x, part[k]);
-                }
-            }
-#pragma unroll
-            for (int k = 0; k < TILE_RANKS; k++) total[k] += part[k];
-        }
-        push_example(total, s, at, OF_B ? 1 : c.in, n, s.first + p);
-    }
-}
-
-template <class T, bool OF_B>
-static void launch_sums(const Call &call, Tensor slots, const LoraSums &sums, Tensor scratch, const T *wide,
-                        int64_t columns, Tensor weights, const Cells &c) {
-    if (!slots.data) return;
-    const int64_t n = OF_B ? c.out : c.in;
-    const Sums s = {reals(slots),
-                    ints(sums.offsets),
-                    reals(scratch),
-                    reals(weights),
-                    sums.first,
-                    c.n_cells * n * c.rank,
-                    n,
-                    (int)tensor_count(sums.offsets) - 1};
-    check((sums.first + s.n_examples) >> slots.shape[0] == 0, "%lld examples, %lld slots",
-          (long long)(sums.first + s.n_examples), (long long)slots.shape[0]);
-    const dim3 grid(blocks_for(n, THREADS), blocks_for(c.rank, TILE_RANKS), (unsigned)c.n_cells);
-    LAUNCH(call, grid, THREADS, 0, (sum_rows<T, OF_B>), s, wide, c, columns);
 }
 
 extern "C" void cuda_lora_bwd(Queue *q, Tensor dx, LoraSums sums, Tensor scratch, Tensor dy, Tensor x,
                               Lora lora, Tensor weights, MoePlan plan) {
     const Call call(q, "lora_bwd", dx, sums.a, sums.b, scratch, dy, x, lora.a, lora.b, weights, plan.pairs);
     const Cells c = cells_of(lora, plan);
-    const int64_t columns = tensor_columns(dy);
+    const int64_t columns = tensor_columns(dy), n_rows = tensor_count(plan.pairs), wide = 2 * c.rank;
+    float *g = reals(scratch);
+    const bool scratch_packed = (uintptr_t)g % 16 == 0;
     with_act(x.dtype, [&](auto act) {
         using T = decltype(act);
-        const unsigned rows = blocks_for(tensor_count(plan.pairs), 1);
-        LAUNCH(call, rows, THREADS, 0, pull_rows<T>, reals(scratch), elements<T>(dy), elements<T>(x), c,
-               columns, lora.column);
+        const T *from = elements<T>(x), *back = elements<T>(dy) + lora.column;
+        launch_project<T, true>(call, {g, back, c.b, wide, columns, c.out, 0, n_rows, c.down}, c,
+                                packs(back, columns, c.out, c.b, c.rank));
+        launch_project<T, false>(call, {g + c.rank, from, c.a, wide, c.in, c.in, 0, n_rows, !c.down}, c,
+                                 packs(from, c.in, c.in, c.a, 4));
         if (dx.data && c.down)
-            LAUNCH(call, rows, THREADS, 0, add_to_rows, reals(dx), reals(scratch), c);
+            launch_apply<float, true>(call, {reals(dx), g, c.a, g, c.in, wide, c.in, 0, n_rows, false}, c,
+                                      scratch_packed && packs(reals(dx), c.in, c.in, c.a, c.rank));
         else if (dx.data)
-            LAUNCH(call, blocks_for(tensor_rows(plan.rows), 1), THREADS, 0, add_to_tokens<T>, elements<T>(dx),
-                   reals(scratch), c);
-        launch_sums<T, false>(call, sums.a, sums, scratch, elements<T>(x), c.in, weights, c);
-        launch_sums<T, true>(call, sums.b, sums, scratch, elements<T>(dy) + lora.column, columns, weights, c);
+            launch_apply<T, true>(call, {elements<T>(dx), g, c.a, g, c.in, wide, c.in, 0, n_rows, true}, c,
+                                  scratch_packed && packs(elements<T>(dx), c.in, c.in, c.a, c.rank));
     });
+    lora_sums(call, sums, scratch, dy, x, lora, weights, c);
 }

@@ -1,5 +1,6 @@
-/* The emulator's suites on a GPU, in one program, so that the kernels come along once: tests_gpu SUITE. Exit
- * status 77: skipped, there is no GPU. */
+/* The emulator's suites on a GPU, in one program, so that the kernels come along once: tests_gpu SUITE, and
+ * for parity and attention_cores a pattern that names cases, for a tool under which all would take too long.
+ * Exit status 77: skipped, there is no GPU. */
 #include "kernels/device.h"
 #include <stdio.h>
 #include <string.h>
@@ -24,6 +25,7 @@ int main(int argc, char **argv) {
                   {"router", test_router_main}};
     for (size_t i = 0; argc > 1 && i < sizeof suites / sizeof *suites; i++)
         if (!strcmp(argv[1], suites[i].name)) return suites[i].run(argc - 1, argv + 1);
-    fprintf(stderr, "usage: tests_gpu parity|products|gated|attention_cores|cublas|rounds|router\n");
+    fprintf(stderr,
+            "usage: tests_gpu parity|products|gated|attention_cores|cublas|rounds|router [PATTERN]\n");
     return 2;
 }

@@ -291,8 +291,9 @@ static void test_work(void **state) {
 }
 #endif
 
+/* test_attention_cores [PATTERN]: all cases, or those whose name PATTERN (with * and ?) is. */
 int main(int argc, char **argv) {
-    (void)argc, (void)argv;
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     enum { N_SHAPES = sizeof SHAPES / sizeof *SHAPES };
     struct CMUnitTest tests[2 * N_SHAPES + 2];
     size_t n = 0;

@@ -23,6 +23,11 @@ for case in "$source"/tests/golden/*/; do
     mkdir -p "$scratch/$name"
     "$program" conform "$case" --device cpu --compute bf16 --out "$scratch/$name" >/dev/null 2>&1
     mv "$scratch/$name/actual.safetensors" "$scratch/$name/expected.safetensors"
+    if [ "$name" = mixtral ]; then # training too, where it is cheapest
+        cp "$case/lora.json" "$scratch/$name/"
+        mv "$scratch/$name/actual_lora.safetensors" "$scratch/$name/expected_lora.safetensors"
+        rm -r "$scratch/$name"/adapter-* "$scratch/$name/merged"
+    fi
     "$program" conform "$scratch/$name" --model "$case" --device cuda --compute bf16 >"$scratch/said" 2>&1 || {
         fail "conform $name in bf16"
         cat "$scratch/said"
@@ -116,6 +121,26 @@ for table in reply/overall.csv intent/overall.csv reply/ranking.csv; do
         { off = value - cpu[key]; if (off < 0) off = -off; if (!(key in cpu) || off > 2e-5) { print key, cpu[key], value; bad = 1 }; n++ }
         END { exit bad || n == 0 }' table=$table "$scratch/contrast_cpu/$table" "$scratch/contrast_cuda/$table" ||
         fail "$table of the contrast job differs from the CPU's"
+done
+
+# ---- training: losses, norms and the adapter of the CPU ----
+cat >"$scratch/tune.json" <<JOB
+{"schema_version": 1, "compute": "f32", "models": {"demo": {"path": "$source/configs/demo/model", "chat_template": "phi35moe"}},
+ "prompts": {"t": {"path": "$source/configs/demo/prompts/rank_restricted.jsonl", "limit": 6, "use": "tuning"}},
+ "steps": [{"name": "tune", "kind": "tune", "groups": ["t"], "cells": ["2:1", "3:4"], "rank": 4, "alpha": 8, "examples": 3,
+            "learning_rate": 0.001, "warmup": 1, "epochs": 2}]}
+JOB
+for device in cpu cuda; do
+    "$program" run "$scratch/tune.json" --out "$scratch/tune_$device" --set "device=$device" >"$scratch/said" 2>&1 || {
+        fail "the tuning job on $device"
+        cat "$scratch/said"
+    }
+    trained="$scratch/tune_$device/tune/adapter-dense/adapter_model.safetensors"
+    od -An -v -tf4 -j $((8 + $(od -An -tu8 -N8 "$trained"))) "$trained" >"$scratch/tune_$device/tune/numbers"
+done
+for pair in losses:training.csv updates:updates.csv adapter:numbers; do
+    awk -v bound=1e-4 -v what="${pair%:*}" -f "$source/tools/compare_training.awk" \
+        "$scratch/tune_cpu/tune/${pair#*:}" "$scratch/tune_cuda/tune/${pair#*:}" || fail "training: ${pair%:*} differ from the CPU's"
 done
 
 # ---- faults: one line, exit code 3, nothing half written ----

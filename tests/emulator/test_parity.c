@@ -12,6 +12,7 @@
 static const int64_t SIZES[][2] = {{0, 33}, {1, 1},   {1, 130}, {7, 7},   {7, 320},
                                    {33, 1}, {33, 33}, {33, 64}, {130, 7}, {130, 128}};
 enum { N_SIZES = sizeof SIZES / sizeof *SIZES };
+static int64_t only_rows = -1; /* -1: of any size */
 
 static const DType DTYPES[][2] = {/* activations, weights */
                                   {DTYPE_F32, DTYPE_F32},
@@ -89,6 +90,7 @@ static void test_case(void **state) {
     for (int variant = 0; variant < c->n_variants; variant++)
         for (int n = 0; n < N_SIZES; n++)
             for (size_t d = 0; d < sizeof DTYPES / sizeof *DTYPES; d++) {
+                if (only_rows >= 0 && SIZES[n][0] != only_rows) continue;
                 Problem p = problem_new(c, SIZES[n][0], SIZES[n][1], variant);
                 check_trial(&(Trial){c, &p, {"cuda", DTYPES[d][0], DTYPES[d][1], 1}});
                 problem_free(&p);
@@ -101,8 +103,10 @@ static const struct CMUnitTest TESTS[] = {
 #undef X
 };
 
-/* test_parity [OP]: all ops, or one. */
+/* test_parity [PATTERN [ROWS]]: all ops, or those whose name PATTERN (with * and ?) is; at all sizes, or at
+ * those of so many rows. */
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
+    if (argc > 2) only_rows = atoll(argv[2]);
     return cmocka_run_group_tests(TESTS, NULL, NULL);
 }
