@@ -59,7 +59,7 @@ static DType weights_dtype(const ModelConfig *config) {
     return config->dtype && !strcmp(config->dtype, "float16") ? DTYPE_F16 : DTYPE_BF16;
 }
 
-static bool walks_back(const StepOptions *step) {
+bool plan_walks_back(const StepOptions *step) {
     return step->kind == STEP_GRADIENT || step->kind == STEP_TUNE ||
            (step->kind == STEP_CONTRAST && step->contrast_gradient && step_reads_targets(step));
 }
@@ -68,7 +68,7 @@ static bool plan_batch(const Planner *p, const Batch *batch, PlannedWork *work, 
     PromptBatch view = batch_view(batch);
     PassOptions options = {.memory_limit_bytes = (size_t)p->job->options.memory_limit_mib << 20};
     options.want_nll = p->step->kind == STEP_INTERVENTION;
-    if (walks_back(p->step)) {
+    if (plan_walks_back(p->step)) {
         options.loss_weights = batch->loss;
         options.recompute = (Recompute)p->step->recompute;
     }
@@ -82,6 +82,8 @@ static bool plan_batch(const Planner *p, const Batch *batch, PlannedWork *work, 
     work->recomputed = work->recomputed || result.recomputed;
     if (result.activation_bytes > work->activation_bytes) work->activation_bytes = result.activation_bytes;
     pass_result_free(&result);
+    for (int64_t i = 0; ok && i < batch->n_prompts; i++)
+        ok = planned_work_add(work, batch->offsets[i + 1] - batch->offsets[i], error);
     return ok;
 }
 
@@ -205,8 +207,10 @@ static double predict_seconds(const Planner *p, const PlannedWork *work) {
     return (work->flops + work->reply_flops) / p->rates.flops + work->bytes / p->rates.bytes;
 }
 
-void plan_print_cost(const Planner *p, const PlannedWork *work) {
+bool plan_print_cost(const Planner *p, PlannedWork *work, Error *error) {
     double all = work->flops + work->reply_flops;
+    if (plan_has_ranks(p)) return plan_print_ranks(p, work, error);
+    work->seconds = predict_seconds(p, work);
     fprintf(p->to, "  memory: %.1f MiB weights + %.1f MiB of the largest pass = %.1f MiB\n",
             (double)work->weights_bytes / mib, (double)work->activation_bytes / mib,
             (double)(work->weights_bytes + work->activation_bytes) / mib);
@@ -216,21 +220,22 @@ void plan_print_cost(const Planner *p, const PlannedWork *work) {
     fprintf(
         p->to,
         "\n  time: about %.2g s at %.3g GFLOP/s (a product %d x %lld x %lld) and %.3g GB/s, measured now\n",
-        predict_seconds(p, work), p->rates.flops / 1e9, RATE_ROWS, (long long)p->rate_n, (long long)p->rate_k,
+        work->seconds, p->rates.flops / 1e9, RATE_ROWS, (long long)p->rate_n, (long long)p->rate_k,
         p->rates.bytes / 1e9);
+    return true;
 }
 
-static void print_work(const Planner *p, const PlannedWork *work) {
-    bool gradient = walks_back(p->step);
+static bool print_work(const Planner *p, PlannedWork *work, Error *error) {
+    bool gradient = plan_walks_back(p->step);
     fprintf(p->to, "  passes: %lld, %lld tokens, the longest prompt %lld%s\n", (long long)work->n_batches,
             (long long)work->n_tokens, (long long)work->n_longest,
-            !gradient          ? ""
-            : work->recomputed ? "; activations are recomputed"
-                               : "; activations are kept");
-    plan_print_cost(p, work);
+            !gradient || plan_has_ranks(p) ? ""
+            : work->recomputed             ? "; activations are recomputed"
+                                           : "; activations are kept");
+    if (!plan_print_cost(p, work, error)) return false;
     if (p->step->adapter[0] || p->step->adapter_path[0])
         fputs("  with the updates of an adapter, whose work is not in these numbers\n", p->to);
-    if (p->step->kind == STEP_TUNE) return;
+    if (p->step->kind == STEP_TUNE) return true;
     fputs("  files: ", p->to);
     plan_print_text(p->to, p->out, strlen(p->out));
     if (p->step->kind == STEP_INTERVENTION) {
@@ -238,20 +243,21 @@ static void print_work(const Planner *p, const PlannedWork *work) {
                 "/%s/{step.json,conditions.csv,cells.csv,excluded.csv,prompts.csv,responses/CONDITION.jsonl,"
                 "side_effects.csv,labels.csv,outcomes.csv,judge.json}, at most %lld conditions\n",
                 p->step->name, (long long)conditions_count(p->step));
-        return;
+        return true;
     }
     if (p->step->kind == STEP_CONTRAST) {
         fprintf(p->to,
                 "/%s/{step.json,contrast.json,overall.csv,layers.csv,pairs.csv,controls.csv,ranking.csv,"
                 "selection_RANKING.csv}\n",
                 p->step->name);
-        return;
+        return true;
     }
     fprintf(p->to,
             "/%s/"
             "{step.json,scores.csv,curve.csv,coverage.csv,layers.csv,prompts.csv,statistics.json,per_prompt."
             "safetensors}\n",
             p->step->name);
+    return true;
 }
 
 /* What was counted is a pass over prompts with their replies: it scores these, in every condition. */
@@ -260,6 +266,7 @@ static void plan_conditions(const StepOptions *step, PlannedWork *work) {
     work->flops *= n_scored;
     work->bytes *= n_scored;
     work->reply_flops *= n;
+    work->times = n;
     if (step->side_effects != EFFECTS_NONE) work->flops += n * work->effect_flops;
 }
 
@@ -277,7 +284,7 @@ static bool plan_contrast(const Planner *p, PlannedWork *work, Error *error) {
     if (ok) {
         print_head(p);
         for (int s = 0; s < 2; s++) print_group(p, &pairs.side[s]);
-        print_work(p, work);
+        ok = print_work(p, work, error);
         print_lines(p->to, &notes);
         for (int s = 0; ok && s < 2; s++) ok = print_sample(p, &pairs.side[s], error);
     }
@@ -298,8 +305,8 @@ static bool plan_step(const Planner *p, PlannedWork *work, Error *error) {
     if (ok) {
         print_head(p);
         for (int64_t g = 0; g < n; g++) print_group(p, &groups[g]);
-        print_work(p, work);
-        if (p->step->kind == STEP_TUNE) ok = plan_print_training(p, groups, error);
+        ok = print_work(p, work, error);
+        if (ok && p->step->kind == STEP_TUNE) ok = plan_print_training(p, groups, error);
         print_lines(p->to, &notes);
         for (int64_t g = 0; ok && g < n; g++) ok = print_sample(p, &groups[g], error);
     }
@@ -312,50 +319,71 @@ static bool plan_measuring(Planner *p, PlannedWork *work, Error *error) {
     const ModelOptions *options = job_model(p->job, p->step->model);
     ModelConfig config = {0};
     PromptEncoder encoder = {0};
+    const bool can_read = plan_can_read(options);
     bool ok = model_config_read(options->path, &config, error) &&
-              prompt_encoder_open(options, &config, &encoder, error);
+              (!can_read || prompt_encoder_open(options, &config, &encoder, error));
     if (!ok) error_add_place(error, "models.%s", options->name);
     p->config = &config;
-    p->encoder = &encoder;
+    p->encoder = can_read ? &encoder : NULL;
     p->weights = weights_dtype(&config);
-    if (ok) {
+    if (p->limits) p->rates = (Rates){p->limits->flops_per_s, p->limits->dram_bytes_per_s};
+    if (ok && !p->limits) {
         p->rate_n = at_most(2 * config.expert_size, RATE_MOST);
         p->rate_k = at_most(config.hidden_size, RATE_MOST);
         p->rates = measure_rates(p->device, p->rate_n, p->rate_k, error);
     }
     ok = ok && error->code == ERROR_NONE &&
-         (p->step->kind == STEP_JUDGE ? plan_judge : plan_step)(p, work, error);
+         (!can_read                     ? plan_unread
+          : p->step->kind == STEP_JUDGE ? plan_judge
+                                        : plan_step)(p, work, error);
     prompt_encoder_close(&encoder);
     model_config_free(&config);
     return ok;
 }
 
-bool run_plan(const Job *job, const char *out, const Device *device, DType compute, FILE *to, Error *error) {
+bool plan_can_read(const ModelOptions *model) {
+    char *path = io_join(model->path, "tokenizer.json");
+    const bool there = !path || io_exists(path);
+    mem_free(path);
+    return there;
+}
+
+static void print_end(const Planner *p, double seconds, double flops, size_t most, FILE *to) {
+    double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    fprintf(to, "in all: %.3g GFLOP, about %.2g s", flops / 1e9, seconds);
+    if (!plan_has_ranks(p))
+        fprintf(to, ", at most %.1f MiB of this machine's %.0f MiB", (double)most / mib, memory / mib);
+    fputc('\n', to);
+    if ((double)most > memory && !plan_has_ranks(p))
+        fputs("warning: that is more than this machine has\n", to);
+}
+
+bool run_plan(const Job *job, const char *out, const PlanDevice *on, FILE *to, Error *error) {
+    Planner planner = {
+        .job = job, .device = on->device, .limits = on->limits, .compute = on->compute, .out = out, .to = to};
     double seconds = 0, flops = 0;
     size_t most = 0;
     bool ok = true;
-    fprintf(to, "job %s on %s, compute %s, run folder ", job->name, device->name, dtype_name(compute));
+    fprintf(to, "job %s on %s, compute %s, run folder ", job->name,
+            on->limits ? on->limits->name : on->device->name, dtype_name(on->compute));
     plan_print_text(to, out, strlen(out));
     fputc('\n', to);
     for (int64_t s = 0; ok && s < job->n_steps; s++) {
-        const StepOptions *step = &job->steps[s];
         PlannedWork work = {0};
-        if (step->kind == STEP_REPORT) {
-            fprintf(to, "step %s: report\n", step->name);
+        planner.step = &job->steps[s];
+        planner.encoder = NULL;
+        if (planner.step->kind == STEP_REPORT) {
+            fprintf(to, "step %s: report\n", planner.step->name);
             continue;
         }
-        Planner planner = {
-            .job = job, .step = step, .device = device, .compute = compute, .out = out, .to = to};
-        ok = step->model[0] ? plan_measuring(&planner, &work, error) : plan_judge(&planner, &work, error);
+        ok = planner.step->model[0] ? plan_measuring(&planner, &work, error)
+                                    : plan_judge(&planner, &work, error);
         flops += work.flops + work.reply_flops;
-        if (ok && step->model[0]) seconds += predict_seconds(&planner, &work);
+        seconds += work.seconds;
         if (work.weights_bytes + work.activation_bytes > most)
             most = work.weights_bytes + work.activation_bytes;
+        planned_work_free(&work);
     }
-    if (!ok) return false;
-    double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    fprintf(to, "in all: %.3g GFLOP, about %.2g s, at most %.1f MiB of this machine's %.0f MiB\n",
-            flops / 1e9, seconds, (double)most / mib, memory / mib);
-    if ((double)most > memory) fputs("warning: that is more than this machine has\n", to);
-    return true;
+    if (ok) print_end(&planner, seconds, flops, most, to);
+    return ok;
 }

@@ -198,6 +198,16 @@ RankPlan rank_plan_make(const ModelConfig *config, const RankWork *work, const R
     return p;
 }
 
+RankMemory rank_plan_memory(const ModelConfig *config, const RankWork *work, const RankPlan *plan,
+                            int64_t rank) {
+    const Sizes s = sizes_of(config, work);
+    RankPlan of_rank = *plan;
+    of_rank.n_experts = placement_experts(&plan->placement, rank).n;
+    of_rank.memory.weights = weight_bytes(&of_rank, &s);
+    of_rank.memory.sum = sum_of(&of_rank.memory);
+    return of_rank.memory;
+}
+
 /* Of two that fit the faster one, of two that do not the smaller one. */
 static bool is_better(const RankPlan *p, const RankPlan *than) {
     if (p->fits != than->fits) return p->fits;

@@ -32,7 +32,7 @@ typedef struct {
     int64_t n_tokens, n_prompts; /* of one pass */
     double mean_length;          /* of the prompts, for attention's work; 0: it is left out */
     bool walks_back;             /* layers are computed again on the way */
-    int64_t n_decoded;           /* steps of decoding after the pass, of all its prompts; 0: none */
+    int64_t n_decoded;           /* steps of decoding after the pass, whose tokens n_tokens has; 0: none */
     int64_t n_cells, lora_rank;  /* trained cells, of all ranks; 0: none */
     int64_t lora_copies; /* values kept for each trained one: 4 (itself, gradient, two moments) and more */
     DType compute, weights;
@@ -74,6 +74,10 @@ typedef struct {
 /* One way to do it. n_streamed < 0: as many layers stay on the device as fit. */
 RankPlan rank_plan_make(const ModelConfig *config, const RankWork *work, const RankDevice *device,
                         Placement placement, Residency residency, int64_t n_streamed);
+
+/* Of one rank, which may hold fewer experts than the fullest. */
+RankMemory rank_plan_memory(const ModelConfig *config, const RankWork *work, const RankPlan *plan,
+                            int64_t rank);
 
 /* The fastest that fits among those that `residency` allows: groups within nodes and across them, and, for
  * auto, all residencies, streaming as few layers as must be. Where none fits, the one that lacks least, with
