@@ -21,9 +21,9 @@ typedef struct {
 /* Whether the model's folder has a tokenizer. Without one prompts are counted, not read. */
 bool plan_can_read(const ModelOptions *model);
 
-/* Prints the plan of the job for the run folder `out`; checks models, tokenizers and prompts on the way. Of a
- * model config.json is enough: without a tokenizer prompts are counted, not read. ERROR_UNAVAILABLE when a step
- * does not fit on the ranks that the job names, with the least number that would. */
+/* Prints the plan of the job for the run folder `out`; checks models, tokenizers and prompts on the way. Of
+ * a model config.json is enough: without a tokenizer prompts are counted, not read. ERROR_UNAVAILABLE when a
+ * step does not fit on the ranks that the job names, with the least number that would. */
 bool run_plan(const Job *job, const char *out, const PlanDevice *on, FILE *to, Error *error);
 
 #endif

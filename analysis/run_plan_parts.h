@@ -53,7 +53,7 @@ bool plan_has_ranks(const Planner *p);
 bool plan_print_ranks(const Planner *p, PlannedWork *work, Error *error);
 /* Instead of plan_step where the model's folder has no tokenizer, so that no prompt can be read as tokens. */
 bool plan_unread(const Planner *p, PlannedWork *work, Error *error);
-/* Cells that a tune step trains; of cells that are ranked in the run as many as it takes. 0 for other steps. */
+/* Cells that a tune step trains, those that are ranked in the run counted as well. 0 for other steps. */
 bool plan_count_cells(const Planner *p, int64_t *n, Error *error);
 
 /* A step of kind judge; p->encoder NULL: no guard. */

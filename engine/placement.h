@@ -1,9 +1,10 @@
-/* Who holds what among ranks: pure functions of sizes, so that every rank finds the same answer without a word.
+/* Who holds what among ranks: pure functions of sizes, so that every rank finds the same answer without a
+ * word.
  *
  * Experts are spread over a group of ranks that holds each of them once; further groups hold copies. A group
- * lies within a node where that is asked for, since what leaves a node is slow. Prompts are spread over all ranks
- * in waves; inside a wave consecutive prompts go to consecutive ranks, so rows that meet at an expert, ordered by
- * the rank they come from, stand in the order of prompts. */
+ * lies within a node where that is asked for, since what leaves a node is slow. Prompts are spread over all
+ * ranks in waves; inside a wave consecutive prompts go to consecutive ranks, so rows that meet at an expert,
+ * ordered by the rank they come from, stand in the order of prompts. */
 #ifndef GATETAPE_PLACEMENT_H
 #define GATETAPE_PLACEMENT_H
 #include <stdbool.h>
@@ -51,9 +52,9 @@ int64_t placement_homes(const int64_t *lengths, int64_t n_prompts, int64_t n_ran
 /* Whether the l-th of n layers with experts is one of the n_streamed that are copied from the host: they are
  * spread evenly, so that the layers between give the copies time. */
 bool placement_is_streamed(int64_t l, int64_t n, int64_t n_streamed);
-/* Copies of layers from the host that a pass makes through two buffers, the s-th streamed layer always through
- * buffer s % 2: each layer once, and again on the way back but for the last two, which are still there. `first`:
- * nothing is there yet; else there is what a pass of the same kind left. */
+/* Copies of layers from the host that a pass makes through two buffers, the s-th streamed layer always
+ * through buffer s % 2: each layer once, and again on the way back but for the last two, which are still
+ * there. `first`: nothing is there yet; else there is what a pass of the same kind left. */
 int64_t placement_count_copies(int64_t n_streamed, bool walks_back, bool first);
 
 #endif

@@ -1,5 +1,5 @@
-/* A device's file, configs/devices/NAME.json: its member "ranks" has what a plan on several of them needs, each
- * number as {"value": ., "source": "..."}. */
+/* A device's file, configs/devices/NAME.json: its member "ranks" has what a plan on several of them needs,
+ * each number as {"value": ., "source": "..."}. */
 #include "json.h"
 #include "rank_plan.h"
 #include <stdio.h>

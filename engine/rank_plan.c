@@ -1,5 +1,5 @@
-/* The formulas of memory, bytes and time (rank_plan.h). GB, seconds and links are those of the project's notes on
- * ranks; where the engine keeps more than they count, the engine's count stands here, and says so. */
+/* The formulas of memory, bytes and time (rank_plan.h). GB, seconds and links are those of the project's
+ * notes on ranks; where the engine keeps more than they count, the engine's count stands here. */
 #include "rank_plan.h"
 #include "../kernels/check.h"
 #include <math.h>
@@ -40,8 +40,8 @@ static Sizes sizes_of(const ModelConfig *c, const RankWork *w) {
 }
 
 /* ---- work ---- */
-/* Of a token: every weight that it uses once, forward; on the way back products with their transposes, and q, k,
- * v, gate and up again. */
+/* Of a token: every weight that it uses once, forward; on the way back products with their transposes, and
+ * q, k, v, gate and up again. */
 static double flops_of(const ModelConfig *c, const Sizes *s, const RankWork *w) {
     int64_t n_total, n_active;
     model_config_count(c, &n_total, &n_active);
@@ -61,9 +61,9 @@ static double saved_bytes(const Sizes *s, const RankWork *w) {
     return s->T * (s->n_layers * layer + s->D * s->act);
 }
 
-/* What a layer with experts holds beside that. Forward: z, h, the results, the normalised rows and the stream.
- * Back: z, its gradient and the sums of the products, f32, twice with different widths; rows and their
- * gradients. */
+/* What a layer with experts holds beside that. Forward: z, h, the results, the normalised rows and the
+ * stream. Back: z, its gradient and the sums of the products, f32, twice with different widths; rows and
+ * their gradients. */
 static double expert_bytes(const Sizes *s, const RankWork *w, double skew) {
     const double M = s->T * s->K * skew, row = s->T * s->D * s->act,
                  routes = s->T * (2 * s->E + 5 * s->K) * sizeof(float),
@@ -113,8 +113,8 @@ static double weight_bytes(const RankPlan *p, const Sizes *s) {
 }
 
 /* ---- time ---- */
-/* Seconds to send so many bytes evenly to the other members of a group, each of which has 1 / n of it: those of
- * the node over its link, the others over the network, at once. */
+/* Seconds to send so many bytes evenly to the other members of a group, each of which has 1 / n of it: those
+ * of the node over its link, the others over the network, at once. */
 static double send_seconds(const RankPlan *p, const RankDevice *d, double n_bytes) {
     const double n = (double)p->group, here = fmin(n, (double)p->placement.per_node);
     return n_bytes / n * fmax((here - 1) / d->node_bytes_per_s, (n - here) / d->network_bytes_per_s);

@@ -1,17 +1,17 @@
 /* rank_plan: what a pass on some ranks of a device needs and takes, from a model's sizes alone, and which
  * residency to take.
  *
- * Memory is that of the rank with the most experts. It is counted as the engine allocates: for one rank it is
- * what the cost device finds (a test holds it to 1 %). Time has no overlap of exchange and compute, hides copies
- * ahead of use behind both, and knows no imbalance between experts: with one, a rank is as slow as the fullest,
- * but for travelling weights. */
+ * Memory is that of the rank with the most experts. It is counted as the engine allocates: for one rank it
+ * is what the cost device finds (a test holds it to 1 %). Time has no overlap of exchange and compute, hides
+ * copies ahead of use behind both, and knows no imbalance between experts: with one, a rank is as slow as
+ * the fullest, but for travelling weights. */
 #ifndef GATETAPE_RANK_PLAN_H
 #define GATETAPE_RANK_PLAN_H
 #include "model_config.h"
 #include "placement.h"
 
-/* A device and its links, all in bytes and floating-point operations per second. configs/devices/NAME.json has
- * them with their sources. */
+/* A device and its links, all in bytes and floating-point operations per second. configs/devices/NAME.json
+ * has them with their sources. */
 typedef struct {
     char name[64];
     double usable_bytes; /* for weights and activations */

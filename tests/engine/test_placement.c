@@ -9,7 +9,8 @@
 
 enum { MOST_PROMPTS = 64 };
 
-/* In the group of every rank each expert has one owner, which holds it, and nobody holds one it does not own. */
+/* In the group of every rank each expert has one owner, which holds it, and nobody holds one it does not
+ * own. */
 static void check_experts(const Placement *p) {
     for (int64_t home = 0; home < p->n_ranks; home++) {
         const Range group = placement_group(p, home);

@@ -81,8 +81,8 @@ static void memory_by_part(void **state) {
     assert_true(plan_of(1, false, RESIDENCY_RESIDENT, &w, &nvlink).memory.sum > 79e9);
 }
 
-/* The project's notes count 3.4 GB less work on experts than the engine holds, and 0.54 GB of an exchange that
- * one rank has not: 17 layers stay where 18 would. */
+/* The project's notes count 3.4 GB less work on experts than the engine holds, and 0.54 GB of an exchange
+ * that one rank has not: 17 layers stay where 18 would. */
 static void one_device_streams_what_does_not_fit(void **state) {
     (void)state;
     RankWork w = work_of(true);
@@ -183,8 +183,8 @@ static void weights_that_travel(void **state) {
                      RESIDENCY_RESIDENT);
 }
 
-/* 11.3 GB of experts a rank and step, and 3.2 of all else: 3.8 + 1.1 ms, and two exchanges a layer of 65 us; 79
- * GB of travelling weights: 197 ms. */
+/* 11.3 GB of experts a rank and step, and 3.2 of all else: 3.8 + 1.1 ms, and two exchanges a layer of 65 us;
+ * 79 GB of travelling weights: 197 ms. */
 static void decoding(void **state) {
     (void)state;
     RankWork w = work_of(false);
@@ -210,8 +210,8 @@ static void least_number_of_ranks(void **state) {
     assert_false(rank_plan_choose(&mixtral, &w, &small, 64, RESIDENCY_AUTO).fits);
 }
 
-/* What the engine's own program takes on the device that counts, in passes of prompts of 512 tokens. It counts
- * norms and activations as work too: 3 % of Qwen's. */
+/* What the engine's own program takes on the device that counts, in passes of prompts of 512 tokens. It
+ * counts norms and activations as work too: 3 % of Qwen's. */
 static void check_engine(const ModelConfig *config, int64_t n_tokens, bool walks_back) {
     enum { LENGTH = 512 };
     const int64_t n = n_tokens / LENGTH;
