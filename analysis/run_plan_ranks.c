@@ -1,6 +1,6 @@
 /* The plan of a step on ranks: a full pass of the fullest rank, by the sizes of the model (rank_plan.h).
- * Prompts are dealt to ranks as a run would deal them; where the folder has no tokenizer they are taken to be of
- * ASSUMED_TOKENS tokens each, and passes to be full. */
+ * Prompts are dealt to ranks as a run would deal them; where the folder has no tokenizer they are taken to
+ * be of ASSUMED_TOKENS tokens each, and passes to be full. */
 #include "run_plan_parts.h"
 #include "../engine/alloc.h"
 #include "conditions.h"
