@@ -8,6 +8,7 @@
 #include "intervene.h"
 #include "judge_step.h"
 #include "report.h"
+#include "residency.h"
 #include "run_folder.h"
 #include "run_plan.h"
 #include "step.h"
@@ -160,7 +161,9 @@ static bool open_model(Run *run, const ModelOptions *options, Error *error) {
     if (run->loaded == options) return true;
     close_model(run);
     double begun = clock_seconds();
-    if (!model_open(options->path, run->device, run->compute, &run->model, error))
+    int64_t n_streamed = 0;
+    if (!residency_choose(run->job, options, run->device, run->compute, &n_streamed, error) ||
+        !model_open_streamed(options->path, run->device, run->compute, n_streamed, &run->model, error))
         return error_add_place(error, "models.%s", options->name);
     if (!prompt_encoder_open(options, &run->model.config, &run->encoder, error)) {
         model_close(&run->model);
@@ -169,6 +172,11 @@ static bool open_model(Run *run, const ModelOptions *options, Error *error) {
     run->loaded = options;
     progress_note(run->progress, "model %s: %.1f MiB in %.1f s", options->name,
                   (double)run->model.weights.n_bytes / (1 << 20), clock_seconds() - begun);
+    if (n_streamed)
+        progress_note(run->progress,
+                      "model %s: experts of %lld of %lld layers are streamed, %.1f MiB on the host",
+                      options->name, (long long)n_streamed, (long long)run->model.config.n_moe_layers,
+                      (double)weight_stream_host_bytes(run->model.weights.stream) / (1 << 20));
     return true;
 }
 
@@ -323,11 +331,6 @@ static bool plan_job(const Job *job, const char *out, FILE *to, Error *error) {
 }
 
 static bool check_ranks(const Job *job, Error *error) {
-    const Residency residency = (Residency)job->options.residency;
-    if (residency == RESIDENCY_STREAMED || residency == RESIDENCY_PEERS)
-        return error_set(error, ERROR_UNAVAILABLE,
-                         "residency: expected auto or resident for a run of one rank: got %s",
-                         residency_names[residency]);
     if (job->options.ranks <= 1) return true;
     return error_set(error, ERROR_BAD_INPUT,
                      "ranks: expected 1, the number that was started: got %lld (--dry-run plans for others)",

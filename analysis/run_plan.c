@@ -54,11 +54,6 @@ static Rates measure_rates(const Device *device, int64_t n, int64_t k, Error *er
 }
 
 /* ---- one step ---- */
-static DType weights_dtype(const ModelConfig *config) {
-    if (config->dtype && !strcmp(config->dtype, "float32")) return DTYPE_F32;
-    return config->dtype && !strcmp(config->dtype, "float16") ? DTYPE_F16 : DTYPE_BF16;
-}
-
 bool plan_walks_back(const StepOptions *step) {
     return step->kind == STEP_GRADIENT || step->kind == STEP_TUNE ||
            (step->kind == STEP_CONTRAST && step->contrast_gradient && step_reads_targets(step));
@@ -325,7 +320,7 @@ static bool plan_measuring(Planner *p, PlannedWork *work, Error *error) {
     if (!ok) error_add_place(error, "models.%s", options->name);
     p->config = &config;
     p->encoder = can_read ? &encoder : NULL;
-    p->weights = weights_dtype(&config);
+    p->weights = model_config_dtype(&config);
     if (p->limits) p->rates = (Rates){p->limits->flops_per_s, p->limits->dram_bytes_per_s};
     if (ok && !p->limits) {
         p->rate_n = at_most(2 * config.expert_size, RATE_MOST);

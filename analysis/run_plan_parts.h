@@ -53,6 +53,8 @@ bool plan_has_ranks(const Planner *p);
 bool plan_print_ranks(const Planner *p, PlannedWork *work, Error *error);
 /* Instead of plan_step where the model's folder has no tokenizer, so that no prompt can be read as tokens. */
 bool plan_unread(const Planner *p, PlannedWork *work, Error *error);
+/* Values kept for each trained one: itself, its gradient, two moments, and sums of examples. */
+int64_t plan_lora_copies(const StepOptions *step);
 /* Cells that a tune step trains, those that are ranked in the run counted as well. 0 for other steps. */
 bool plan_count_cells(const Planner *p, int64_t *n, Error *error);
 

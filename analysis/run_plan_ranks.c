@@ -72,11 +72,12 @@ static void assume(const PlannedWork *work, int64_t most_tokens, RankShare *to) 
 static bool share_work(const Planner *p, const PlannedWork *work, RankShare *to, Error *error) {
     const StepOptions *step = p->step;
     const JobOptions *o = &p->job->options;
-    int64_t most_tokens = o->batch_tokens, n_slots = 0;
+    int64_t most_tokens = o->batch_tokens;
     *to = (RankShare){.n_ranks = o->ranks ? o->ranks : 1,
                       .work = {.walks_back = plan_walks_back(step),
                                .n_decoded = step_generates(step) ? step->max_new_tokens : 0,
                                .lora_rank = step->rank,
+                               .lora_copies = plan_lora_copies(step),
                                .compute = p->compute,
                                .weights = p->weights}};
     if (o->batch_prompts && o->batch_prompts * work->n_longest < most_tokens && work->n_longest)
@@ -87,8 +88,6 @@ static bool share_work(const Planner *p, const PlannedWork *work, RankShare *to,
         assume(work, most_tokens, to);
     }
     if (work->times > 0) to->n_passes = (int64_t)ceil((double)to->n_passes * work->times);
-    while (step->examples >> n_slots) n_slots++;
-    to->work.lora_copies = 4 + n_slots; /* itself, gradient, two moments; sums of examples */
     return plan_count_cells(p, &to->work.n_cells, error);
 }
 

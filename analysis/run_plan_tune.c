@@ -38,6 +38,12 @@ static bool count_values(const Planner *p, int64_t *n, Error *error) {
     return ok;
 }
 
+int64_t plan_lora_copies(const StepOptions *step) {
+    int64_t n_slots = 0;
+    while (step->examples >> n_slots) n_slots++;
+    return 4 + n_slots;
+}
+
 bool plan_count_cells(const Planner *p, int64_t *n, Error *error) {
     int64_t n_values = 0;
     *n = 0;
@@ -51,10 +57,9 @@ bool plan_count_cells(const Planner *p, int64_t *n, Error *error) {
 bool plan_print_training(const Planner *p, const PromptGroup *groups, Error *error) {
     const StepOptions *step = p->step;
     const ModelConfig *config = p->config;
-    int64_t n_total, n_active, n_values = 0, n_taken, n_slots = 0;
+    int64_t n_total, n_active, n_values = 0, n_taken;
     const int64_t n_steps = tune_count_steps(step, count_examples(p, groups), &n_taken);
     bool ok = count_values(p, &n_values, error);
-    while (step->examples >> n_slots) n_slots++;
     model_config_count(config, &n_total, &n_active);
     if (ok) {
         fprintf(
@@ -63,7 +68,7 @@ bool plan_print_training(const Planner *p, const PromptGroup *groups, Error *err
             "rank %lld; %.1f MiB for them, their moments and gradients\n  files: ",
             (long long)n_steps, (long long)step->examples, (long long)n_values,
             100 * (double)n_values / (double)n_total, adapter_form_names[step->form], (long long)step->rank,
-            4e0 * (double)(n_values * (4 + n_slots)) / (1 << 20));
+            4e0 * (double)(n_values * plan_lora_copies(step)) / (1 << 20));
         plan_print_text(p->to, p->out, strlen(p->out));
         fprintf(p->to, "/%s/{step.json,training.csv,updates.csv,adapter-%s}\n", step->name,
                 adapter_form_names[step->form]);
