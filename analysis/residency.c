@@ -1,5 +1,6 @@
 /* The plan's memory (rank_plan.h) of a full pass of every step of a model, against what the device has free. */
 #include "residency.h"
+#include "../engine/weight_stream.h"
 #include "run_plan_parts.h"
 #include "step.h"
 #include <string.h>
@@ -62,6 +63,7 @@ bool residency_choose(const Job *job, const ModelOptions *model, const Device *d
         return error_set(error, ERROR_UNAVAILABLE,
                          "residency: expected auto, resident or streamed for a run of one rank: got peers");
     if (wanted == RESIDENCY_RESIDENT) return true;
+    if (wanted == RESIDENCY_STREAMED && !weight_stream_possible(device, error)) return false;
     const bool says = device->memory && device->memory(&n_free, &n_total);
     if (wanted == RESIDENCY_AUTO && !says) return true;
     bool ok = model_config_read(model->path, &config, error);

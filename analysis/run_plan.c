@@ -6,6 +6,7 @@
 #include "../engine/model.h"
 #include "conditions.h"
 #include "contrast.h"
+#include "residency.h"
 #include "step.h"
 #include "tune.h"
 #include <string.h>
@@ -202,10 +203,25 @@ static double predict_seconds(const Planner *p, const PlannedWork *work) {
     return (work->flops + work->reply_flops) / p->rates.flops + work->bytes / p->rates.bytes;
 }
 
+/* What a run on this machine's device would do, where there is a choice. */
+static bool print_residency(const Planner *p, Error *error) {
+    int64_t n = 0;
+    if (!p->device->memory && p->job->options.residency == RESIDENCY_AUTO) return true;
+    if (!residency_choose(p->job, job_model(p->job, p->step->model), p->device, p->compute, &n, error))
+        return false;
+    if (n)
+        fprintf(p->to, "  residency: experts of %lld of %lld layers are streamed from the host\n",
+                (long long)n, (long long)p->config->n_moe_layers);
+    else
+        fputs("  residency: all weights are on the device\n", p->to);
+    return true;
+}
+
 bool plan_print_cost(const Planner *p, PlannedWork *work, Error *error) {
     double all = work->flops + work->reply_flops;
     if (plan_has_ranks(p)) return plan_print_ranks(p, work, error);
     work->seconds = predict_seconds(p, work);
+    if (!print_residency(p, error)) return false;
     fprintf(p->to, "  memory: %.1f MiB weights + %.1f MiB of the largest pass = %.1f MiB\n",
             (double)work->weights_bytes / mib, (double)work->activation_bytes / mib,
             (double)(work->weights_bytes + work->activation_bytes) / mib);

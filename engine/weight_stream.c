@@ -33,14 +33,17 @@ struct WeightStream {
 
 static size_t aligned(size_t n_bytes) { return (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
 
+bool weight_stream_possible(const Device *device, Error *error) {
+    return device->host_alloc ||
+           error_set(
+               error, ERROR_UNAVAILABLE,
+               "residency: expected a device with memory of its own for streamed weights: got %s, which "
+               "computes in the host's memory: resident is all it needs",
+               device->name);
+}
+
 WeightStream *weight_stream_new(const Device *device, int64_t n_layers, int64_t n_streamed, Error *error) {
-    if (!device->host_alloc) {
-        error_set(error, ERROR_UNAVAILABLE,
-                  "residency: expected a device with memory of its own for streamed weights: got %s, which "
-                  "computes in the host's memory: resident is all it needs",
-                  device->name);
-        return NULL;
-    }
+    if (!weight_stream_possible(device, error)) return NULL;
     WeightStream *s = mem_zeroed(1, sizeof *s);
     if (s) {
         *s = (WeightStream){.device = device, .n_layers = n_layers, .n_streamed = n_streamed};

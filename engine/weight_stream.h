@@ -11,6 +11,8 @@
 
 typedef struct WeightStream WeightStream;
 
+/* False and an Error on a device that computes in the host's memory: there nothing is gained. */
+bool weight_stream_possible(const Device *device, Error *error);
 /* Of n_layers layers with experts those that placement_is_streamed says, n_streamed of them. NULL and an
  * Error when out of memory, or when the device computes in the host's memory. */
 WeightStream *weight_stream_new(const Device *device, int64_t n_layers, int64_t n_streamed, Error *error);

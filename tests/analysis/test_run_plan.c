@@ -1,5 +1,6 @@
 /* Plans on ranks from a config.json alone, as --dry-run prints them: the figures of the project's notes for
  * Mixtral 8x7B at 600 TFLOP/s, those of Qwen3-30B-A3B by hand; what is refused, and what would be enough. */
+#include "../../analysis/residency.h"
 #include "scratch_run.h"
 
 #define CONFIGS SOURCE_DIR "/tests/data/configs/"
@@ -168,6 +169,59 @@ static void a_run_takes_no_planned_ranks(void **state) {
     assert_false(io_exists(scratch_path("ran")));
 }
 
+/* ---- a run of one rank ---- */
+static size_t free_bytes;
+static bool say_memory(size_t *n_free, size_t *n_total) {
+    *n_free = *n_total = free_bytes;
+    return true;
+}
+
+/* 93.4 GB of weights, 13.1 of saved rows, 6.2 of work, 0.1 of gate rows; 15 sixteenths of what is
+ * free are taken. A layer is 2.82 GB. */
+static void as_few_layers_are_streamed_as_must_be(void **state) {
+    (void)state;
+    Error error = {0};
+    Job job = {0};
+    Device device = *cpu_device();
+    device.memory = say_memory;
+    device.host_alloc = malloc;
+    if (!job_read(scratch_path("job.json"), (JobSettings){0}, &job, &error)) fail_msg("%s", error.text);
+    const struct {
+        double gb;
+        int residency;
+        int64_t streamed; /* -1: refused */
+    } rows[] = {{150, RESIDENCY_AUTO, 0},   {84.3, RESIDENCY_AUTO, 14},  {32.5, RESIDENCY_AUTO, 32},
+                {20, RESIDENCY_AUTO, -1},   {20, RESIDENCY_RESIDENT, 0}, {84.3, RESIDENCY_STREAMED, 32},
+                {84.3, RESIDENCY_PEERS, -1}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        int64_t n = 0;
+        error = (Error){0};
+        free_bytes = (size_t)(rows[i].gb * 1e9);
+        job.options.residency = rows[i].residency;
+        const bool ok = residency_choose(&job, &job.models[0], &device, DTYPE_BF16, &n, &error);
+        if (ok != (rows[i].streamed >= 0) || (ok && n != rows[i].streamed))
+            fail_msg("%g GB, %s: expected %lld: got %lld, %s", rows[i].gb, residency_names[rows[i].residency],
+                     (long long)rows[i].streamed, (long long)n, error.text);
+        if (!ok) assert_int_equal(error.code, ERROR_UNAVAILABLE);
+    }
+    job_free(&job);
+}
+
+static void the_cpu_streams_nothing(void **state) {
+    (void)state;
+    Error error;
+    const char *const sets[] = {"device=cpu", "residency=streamed", "models.m.path=" DEMO "model",
+                                "models.m.chat_template=phi35moe"};
+    assert_false(run("ran", sets, 4, &error));
+    assert_int_equal(error.code, ERROR_UNAVAILABLE);
+    assert_non_null(strstr(error.text, "models.m: residency: expected a device with memory of its own"));
+    remove_run("ran");
+    const char *const planned[] = {"device=cpu", "residency=streamed", "models.m.path=" DEMO "model",
+                                   "models.m.chat_template=phi35moe", "device_file=\"\""};
+    assert_null(plan(planned, 5, &error));
+    assert_non_null(strstr(error.text, "residency: expected a device with memory of its own"));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(mixtral_on_ranks),
@@ -175,6 +229,8 @@ int main(void) {
         cmocka_unit_test(what_does_not_fit_is_refused),
         cmocka_unit_test(devices_are_named_or_files),
         cmocka_unit_test(a_run_takes_no_planned_ranks),
+        cmocka_unit_test(as_few_layers_are_streamed_as_must_be),
+        cmocka_unit_test(the_cpu_streams_nothing),
     };
     return cmocka_run_group_tests(tests, set_up, scratch_remove);
 }
