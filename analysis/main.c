@@ -15,6 +15,7 @@
 #include "verify_adapter.h"
 #include "../bench/verb.h"
 #include "../engine/alloc.h"
+#include "../engine/rank_plan.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,15 +26,21 @@ static const Flag run_flags[] = {
     {"--out", "FOLDER", "the run folder (runs/NAME for a job NAME.json)", false},
     {"--set", "a.b=VALUE", "one option of the job, over what the file says", true},
     {"--dry-run", NULL, "print the plan (work, memory, time, files) and touch nothing", false},
+    {"--ranks", "N", "--dry-run plans for so many ranks: --set ranks=N", false},
     {0},
 };
 
 static bool run_run(const Arguments *a, Error *error) {
-    const char *sets[MAX_ARGUMENTS];
+    const char *sets[MAX_ARGUMENTS + 1];
+    char ranks[40];
+    int64_t n_sets = arguments_values(a, "--set", sets), n_ranks = 0;
+    if (!arguments_integer(a, "--ranks", 1, RANK_PLAN_MOST_RANKS, &n_ranks, error)) return false;
+    snprintf(ranks, sizeof ranks, "ranks=%lld", (long long)n_ranks);
+    if (n_ranks) sets[n_sets++] = ranks;
     RunRequest request = {.job = a->operand,
                           .out = arguments_value(a, "--out", NULL),
                           .sets = sets,
-                          .n_sets = arguments_values(a, "--set", sets),
+                          .n_sets = n_sets,
                           .dry_run = arguments_have(a, "--dry-run"),
                           .version = version,
                           .to = stdout};

@@ -42,6 +42,9 @@ const MethodSentence method_sentences[] = {
     JOB("batch_tokens", NULL, "One pass took at most {} tokens; no number depends on it"),
     JOB("batch_prompts", "0", "One pass took as many prompts as these tokens allow; no number depends on it"),
     JOB("batch_prompts", NULL, "One pass took at most {} prompts; no number depends on it"),
+    JOB("residency", "auto",
+        "Weights of experts were held where they fitted and were fastest; no number depends on it"),
+    JOB("residency", NULL, "Weights of experts were held {}; no number depends on it"),
     JOB("memory_limit_mib", "0", "Passes took what memory was free; no number depends on it"),
     JOB("memory_limit_mib", NULL, "Passes took at most {} MiB of memory; no number depends on it"),
 

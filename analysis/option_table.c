@@ -3,6 +3,7 @@
 #include "options.h"
 #include "../engine/adapter_file.h"
 #include "../engine/edits.h"
+#include "../engine/rank_plan.h"
 #include "judge_folder.h"
 #include "option_choices.h"
 #include <stddef.h>
@@ -53,6 +54,16 @@ const Option option_table[] = {
      .help = "most prompts in one pass; 0: as many as fit batch_tokens"},
     {JOB(memory_limit_mib), INTEGER(0, 1e9, "0"), .same_results = true,
      .help = "memory a pass may take before it recomputes; 0: what the machine has free"},
+    {JOB(residency), CHOICE(residency_names, "\"auto\""), .same_results = true,
+     .help = "where weights of experts are: resident in the device's memory; streamed from pinned memory of "
+             "the host ahead of use; peers: sent by the rank that holds them; auto: what fits and is "
+             "predicted fastest"},
+    {JOB(ranks), INTEGER(0, RANK_PLAN_MOST_RANKS, "0"), .same_results = true,
+     .help = "ranks that --dry-run plans for; 0: one. A run has those that started it, and refuses another "
+             "number"},
+    {JOB(device_file), .type = OPTION_PATH, .preset = "\"\"", .same_results = true,
+     .help = "--dry-run plans for this device, whatever the machine has: h100, h200, or a file like "
+             "configs/devices/h100.json"},
 
     {MODEL(path), .type = OPTION_PATH, .help = "checkpoint folder, as published by its family"},
     {MODEL(chat_template), STRING("\"auto\""),

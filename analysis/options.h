@@ -90,7 +90,9 @@ typedef enum { APPLIES_TO_BOTH, APPLIES_TO_PROMPT, APPLIES_TO_GENERATED } Applie
 typedef struct {
     int64_t schema_version, seed;
     int device, compute, dense;
-    int64_t batch_tokens, batch_prompts, memory_limit_mib;
+    int64_t batch_tokens, batch_prompts, memory_limit_mib, ranks;
+    int residency; /* Residency */
+    const char *device_file;
 } JobOptions;
 
 typedef struct {

@@ -9,6 +9,7 @@
 #include "intervene.h"
 #include "judge_step.h"
 #include "report.h"
+#include "residency.h"
 #include "run_folder.h"
 #include "run_plan.h"
 #include "step.h"
@@ -123,14 +124,21 @@ static bool check_tests(const Job *job, const StepOptions *step, Error *error) {
     return ok;
 }
 
-static bool check_sets(const Job *job, Error *error) {
+/* Whether the examples of a training can be read: a plan may have a model's config.json alone. */
+static bool has_tokenizer(const Job *job, const StepOptions *step) {
+    return plan_can_read(job_model(job, step->model));
+}
+
+static bool check_sets(const Job *job, bool dry_run, Error *error) {
     bool ok = check_disjoint(job, error);
     for (int64_t s = 0; ok && s < job->n_steps; s++) {
         const StepOptions *step = &job->steps[s];
         if (step->kind == STEP_INTERVENTION || step->kind == STEP_TUNE || step->kind == STEP_UTILITY)
             ok = check_tests(job, step, error);
-        if (ok && step->kind == STEP_TUNE) ok = tune_check(job, step, error);
-        if (ok && step->kind == STEP_UTILITY) ok = utility_check(job, step, error);
+        if (ok && step->kind == STEP_TUNE && (!dry_run || has_tokenizer(job, step)))
+            ok = tune_check(job, step, error);
+        if (ok && step->kind == STEP_UTILITY && (!dry_run || has_tokenizer(job, step)))
+            ok = utility_check(job, step, error);
         if (step->kind == STEP_JUDGE) ok = judge_step_check(job, step, error);
     }
     return ok;
@@ -160,7 +168,9 @@ static bool open_model(Run *run, const ModelOptions *options, Error *error) {
     if (run->loaded == options) return true;
     close_model(run);
     double begun = clock_seconds();
-    if (!model_open(options->path, run->device, run->compute, &run->model, error))
+    int64_t n_streamed = 0;
+    if (!residency_choose(run->job, options, run->device, run->compute, &n_streamed, error) ||
+        !model_open_streamed(options->path, run->device, run->compute, n_streamed, &run->model, error))
         return error_add_place(error, "models.%s", options->name);
     if (!prompt_encoder_open(options, &run->model.config, &run->encoder, error)) {
         model_close(&run->model);
@@ -169,6 +179,11 @@ static bool open_model(Run *run, const ModelOptions *options, Error *error) {
     run->loaded = options;
     progress_note(run->progress, "model %s: %.1f MiB in %.1f s", options->name,
                   (double)run->model.weights.n_bytes / (1 << 20), clock_seconds() - begun);
+    if (n_streamed)
+        progress_note(run->progress,
+                      "model %s: experts of %lld of %lld layers are streamed, %.1f MiB on the host",
+                      options->name, (long long)n_streamed, (long long)run->model.config.n_moe_layers,
+                      (double)weight_stream_host_bytes(run->model.weights.stream) / (1 << 20));
     return true;
 }
 
@@ -286,29 +301,76 @@ static char *default_folder(const Job *job) {
     return path;
 }
 
-bool run_job(const RunRequest *request, Error *error) {
-    Job job = {0};
-    Inputs inputs = {0};
+/* h100 and the like are files of configs/devices. */
+static bool read_limits(const char *name, RankDevice *limits, Error *error) {
+    char *file = NULL, *path = NULL;
+    if (io_exists(name)) return rank_device_read(name, limits, error);
+    Text known = {0};
+    text_format(&known, "devices/%s.json", io_last_name(name));
+    if (!known.failed) file = io_join(model_config_folder(), known.bytes);
+    path = file && io_exists(file) ? file : NULL;
+    bool ok =
+        path ? rank_device_read(path, limits, error)
+             : error_set(error, ERROR_BAD_INPUT, "device_file: expected h100, h200 or a file: got %s", name);
+    text_free(&known);
+    mem_free(file);
+    return ok;
+}
+
+/* A device's file stands for the device: the machine need not have it. */
+static bool plan_job(const Job *job, const char *out, FILE *to, Error *error) {
+    const ComputeChoice compute = (ComputeChoice)job->options.compute;
+    RankDevice limits;
+    PlanDevice on = {.compute = compute == COMPUTE_F32 ? DTYPE_F32 : DTYPE_BF16};
+    if (job->options.device_file[0]) {
+        on.limits = &limits;
+        return read_limits(job->options.device_file, &limits, error) && run_plan(job, out, &on, to, error);
+    }
+    if (!devices_pick((DeviceChoice)job->options.device, "device", &on.device, error) ||
+        !pick_dense(job->options.dense, on.device, error))
+        return false;
+    if (job->options.ranks > 1 && on.device == cuda_device(NULL))
+        return error_set(
+            error, ERROR_BAD_INPUT,
+            "device_file: expected the file of the GPU's limits for a plan on %lld ranks: got none",
+            (long long)job->options.ranks);
+    on.compute = devices_compute(compute, on.device);
+    return run_plan(job, out, &on, to, error);
+}
+
+static bool check_ranks(const Job *job, Error *error) {
+    if (job->options.ranks <= 1) return true;
+    return error_set(error, ERROR_BAD_INPUT,
+                     "ranks: expected 1, the number that was started: got %lld (--dry-run plans for others)",
+                     (long long)job->options.ranks);
+}
+
+static bool compute_job(const Job *job, const char *out, const char *version, Error *error) {
     const Device *device = NULL;
-    char *out = NULL;
-    bool ok = job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
-              check_sets(&job, error) &&
-              devices_pick((DeviceChoice)job.options.device, "device", &device, error) &&
-              pick_dense(job.options.dense, device, error);
-    if (ok) out = request->out ? mem_copy_text(request->out, strlen(request->out)) : default_folder(&job);
-    ok = ok && (out || error_out_of_memory(error, "a path", 1));
-    if (ok && request->dry_run) {
-        ok = run_plan(&job, out, device, devices_compute((ComputeChoice)job.options.compute, device),
-                      request->to, error);
-    } else if (ok && inputs_gather(&job, &inputs, error)) {
+    Inputs inputs = {0};
+    bool ok = check_ranks(job, error) &&
+              devices_pick((DeviceChoice)job->options.device, "device", &device, error) &&
+              pick_dense(job->options.dense, device, error) && inputs_gather(job, &inputs, error);
+    if (ok) {
         struct sigaction before[N_SIGNALS];
         catch_signals(before);
-        ok = run_in_folder(out, &job, &inputs, device, request->version, error);
+        ok = run_in_folder(out, job, &inputs, device, version, error);
         restore_signals(before);
-    } else {
-        ok = false;
     }
     inputs_free(&inputs);
+    return ok;
+}
+
+bool run_job(const RunRequest *request, Error *error) {
+    Job job = {0};
+    char *out = NULL;
+    bool ok = job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
+              check_sets(&job, request->dry_run, error);
+    if (ok) out = request->out ? mem_copy_text(request->out, strlen(request->out)) : default_folder(&job);
+    ok = ok && (out || error_out_of_memory(error, "a path", 1));
+    if (ok)
+        ok = request->dry_run ? plan_job(&job, out, request->to, error)
+                              : compute_job(&job, out, request->version, error);
     mem_free(out);
     job_free(&job);
     return ok;

@@ -6,6 +6,7 @@
 #include "../engine/model.h"
 #include "conditions.h"
 #include "contrast.h"
+#include "residency.h"
 #include "step.h"
 #include "tune_parts.h"
 #include "utility.h"
@@ -55,12 +56,7 @@ static Rates measure_rates(const Device *device, int64_t n, int64_t k, Error *er
 }
 
 /* ---- one step ---- */
-static DType weights_dtype(const ModelConfig *config) {
-    if (config->dtype && !strcmp(config->dtype, "float32")) return DTYPE_F32;
-    return config->dtype && !strcmp(config->dtype, "float16") ? DTYPE_F16 : DTYPE_BF16;
-}
-
-static bool walks_back(const StepOptions *step) {
+bool plan_walks_back(const StepOptions *step) {
     return step->kind == STEP_GRADIENT || step->kind == STEP_TUNE ||
            (step->kind == STEP_CONTRAST && contrast_walks_back(step));
 }
@@ -69,7 +65,7 @@ static bool plan_batch(const Planner *p, const Batch *batch, PlannedWork *work, 
     PromptBatch view = batch_view(batch);
     PassOptions options = {.memory_limit_bytes = (size_t)p->job->options.memory_limit_mib << 20};
     options.want_nll = p->step->kind == STEP_INTERVENTION || p->step->kind == STEP_UTILITY;
-    if (walks_back(p->step)) {
+    if (plan_walks_back(p->step)) {
         options.loss_weights = batch->loss;
         options.recompute = (Recompute)p->step->recompute;
     }
@@ -83,6 +79,8 @@ static bool plan_batch(const Planner *p, const Batch *batch, PlannedWork *work, 
     work->recomputed = work->recomputed || result.recomputed;
     if (result.activation_bytes > work->activation_bytes) work->activation_bytes = result.activation_bytes;
     pass_result_free(&result);
+    for (int64_t i = 0; ok && i < batch->n_prompts; i++)
+        ok = planned_work_add(work, batch->offsets[i + 1] - batch->offsets[i], error);
     return ok && plan_frozen(p, batch, work, error);
 }
 
@@ -206,8 +204,25 @@ static double predict_seconds(const Planner *p, const PlannedWork *work) {
     return (work->flops + work->reply_flops) / p->rates.flops + work->bytes / p->rates.bytes;
 }
 
-void plan_print_cost(const Planner *p, const PlannedWork *work) {
+/* What a run on this machine's device would do, where there is a choice. */
+static bool print_residency(const Planner *p, Error *error) {
+    int64_t n = 0;
+    if (!p->device->memory && p->job->options.residency == RESIDENCY_AUTO) return true;
+    if (!residency_choose(p->job, job_model(p->job, p->step->model), p->device, p->compute, &n, error))
+        return false;
+    if (n)
+        fprintf(p->to, "  residency: experts of %lld of %lld layers are streamed from the host\n",
+                (long long)n, (long long)p->config->n_moe_layers);
+    else
+        fputs("  residency: all weights are on the device\n", p->to);
+    return true;
+}
+
+bool plan_print_cost(const Planner *p, PlannedWork *work, Error *error) {
     double all = work->flops + work->reply_flops;
+    if (plan_has_ranks(p)) return plan_print_ranks(p, work, error);
+    work->seconds = predict_seconds(p, work);
+    if (!print_residency(p, error)) return false;
     fprintf(p->to, "  memory: %.1f MiB weights + %.1f MiB of the largest pass = %.1f MiB\n",
             (double)work->weights_bytes / mib, (double)work->activation_bytes / mib,
             (double)(work->weights_bytes + work->activation_bytes) / mib);
@@ -217,21 +232,22 @@ void plan_print_cost(const Planner *p, const PlannedWork *work) {
     fprintf(
         p->to,
         "\n  time: about %.2g s at %.3g GFLOP/s (a product %d x %lld x %lld) and %.3g GB/s, measured now\n",
-        predict_seconds(p, work), p->rates.flops / 1e9, RATE_ROWS, (long long)p->rate_n, (long long)p->rate_k,
+        work->seconds, p->rates.flops / 1e9, RATE_ROWS, (long long)p->rate_n, (long long)p->rate_k,
         p->rates.bytes / 1e9);
+    return true;
 }
 
-static void print_work(const Planner *p, const PlannedWork *work) {
-    bool gradient = walks_back(p->step);
+static bool print_work(const Planner *p, PlannedWork *work, Error *error) {
+    bool gradient = plan_walks_back(p->step);
     fprintf(p->to, "  passes: %lld, %lld tokens, the longest prompt %lld%s\n", (long long)work->n_batches,
             (long long)work->n_tokens, (long long)work->n_longest,
-            !gradient          ? ""
-            : work->recomputed ? "; activations are recomputed"
-                               : "; activations are kept");
-    plan_print_cost(p, work);
+            !gradient || plan_has_ranks(p) ? ""
+            : work->recomputed             ? "; activations are recomputed"
+                                           : "; activations are kept");
+    if (!plan_print_cost(p, work, error)) return false;
     if (p->step->adapter[0] || p->step->adapter_path[0])
         fputs("  with the updates of an adapter, whose work is not in these numbers\n", p->to);
-    if (p->step->kind == STEP_TUNE) return;
+    if (p->step->kind == STEP_TUNE) return true;
     fputs("  files: ", p->to);
     plan_print_text(p->to, p->out, strlen(p->out));
     if (p->step->kind == STEP_INTERVENTION) {
@@ -239,26 +255,27 @@ static void print_work(const Planner *p, const PlannedWork *work) {
                 "/%s/{step.json,conditions.csv,cells.csv,excluded.csv,prompts.csv,responses/CONDITION.jsonl,"
                 "side_effects.csv,labels.csv,outcomes.csv,judge.json}, at most %lld conditions\n",
                 p->step->name, (long long)conditions_count(p->step));
-        return;
+        return true;
     }
     if (p->step->kind == STEP_UTILITY) {
         fprintf(p->to, "/%s/{step.json,utility.csv,%s}, %lld conditions\n", p->step->name,
                 p->step->measure == MEASURE_CHOICES ? "questions.csv,choices.csv" : "texts.csv",
                 (long long)(1 + p->step->adapters.n));
-        return;
+        return true;
     }
     if (p->step->kind == STEP_CONTRAST) {
         fprintf(p->to,
                 "/%s/{step.json,contrast.json,overall.csv,layers.csv,pairs.csv,controls.csv,ranking.csv,"
                 "selection_RANKING.csv}\n",
                 p->step->name);
-        return;
+        return true;
     }
     fprintf(p->to,
             "/%s/"
             "{step.json,scores.csv,curve.csv,coverage.csv,layers.csv,prompts.csv,statistics.json,per_prompt."
             "safetensors}\n",
             p->step->name);
+    return true;
 }
 
 /* What was counted is a pass over prompts with their replies: it scores these, in every condition. */
@@ -267,6 +284,7 @@ static void plan_conditions(const StepOptions *step, PlannedWork *work) {
     work->flops *= n_scored;
     work->bytes *= n_scored;
     work->reply_flops *= n;
+    work->times = n;
     if (step->side_effects != EFFECTS_NONE) work->flops += n * work->effect_flops;
 }
 
@@ -284,7 +302,7 @@ static bool plan_contrast(const Planner *p, PlannedWork *work, Error *error) {
     if (ok) {
         print_head(p);
         for (int s = 0; s < 2; s++) print_group(p, &pairs.side[s]);
-        print_work(p, work);
+        ok = print_work(p, work, error);
         print_lines(p->to, &notes);
         for (int s = 0; ok && s < 2; s++) ok = print_sample(p, &pairs.side[s], error);
     }
@@ -332,8 +350,8 @@ static bool plan_step(const Planner *p, PlannedWork *work, Error *error) {
     if (ok) {
         print_head(p);
         for (int64_t g = 0; g < n; g++) print_group(p, &groups[g]);
-        print_work(p, work);
-        if (p->step->kind == STEP_TUNE) ok = plan_print_training(p, groups, error);
+        ok = print_work(p, work, error);
+        if (ok && p->step->kind == STEP_TUNE) ok = plan_print_training(p, groups, error);
         print_lines(p->to, &notes);
         for (int64_t g = 0; ok && g < n; g++) ok = print_sample(p, &groups[g], error);
     }
@@ -346,50 +364,71 @@ static bool plan_measuring(Planner *p, PlannedWork *work, Error *error) {
     const ModelOptions *options = job_model(p->job, p->step->model);
     ModelConfig config = {0};
     PromptEncoder encoder = {0};
+    const bool can_read = plan_can_read(options);
     bool ok = model_config_read(options->path, &config, error) &&
-              prompt_encoder_open(options, &config, &encoder, error);
+              (!can_read || prompt_encoder_open(options, &config, &encoder, error));
     if (!ok) error_add_place(error, "models.%s", options->name);
     p->config = &config;
-    p->encoder = &encoder;
-    p->weights = weights_dtype(&config);
-    if (ok) {
+    p->encoder = can_read ? &encoder : NULL;
+    p->weights = model_config_dtype(&config);
+    if (p->limits) p->rates = (Rates){p->limits->flops_per_s, p->limits->dram_bytes_per_s};
+    if (ok && !p->limits) {
         p->rate_n = at_most(2 * config.expert_size, RATE_MOST);
         p->rate_k = at_most(config.hidden_size, RATE_MOST);
         p->rates = measure_rates(p->device, p->rate_n, p->rate_k, error);
     }
     ok = ok && error->code == ERROR_NONE &&
-         (p->step->kind == STEP_JUDGE ? plan_judge : plan_step)(p, work, error);
+         (!can_read                     ? plan_unread
+          : p->step->kind == STEP_JUDGE ? plan_judge
+                                        : plan_step)(p, work, error);
     prompt_encoder_close(&encoder);
     model_config_free(&config);
     return ok;
 }
 
-bool run_plan(const Job *job, const char *out, const Device *device, DType compute, FILE *to, Error *error) {
+bool plan_can_read(const ModelOptions *model) {
+    char *path = io_join(model->path, "tokenizer.json");
+    const bool there = !path || io_exists(path);
+    mem_free(path);
+    return there;
+}
+
+static void print_end(const Planner *p, double seconds, double flops, size_t most, FILE *to) {
+    double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    fprintf(to, "in all: %.3g GFLOP, about %.2g s", flops / 1e9, seconds);
+    if (!plan_has_ranks(p))
+        fprintf(to, ", at most %.1f MiB of this machine's %.0f MiB", (double)most / mib, memory / mib);
+    fputc('\n', to);
+    if ((double)most > memory && !plan_has_ranks(p))
+        fputs("warning: that is more than this machine has\n", to);
+}
+
+bool run_plan(const Job *job, const char *out, const PlanDevice *on, FILE *to, Error *error) {
+    Planner planner = {
+        .job = job, .device = on->device, .limits = on->limits, .compute = on->compute, .out = out, .to = to};
     double seconds = 0, flops = 0;
     size_t most = 0;
     bool ok = true;
-    fprintf(to, "job %s on %s, compute %s, run folder ", job->name, device->name, dtype_name(compute));
+    fprintf(to, "job %s on %s, compute %s, run folder ", job->name,
+            on->limits ? on->limits->name : on->device->name, dtype_name(on->compute));
     plan_print_text(to, out, strlen(out));
     fputc('\n', to);
     for (int64_t s = 0; ok && s < job->n_steps; s++) {
-        const StepOptions *step = &job->steps[s];
         PlannedWork work = {0};
-        if (step->kind == STEP_REPORT) {
-            fprintf(to, "step %s: report\n", step->name);
+        planner.step = &job->steps[s];
+        planner.encoder = NULL;
+        if (planner.step->kind == STEP_REPORT) {
+            fprintf(to, "step %s: report\n", planner.step->name);
             continue;
         }
-        Planner planner = {
-            .job = job, .step = step, .device = device, .compute = compute, .out = out, .to = to};
-        ok = step->model[0] ? plan_measuring(&planner, &work, error) : plan_judge(&planner, &work, error);
+        ok = planner.step->model[0] ? plan_measuring(&planner, &work, error)
+                                    : plan_judge(&planner, &work, error);
         flops += work.flops + work.reply_flops;
-        if (ok && step->model[0]) seconds += predict_seconds(&planner, &work);
+        seconds += work.seconds;
         if (work.weights_bytes + work.activation_bytes > most)
             most = work.weights_bytes + work.activation_bytes;
+        planned_work_free(&work);
     }
-    if (!ok) return false;
-    double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    fprintf(to, "in all: %.3g GFLOP, about %.2g s, at most %.1f MiB of this machine's %.0f MiB\n",
-            flops / 1e9, seconds, (double)most / mib, memory / mib);
-    if ((double)most > memory) fputs("warning: that is more than this machine has\n", to);
-    return true;
+    if (ok) print_end(&planner, seconds, flops, most, to);
+    return ok;
 }

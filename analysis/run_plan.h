@@ -5,11 +5,25 @@
  * Nothing is written. */
 #ifndef GATETAPE_RUN_PLAN_H
 #define GATETAPE_RUN_PLAN_H
+#include "../engine/rank_plan.h"
 #include "../kernels/device.h"
 #include "job.h"
 #include <stdio.h>
 
-/* Prints the plan of the job for the run folder `out`; checks models, tokenizers and prompts on the way. */
-bool run_plan(const Job *job, const char *out, const Device *device, DType compute, FILE *to, Error *error);
+/* What the plan is for. */
+typedef struct {
+    const Device *device; /* of this machine; NULL with limits */
+    const RankDevice
+        *limits; /* the device of a file, which the machine need not have; NULL: this machine's */
+    DType compute;
+} PlanDevice;
+
+/* Whether the model's folder has a tokenizer. Without one prompts are counted, not read. */
+bool plan_can_read(const ModelOptions *model);
+
+/* Prints the plan of the job for the run folder `out`; checks models, tokenizers and prompts on the way. Of
+ * a model config.json is enough: without a tokenizer prompts are counted, not read. ERROR_UNAVAILABLE when a
+ * step does not fit on the ranks that the job names, with the least number that would. */
+bool run_plan(const Job *job, const char *out, const PlanDevice *on, FILE *to, Error *error);
 
 #endif

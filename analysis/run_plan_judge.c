@@ -72,7 +72,7 @@ static bool plan_guard(const Planner *p, PlannedWork *work, Error *error) {
         if (facts.bytes && !facts.failed) plan_print_text(p->to, facts.bytes, facts.length);
         fprintf(p->to, "\n  questions: at most %lld tokens, the longest %lld, each once an answer\n",
                 (long long)work->n_tokens, (long long)work->n_longest);
-        plan_print_cost(p, work);
+        ok = plan_print_cost(p, work, error);
     }
     guard_free(guard);
     text_free(&facts);

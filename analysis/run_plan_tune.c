@@ -30,27 +30,52 @@ void plan_training(const Planner *p, const PromptGroup *groups, PlannedWork *wor
     if (!n) return;
     tune_count_steps(p->step, n, &n_total);
     const double times = (double)n_total / (double)n;
+    work->times = times;
     work->flops *= times;
     work->bytes *= times;
     work->n_tokens = (int64_t)(times * (double)work->n_tokens);
     work->n_batches = (int64_t)(times * (double)work->n_batches + 0.5);
 }
 
+/* Values that are trained; of cells that are ranked in the run as many as the step takes. */
+static bool count_values(const Planner *p, int64_t *n, Error *error) {
+    const StepOptions *step = p->step;
+    Adapter adapter;
+    bool ok = tune_adapter_make(p->job, step, p->config, NULL, &adapter, error);
+    *n = 0;
+    for (int64_t i = 0; ok && i < adapter.n; i++) *n += adapter_cell_count(&adapter.cells[i], p->config);
+    /* of cells that are ranked in the run one stands for all */
+    const StepOptions *source = tune_contrast_source(p->job, step);
+    ok = ok && tune_rows_make(step, p->config, &adapter, error);
+    *n += adapter.n_rows * p->config->hidden_size;
+    if (step->control != CONTROL_ALL && (source || step->top.n))
+        *n *= source ? source->select : (int64_t)step->top.values[0];
+    adapter_free(&adapter);
+    return ok;
+}
+
+int64_t plan_lora_copies(const StepOptions *step) {
+    int64_t n_slots = 0;
+    while (step->examples >> n_slots) n_slots++;
+    return 4 + n_slots;
+}
+
+bool plan_count_cells(const Planner *p, int64_t *n, Error *error) {
+    int64_t n_values = 0;
+    *n = 0;
+    if (p->step->kind != STEP_TUNE) return true;
+    if (!count_values(p, &n_values, error)) return false;
+    const int64_t whole = 3 * p->step->rank * (p->config->hidden_size + p->config->expert_size);
+    *n = (n_values + whole - 1) / whole;
+    return true;
+}
+
 bool plan_print_training(const Planner *p, const PromptGroup *groups, Error *error) {
     const StepOptions *step = p->step;
     const ModelConfig *config = p->config;
-    Adapter adapter;
-    int64_t n_total, n_active, n_values = 0, n_taken, n_slots = 0;
-    /* of cells that are ranked in the run one stands for all */
+    int64_t n_total, n_active, n_values = 0, n_taken;
     const int64_t n_steps = tune_count_steps(step, count_examples(p, groups), &n_taken);
-    bool ok = tune_adapter_make(p->job, step, config, NULL, &adapter, error);
-    for (int64_t i = 0; ok && i < adapter.n; i++) n_values += adapter_cell_count(&adapter.cells[i], config);
-    const StepOptions *source = tune_contrast_source(p->job, step);
-    ok = ok && tune_rows_make(step, config, &adapter, error);
-    n_values += adapter.n_rows * config->hidden_size;
-    if (step->control != CONTROL_ALL && (source || step->top.n))
-        n_values *= source ? source->select : (int64_t)step->top.values[0];
-    while (step->examples >> n_slots) n_slots++;
+    bool ok = count_values(p, &n_values, error);
     model_config_count(config, &n_total, &n_active);
     if (ok) {
         fprintf(
@@ -59,11 +84,10 @@ bool plan_print_training(const Planner *p, const PromptGroup *groups, Error *err
             "rank %lld; %.1f MiB for them, their moments and gradients\n  files: ",
             (long long)n_steps, (long long)step->examples, (long long)n_values,
             100 * (double)n_values / (double)n_total, adapter_form_names[step->form], (long long)step->rank,
-            4e0 * (double)(n_values * (4 + n_slots)) / (1 << 20));
+            4e0 * (double)(n_values * plan_lora_copies(step)) / (1 << 20));
         plan_print_text(p->to, p->out, strlen(p->out));
         fprintf(p->to, "/%s/{step.json,training.csv,updates.csv,adapter-%s}\n", step->name,
                 adapter_form_names[step->form]);
     }
-    adapter_free(&adapter);
     return ok;
 }

@@ -55,7 +55,7 @@ static bool read_limits(const char *path, DeviceLimits *d, Text *name, Error *er
     if (ok) text_put_string(name, called);
     for (size_t i = 0; ok && i < N_KEYS; i++) ok = read_limit(&root, keys[i].key, keys[i].to, error);
     for (Json at = {0}; ok && json_next(&root, &at);) {
-        bool known = !strcmp(at.key, "name");
+        bool known = !strcmp(at.key, "name") || !strcmp(at.key, "ranks"); /* of rank_device_read */
         for (size_t i = 0; i < N_KEYS; i++) known = known || !strcmp(at.key, keys[i].key);
         if (!known)
             ok = json_error(at, error, "expected a limit that is used (such as %s): got this one",

@@ -146,7 +146,7 @@ static void run_program(Generator *g, Context *c) {
 
 /* A decoding step with as many rows as the one before is the same work on the same memory, so a device that
  * can record it does, and only replays it from then on. Hooks look at single steps: with them nothing is
- * recorded. */
+ * recorded, nor where weights are streamed. */
 static void run_recorded(Generator *g, Context *c) {
     const Device *device = c->device;
     if (!g->graph || g->graph_rows != g->n_running) {
@@ -161,8 +161,8 @@ static void run_recorded(Generator *g, Context *c) {
 
 static bool can_record(const Generator *g, const Device *device) {
     const Hooks none = {0};
-    return device->graph_begin && !memcmp(g->hooks, &none, sizeof none) && g->rows.n_rows == g->n_running &&
-           g->last_running == g->n_running;
+    return device->graph_begin && !g->model->weights.stream && !memcmp(g->hooks, &none, sizeof none) &&
+           g->rows.n_rows == g->n_running && g->last_running == g->n_running;
 }
 
 static bool compute_step(Generator *g) {

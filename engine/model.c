@@ -4,9 +4,14 @@
 #include "alloc.h"
 
 bool model_open(const char *folder, const Device *device, DType compute, Model *model, Error *error) {
+    return model_open_streamed(folder, device, compute, 0, model, error);
+}
+
+bool model_open_streamed(const char *folder, const Device *device, DType compute, int64_t n_streamed,
+                         Model *model, Error *error) {
     *model = (Model){.device = device, .compute = compute};
     if (model_config_read(folder, &model->config, error) &&
-        weights_load(&model->config, device, &model->weights, error)) {
+        weights_load_streamed(&model->config, device, n_streamed, &model->weights, error)) {
         model->spare = mem_zeroed(1, sizeof *model->spare);
         if (model->spare) return true;
         error_out_of_memory(error, "a model", sizeof *model->spare);

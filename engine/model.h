@@ -30,6 +30,9 @@ typedef struct {
 /* Opens a checkpoint folder. On the cost device the files' headers are read, no weights. Caller closes. One
  * thread at a time computes with a model. */
 bool model_open(const char *folder, const Device *device, DType compute, Model *model, Error *error);
+/* The same with the experts of n_streamed layers copied from the host ahead of use: the same bits. */
+bool model_open_streamed(const char *folder, const Device *device, DType compute, int64_t n_streamed,
+                         Model *model, Error *error);
 void model_close(Model *model);
 
 /* Prompts on the host, packed; owned by the caller. Prompt p has the tokens [offsets[p], offsets[p+1]), at

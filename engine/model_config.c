@@ -357,6 +357,11 @@ void model_config_free(ModelConfig *config) {
     *config = (ModelConfig){0};
 }
 
+DType model_config_dtype(const ModelConfig *config) {
+    if (config->dtype && !strcmp(config->dtype, "float32")) return DTYPE_F32;
+    return config->dtype && !strcmp(config->dtype, "float16") ? DTYPE_F16 : DTYPE_BF16;
+}
+
 void model_config_count(const ModelConfig *c, int64_t *n_total, int64_t *n_active) {
     int64_t D = c->hidden_size, C = c->head_size, expert = 3 * D * c->expert_size, biases = 0;
     int64_t attention = D * C * (2 * c->n_heads + 2 * c->n_kv_heads) + 2 * D;

@@ -57,6 +57,9 @@ int64_t model_config_moe_layer(const ModelConfig *config, int64_t layer);
  * (../share/gatetape/configs), else the source tree it was built from. */
 const char *model_config_folder(void);
 
+/* Of the weights, as config.json says; bf16 where it does not. */
+DType model_config_dtype(const ModelConfig *config);
+
 /* Parameters in all and those a token uses, from shapes alone. */
 void model_config_count(const ModelConfig *config, int64_t *n_total, int64_t *n_active);
 

@@ -103,6 +103,14 @@ static Routed route(Context *c, const LayerRun *run) {
     return routed;
 }
 
+/* Streamed weights of the layer's experts, on their way by then; the walk asks for the layer below next. */
+static void need_experts(Context *c, const LayerRun *run, bool back) {
+    WeightStream *stream = run->decoder->model->weights.stream;
+    if (stream && computes(c)) weight_stream_need(stream, c->queue, run->moe_layer, back);
+}
+
+static void walk_needs_experts(Context *c, void *arguments) { need_experts(c, arguments, true); }
+
 static void experts_block(Context *c, void *arguments) {
     LayerRun *run = arguments;
     Decoder *d = run->decoder;
@@ -128,6 +136,7 @@ static void experts_block(Context *c, void *arguments) {
                              .plan = plan,
                              .activation = config->activation,
                              .updates = updated ? &run->updates : NULL};
+    need_experts(c, run, c->replay);
     Var *z = nn_moe_gate_up(c, run->out, experts);
     Scope scope = scope_open(c);
     Tensor outputs;
@@ -168,11 +177,15 @@ static void run_layer(LayerRun *run, Context *c) {
     }
     tape_block(c, attention_block, run, run->middle, d->recompute);
     tape_block(c, run->moe_layer < 0 ? mlp_block : experts_block, run, run->out, d->recompute);
+    /* a kept block is walked without running again */
+    if (weight_stream_has(d->model->weights.stream, run->moe_layer) && !d->recompute)
+        tape_tap(c, run->out, walk_needs_experts, run);
 }
 
 Var *decoder_run(Decoder *d, Context *c, Var *x) {
     const ModelConfig *config = &d->model->config;
     int64_t moe_layer = 0;
+    if (computes(c)) weight_stream_begin(d->model->weights.stream, c->queue);
     for (int64_t layer = 0; layer < config->n_layers && !d->failed; layer++) {
         LayerRun *run = &d->runs[layer];
         bool is_dense = config->layer_is_dense[layer];

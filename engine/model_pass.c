@@ -202,11 +202,18 @@ static size_t memory_available(void) {
     return available ? available : (size_t)1 << 30;
 }
 
+/* A device with memory of its own keeps a sixteenth for what else is allocated there. */
+static size_t memory_free(const Device *device) {
+    size_t n_free, n_total;
+    if (!device->memory) return memory_available();
+    return device->memory(&n_free, &n_total) ? n_free / 16 * 15 : 0;
+}
+
 static bool choose(Pass *p, PassResult *result) {
     Recompute mode = p->loss_weights ? p->options->recompute : RECOMPUTE_ALWAYS;
     if (mode != RECOMPUTE_AUTO) return measure(p, mode == RECOMPUTE_ALWAYS, result);
     size_t limit = p->options->memory_limit_bytes;
-    if (!limit) limit = memory_available() + (p->model->spare ? p->model->spare->n_bytes : 0);
+    if (!limit) limit = memory_free(p->model->device) + (p->model->spare ? p->model->spare->n_bytes : 0);
     if (!measure(p, false, result)) return false;
     return result->activation_bytes <= limit || measure(p, true, result);
 }

@@ -121,9 +121,25 @@ static bool check_all(const Loader *l) {
 }
 
 /* ---- memory and reading ---- */
-static bool take_memory(Loader *l, Tensor *whole) {
+/* The layer with experts whose experts the tensor is part of, where they are streamed; -1: not streamed. */
+static int64_t streamed_layer(const Loader *l, const WantedTensor *wanted) {
+    const Weights *w = l->weights;
+    if (!w->stream || wanted->layer < 0) return -1;
+    const LayerWeights *layer = &w->layers[wanted->layer];
+    const int64_t moe_layer = model_config_moe_layer(l->config, wanted->layer);
+    const bool experts = wanted->whole == &layer->gate_up || wanted->whole == &layer->down;
+    return experts && weight_stream_has(w->stream, moe_layer) ? moe_layer : -1;
+}
+
+static bool take_memory(Loader *l, const WantedTensor *wanted) {
+    Tensor *whole = wanted->whole;
     if (whole->data) return true;
     Weights *w = l->weights;
+    const int64_t streamed = streamed_layer(l, wanted);
+    if (streamed >= 0) {
+        LayerWeights *layer = &w->layers[wanted->layer];
+        return weight_stream_take(w->stream, streamed, &layer->gate_up, &layer->down, l->error);
+    }
     size_t n_bytes = tensor_bytes(*whole);
     if (w->n_blocks == w->capacity) {
         int64_t capacity = w->capacity ? 2 * w->capacity : 64;
@@ -190,6 +206,10 @@ static bool read_wanted(const Loader *l, const WantedTensor *w, Queue *queue, vo
         int64_t bad = first_nonfinite(part, dtype, n);
         if (bad >= 0) return complain_nonfinite(l, w, at + bad);
         Tensor to = tensor_vector((char *)w->whole->data + (size_t)(w->first + at) * item, dtype, n);
+        if (streamed_layer(l, w) >= 0) {
+            memcpy(to.data, part, tensor_bytes(to));
+            continue;
+        }
         device->copy_in(queue, to, part);
         if (!device->sync(queue))
             return error_set(l->error, ERROR_UNAVAILABLE, "%s: %s", w->name, queue->failure);
@@ -200,7 +220,7 @@ static bool read_wanted(const Loader *l, const WantedTensor *w, Queue *queue, vo
 static bool take_and_read(Loader *l) {
     const Device *device = l->weights->device;
     for (int64_t i = 0; i < l->wanted.n; i++)
-        if (!take_memory(l, l->wanted.entries[i].whole)) return false;
+        if (!take_memory(l, &l->wanted.entries[i])) return false;
     if (l->config->tie_embeddings) l->weights->head = l->weights->embedding;
     if (!device->computes) return true;
     Queue *queue = device->queue_new();
@@ -210,6 +230,8 @@ static bool take_and_read(Loader *l) {
         fine = read_wanted(l, &l->wanted.entries[i], queue, part);
     mem_free(part);
     if (queue) device->queue_free(queue);
+    if (fine && l->weights->stream)
+        fine = weight_stream_place(l->weights->stream, &l->weights->n_bytes, l->error);
     return fine;
 }
 
@@ -232,9 +254,21 @@ static bool finish(Loader *l, bool fine) {
 }
 
 bool weights_load(const ModelConfig *config, const Device *device, Weights *weights, Error *error) {
+    return weights_load_streamed(config, device, 0, weights, error);
+}
+
+bool weights_load_streamed(const ModelConfig *config, const Device *device, int64_t n_streamed,
+                           Weights *weights, Error *error) {
     *weights = (Weights){.device = device};
+    if (n_streamed) {
+        weights->stream = weight_stream_new(device, config->n_moe_layers, n_streamed, error);
+        if (!weights->stream) return false;
+    }
     Loader l = {.config = config, .weights = weights, .error = error};
-    if (!arch_open(config->family, &l.arch, error)) return false;
+    if (!arch_open(config->family, &l.arch, error)) {
+        weights_free(weights);
+        return false;
+    }
     l.set = safetensors_open(config->folder, error);
     return finish(&l, l.set && load(&l, DTYPE_F32));
 }
@@ -249,6 +283,7 @@ bool weights_shapes(const ModelConfig *config, DType dtype, const Device *device
 
 void weights_free(Weights *weights) {
     for (int64_t i = 0; i < weights->n_blocks; i++) weights->device->free(weights->blocks[i]);
+    weight_stream_free(weights->stream);
     mem_free(weights->blocks);
     mem_free(weights->layers);
     *weights = (Weights){0};

@@ -5,6 +5,7 @@
 #define GATETAPE_WEIGHTS_H
 #include "../kernels/device.h"
 #include "model_config.h"
+#include "weight_stream.h"
 
 typedef struct {
     Tensor attention_norm, experts_norm; /* [D] before attention, before the experts or the MLP */
@@ -24,12 +25,17 @@ typedef struct {
     const Device *device;
     void **blocks; /* what the device lent, freed by weights_free */
     int64_t n_blocks, capacity;
-    size_t n_bytes;
+    size_t n_bytes;       /* on the device */
+    WeightStream *stream; /* layers with experts whose gate_up and down come from the host; NULL: none */
 } Weights;
 
 /* Loads FOLDER's tensors. On the cost device nothing is read from disk but the headers. Non-finite weights
  * are an error that names the tensor, and its layer and expert. */
 bool weights_load(const ModelConfig *config, const Device *device, Weights *weights, Error *error);
+/* The same with the experts of n_streamed layers in pinned memory of the host (weight_stream.h). An Error on
+ * a device that computes in the host's memory. */
+bool weights_load_streamed(const ModelConfig *config, const Device *device, int64_t n_streamed,
+                           Weights *weights, Error *error);
 /* The same shapes without any file, for plans from a config.json alone (cost device). */
 bool weights_shapes(const ModelConfig *config, DType dtype, const Device *device, Weights *weights,
                     Error *error);

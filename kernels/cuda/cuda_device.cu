@@ -53,12 +53,13 @@ std::map<std::string, int64_t> launches;
 Stream *stream_of(Queue *q) { return static_cast<Stream *>(q->stream); }
 
 /* ---- queues ---- */
-bool stream_open(Stream *s) {
+/* ops: with what they need; else for copies of pinned memory alone. */
+bool stream_open(Stream *s, bool ops) {
     const char *waits = getenv("GATETAPE_SYNC");
     s->waits = waits && !strcmp(waits, "1");
     return !cudaStreamCreateWithFlags(&s->handle, cudaStreamNonBlocking) &&
-           !cudaMalloc(&s->workspace, WORKSPACE_BYTES) &&
-           !cudaMallocHost((void **)&s->staging.memory, STAGING_BYTES);
+           (!ops || (!cudaMalloc(&s->workspace, WORKSPACE_BYTES) &&
+                     !cudaMallocHost((void **)&s->staging.memory, STAGING_BYTES)));
 }
 
 void stream_close(Stream *s) {
@@ -70,16 +71,19 @@ void stream_close(Stream *s) {
     cudaGetLastError();
 }
 
-Queue *queue_new() {
+Queue *queue_open(bool ops) {
     Queue *q = static_cast<Queue *>(calloc(1, sizeof *q));
     if (!q) return NULL;
     Stream *s = new Stream;
     q->stream = s;
-    if (stream_open(s)) return q;
+    if (stream_open(s, ops)) return q;
     stream_close(s);
     free(q);
     return NULL;
 }
+
+Queue *queue_new() { return queue_open(true); }
+Queue *copies_new() { return queue_open(false); }
 
 void queue_free(Queue *q) {
     stream_close(stream_of(q));
@@ -154,6 +158,49 @@ void copy_out(Queue *q, void *to, Tensor from) {
          cudaMemcpyAsync(pinned ? pinned : to, from.data, n, cudaMemcpyDeviceToHost, queue_stream(q)));
 }
 
+/* ---- copies ahead of use ---- */
+void *host_alloc(size_t n_bytes) {
+    void *p = NULL;
+    if (cudaMallocHost(&p, n_bytes ? n_bytes : 1) == cudaSuccess) return p;
+    cudaGetLastError();
+    return NULL;
+}
+
+void host_free(void *p) { cudaFreeHost(p); }
+
+void copy_pinned(Queue *q, Tensor to, const void *from) {
+    const size_t n = tensor_bytes(to);
+    if (q->failed_op || !n) return;
+    note(q, "copy ahead of use", n,
+         cudaMemcpyAsync(to.data, from, n, cudaMemcpyHostToDevice, queue_stream(q)));
+}
+
+Mark *mark_new() {
+    cudaEvent_t event;
+    if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) == cudaSuccess)
+        return reinterpret_cast<Mark *>(event);
+    cudaGetLastError();
+    return NULL;
+}
+
+cudaEvent_t event_of(Mark *mark) { return reinterpret_cast<cudaEvent_t>(mark); }
+
+void mark_free(Mark *mark) { cudaEventDestroy(event_of(mark)); }
+
+void mark_set(Queue *q, Mark *mark) {
+    if (!q->failed_op) note(q, "mark", 0, cudaEventRecord(event_of(mark), queue_stream(q)));
+}
+
+void mark_wait(Queue *q, Mark *mark) {
+    if (!q->failed_op) note(q, "wait", 0, cudaStreamWaitEvent(queue_stream(q), event_of(mark), 0));
+}
+
+bool device_memory(size_t *n_free, size_t *n_total) {
+    if (cudaMemGetInfo(n_free, n_total) == cudaSuccess) return true;
+    cudaGetLastError();
+    return false;
+}
+
 /* ---- recorded work ---- */
 void graph_free(Graph *graph) {
     if (graph->work) cudaGraphExecDestroy(graph->work);
@@ -216,9 +263,11 @@ void each_kernel(kernel_look *look, void *context) {
     for (const auto &k : launches) look(context, k.first.c_str(), k.second);
 }
 
-const Device device = {"cuda",      &cuda_ops,    true,       queue_new,   queue_free,   device_alloc,
-                       device_free, device_zero,  copy_in,    copy_out,    device_sync,  graph_begin,
-                       graph_end,   graph_launch, graph_free, each_kernel, cublas_switch};
+const Device device = {"cuda",      &cuda_ops,    true,        queue_new,   queue_free,    device_alloc,
+                       device_free, device_zero,  copy_in,     copy_out,    device_sync,   graph_begin,
+                       graph_end,   graph_launch, graph_free,  each_kernel, cublas_switch, copies_new,
+                       host_alloc,  host_free,    copy_pinned, mark_new,    mark_free,     mark_set,
+                       mark_wait,   device_memory};
 } /* namespace */
 
 cudaStream_t queue_stream(Queue *q) { return stream_of(q)->handle; }

@@ -1,9 +1,11 @@
 /* The part of the CUDA runtime that the project calls, on the emulated device (runtime.cpp). Work on a
- * stream is done as late as the runtime allows: when the host waits for it. So a result that is read before
- * the wait, or an input that is gone by then, shows in a test.
+ * stream is done as late as the runtime allows: when the host waits for it, or a stream that the host waits
+ * for does. So a result that is read before the wait, or an input that is gone by then, shows in a test.
+ * With emulator_streams_any_order (streams.h) it is done at any time that the marks between streams allow.
  *
- * GATETAPE_EMULATOR_ARCH=80 | 90 is the compute capability, 8.0 unless said.
- * GATETAPE_EMULATOR_FAIL=alloc:N | copy:N | launch:N makes the N-th such call fail, N from 1. */
+ * GATETAPE_EMULATOR_MEMORY=BYTES is the device's memory, 16 GiB unless said. GATETAPE_EMULATOR_ARCH=80 | 90
+ * is the compute capability, 8.0 unless said. GATETAPE_EMULATOR_FAIL=alloc:N | copy:N | launch:N makes the
+ * N-th such call fail, N from 1. */
 #ifndef GATETAPE_EMULATED_CUDA_RUNTIME_H
 #define GATETAPE_EMULATED_CUDA_RUNTIME_H
 #include "emulator.h"

@@ -1,29 +1,40 @@
 /* The emulated device's memory, streams, events and graphs. See cuda_runtime.h. */
 #include "cuda_runtime.h"
+#include "streams.h"
+#include <deque>
 #include <map>
 #include <memory>
 
 typedef std::vector<std::function<void()>> Work;
 
+/* Pieces of work are numbered as they are put; the first n_done of them have been done. */
 struct EmulatedStream {
-    Work pending;
+    std::deque<std::function<void()>> pending;
+    uint64_t n_put = 0, n_done = 0;
+    bool running = false; /* a piece of it, on the way */
     bool capturing = false;
     Work captured;
     std::vector<std::pair<uintptr_t, size_t>> host_sources; /* of pending copies */
 };
 struct EmulatedEvent {
-    cudaStream_t stream = nullptr; /* recorded there and not yet reached */
+    cudaStream_t stream = nullptr; /* set there */
+    uint64_t place = 0;            /* behind so many pieces of its work */
+    int64_t serial = -1;
 };
 struct EmulatedGraph {
     std::shared_ptr<Work> work;
 };
 
 enum { DEVICE_ALIGNMENT = 256 };
-static const size_t DEVICE_BYTES = (size_t)16 << 30;
+
+static size_t device_bytes() {
+    const char *value = getenv("GATETAPE_EMULATOR_MEMORY");
+    return value ? strtoull(value, nullptr, 10) : (size_t)16 << 30;
+}
 
 static std::map<uintptr_t, size_t> allocations; /* changed by the host between grids alone */
 static unsigned generation;
-static size_t n_allocated;
+static size_t n_allocated, peak_allocated;
 static cudaError_t last_error;
 
 static cudaError_t remember(cudaError_t error) {
@@ -50,20 +61,71 @@ bool emulator::is_allocated(uintptr_t address, size_t n_bytes) {
     return address + n_bytes <= end;
 }
 
-static void finish_work(cudaStream_t stream) {
-    Work now;
-    now.swap(stream->pending);
-    stream->host_sources.clear();
-    for (auto &w : now) w();
+/* All streams. */
+static std::vector<cudaStream_t> streams;
+
+/* ---- the order of work ---- */
+static std::vector<StreamNote> notes;
+static bool taking_notes;
+static std::mt19937 any_order;
+static bool in_any_order;
+
+void emulator_note_streams(bool on) {
+    notes.clear();
+    taking_notes = on;
 }
 
-static cudaError_t put(cudaStream_t stream, std::function<void()> work) {
-    (stream->capturing ? stream->captured : stream->pending).push_back(std::move(work));
+const StreamNote *emulator_stream_notes(size_t *n) {
+    *n = notes.size();
+    return notes.data();
+}
+
+void emulator_streams_any_order(unsigned seed) {
+    in_any_order = seed != 0;
+    any_order.seed(seed);
+}
+
+size_t emulator_peak_bytes(void) {
+    const size_t peak = peak_allocated;
+    peak_allocated = n_allocated;
+    return peak;
+}
+
+/* Does the stream's work up to a place. A piece that waits for another stream does that one's first; what it
+ * finds there of this stream is done, since it was put before. */
+static void work_until(cudaStream_t stream, uint64_t place) {
+    while (stream->n_done < place && !stream->running) {
+        std::function<void()> piece = std::move(stream->pending.front());
+        stream->pending.pop_front();
+        stream->running = true;
+        piece();
+        stream->running = false;
+        stream->n_done++;
+    }
+    if (stream->pending.empty()) stream->host_sources.clear();
+}
+
+static void finish_work(cudaStream_t stream) { work_until(stream, stream->n_put); }
+
+static void work_anywhere() {
+    while (any_order() % 2) {
+        cudaStream_t s = streams[any_order() % streams.size()];
+        work_until(s, s->n_done + (s->n_put > s->n_done));
+    }
+}
+
+static cudaError_t put(const StreamNote &note, std::function<void()> work) {
+    cudaStream_t stream = (cudaStream_t) const_cast<void *>(note.stream);
+    if (taking_notes) notes.push_back(note);
+    if (stream->capturing) {
+        stream->captured.push_back(std::move(work));
+        return cudaSuccess;
+    }
+    stream->pending.push_back(std::move(work));
+    stream->n_put++;
+    if (in_any_order) work_anywhere();
     return cudaSuccess;
 }
-
-/* All streams: freeing memory waits for the whole device. */
-static std::vector<cudaStream_t> streams;
 
 const char *cudaGetErrorString(cudaError_t error) {
     switch (error) {
@@ -94,7 +156,7 @@ cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     *p = {};
     snprintf(p->name, sizeof p->name, "emulated device");
-    p->major = 8, p->multiProcessorCount = 4, p->totalGlobalMem = DEVICE_BYTES;
+    p->major = 8, p->multiProcessorCount = 4, p->totalGlobalMem = device_bytes();
     return cudaSuccess;
 }
 
@@ -107,20 +169,22 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
 }
 
 cudaError_t cudaMemGetInfo(size_t *n_free, size_t *n_total) {
-    *n_free = DEVICE_BYTES - n_allocated, *n_total = DEVICE_BYTES;
+    *n_total = device_bytes();
+    *n_free = *n_total > n_allocated ? *n_total - n_allocated : 0;
     return cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void **p, size_t n_bytes) {
     static unsigned n_calls;
     *p = nullptr;
-    if (told_to_fail("alloc", &n_calls) || n_bytes > DEVICE_BYTES - n_allocated)
+    if (told_to_fail("alloc", &n_calls) || n_allocated + n_bytes > device_bytes())
         return remember(cudaErrorMemoryAllocation);
     *p = aligned_alloc(DEVICE_ALIGNMENT, (n_bytes / DEVICE_ALIGNMENT + 1) * DEVICE_ALIGNMENT);
     if (!*p) return remember(cudaErrorMemoryAllocation);
     memset(*p, 0xff, n_bytes); /* NaN */
     allocations[(uintptr_t)*p] = n_bytes;
     n_allocated += n_bytes;
+    if (n_allocated > peak_allocated) peak_allocated = n_allocated;
     generation++;
     return cudaSuccess;
 }
@@ -193,13 +257,15 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n_bytes, cudaMemc
     if (kind == cudaMemcpyHostToDevice) stream->host_sources.emplace_back((uintptr_t)from, n_bytes);
     if (kind == cudaMemcpyDeviceToHost && !stream->capturing && !is_host_source((uintptr_t)to, n_bytes))
         memset(to, 0xff, n_bytes);
-    return put(stream, [=] { memcpy(to, from, n_bytes); });
+    const StreamNote note = {kind == cudaMemcpyHostToDevice ? STREAM_COPY_IN : STREAM_OTHER, stream, n_bytes,
+                             to, -1};
+    return put(note, [=] { memcpy(to, from, n_bytes); });
 }
 
 cudaError_t cudaMemsetAsync(void *to, int value, size_t n_bytes, cudaStream_t stream) {
     if (!n_bytes) return cudaSuccess;
     if (!is_device_memory(to, n_bytes)) return remember(cudaErrorInvalidValue);
-    return put(stream, [=] { memset(to, value, n_bytes); });
+    return put({STREAM_OTHER, stream, 0, to, -1}, [=] { memset(to, value, n_bytes); });
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
@@ -213,19 +279,28 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    event->stream = stream;
+    static int64_t serial;
+    *event = {stream, stream->n_put, serial++};
+    if (taking_notes) notes.push_back({STREAM_MARK, stream, 0, nullptr, event->serial});
     return cudaSuccess;
+}
+
+/* The marked work of a stream that is no more was done when it ended. */
+static void work_until_event(const EmulatedEvent &event) {
+    for (cudaStream_t s : streams)
+        if (s == event.stream) return work_until(s, event.place);
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-    if (event->stream) finish_work(event->stream);
-    event->stream = nullptr;
+    work_until_event(*event);
     return cudaSuccess;
 }
 
+/* For where it was last set, whatever becomes of the event afterwards. */
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-    cudaStream_t other = event->stream;
-    return other && other != stream ? put(stream, [other] { finish_work(other); }) : cudaSuccess;
+    const EmulatedEvent now = *event;
+    if (!now.stream || now.stream == stream) return cudaSuccess;
+    return put({STREAM_WAIT, stream, 0, nullptr, now.serial}, [now] { work_until_event(now); });
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
@@ -249,7 +324,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *executable, cudaGraph_t graph,
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
     auto work = executable->work;
-    return put(stream, [work] {
+    return put({STREAM_KERNEL, stream, 0, nullptr, -1}, [work] {
         for (auto &w : *work) w();
     });
 }
@@ -262,7 +337,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) { return cudaGraphDestroy(executable); }
 
 cudaError_t emulator::enqueue_host(cudaStream_t stream, std::function<void()> work) {
-    return put(stream, work);
+    return put({STREAM_KERNEL, stream, 0, nullptr, -1}, work);
 }
 
 cudaError_t emulator::enqueue(cudaStream_t stream, const LaunchShape &shape, std::function<void()> body) {
@@ -272,5 +347,5 @@ cudaError_t emulator::enqueue(cudaStream_t stream, const LaunchShape &shape, std
     if (!n_threads || n_threads > MAX_THREADS || n_threads % LANES || shape.shared_bytes > SHARED_LIMIT ||
         !shape.grid.x || shape.grid.y > 65535 || shape.grid.z > 65535)
         return remember(cudaErrorInvalidConfiguration);
-    return put(stream, [shape, body] { run_grid(shape, body); });
+    return put({STREAM_KERNEL, stream, 0, nullptr, -1}, [shape, body] { run_grid(shape, body); });
 }

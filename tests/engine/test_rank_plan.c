@@ -1,0 +1,280 @@
+/* The plan of Mixtral 8x7B and Qwen3-30B-A3B from their published config.json: sizes, bytes, efficiencies and
+ * token counts worked out by hand (16,384 tokens a rank, 600 TFLOP/s, H100s of 79 GB); and the engine's own
+ * count of memory for one rank. */
+#include "../../engine/model.h"
+#include "../../engine/rank_plan.h"
+#include "../../kernels/cost.h"
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+static ModelConfig mixtral, qwen;
+static const RankDevice nvlink = {"NVLink", 79e9, 600e12, 3e12, 55e9, 400e9, 45e9, 8};
+
+static void must_read(const char *name, ModelConfig *to) {
+    Error error = {0};
+    char folder[400];
+    snprintf(folder, sizeof folder, SOURCE_DIR "/tests/data/configs/%s", name);
+    if (!model_config_read(folder, to, &error)) fail_msg("%s", error.text);
+}
+
+static int set_up(void **state) {
+    (void)state;
+    must_read("mixtral_8x7b", &mixtral);
+    must_read("qwen3_30b_a3b", &qwen);
+    return 0;
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    model_config_free(&mixtral);
+    model_config_free(&qwen);
+    return 0;
+}
+
+static RankWork work_of(bool walks_back) {
+    return (RankWork){.n_tokens = 16384,
+                      .n_prompts = 32,
+                      .walks_back = walks_back,
+                      .compute = DTYPE_BF16,
+                      .weights = DTYPE_BF16};
+}
+
+static RankPlan plan_of(int64_t n, bool across, Residency residency, const RankWork *work,
+                        const RankDevice *device) {
+    const Placement p = {n, mixtral.n_experts, device->per_node, across};
+    return rank_plan_make(&mixtral, work, device, p, residency, -1);
+}
+
+/* As printed: within half of the last digit. */
+static void near(double got, double expected, double unit) {
+    if (fabs(got - expected) > 0.5001 * unit) fail_msg("expected %g, got %.6g", expected, got);
+}
+
+static void memory_by_part(void **state) {
+    (void)state;
+    RankWork w = work_of(true);
+    w.n_cells = 64, w.lora_rank = 16, w.lora_copies = 4;
+    const struct {
+        int64_t n;
+        double weights, lora;
+    } rows[] = {{2, 48.31, 0.45}, {4, 25.76, 0.23}, {8, 14.49, 0.11}, {16, 14.49, 0.11}, {64, 14.49, 0.11}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const RankMemory m = plan_of(rows[i].n, false, RESIDENCY_RESIDENT, &w, &nvlink).memory;
+        near(m.weights / 1e9, rows[i].weights, 0.01);
+        near(m.lora / 1e9, rows[i].lora, 0.01);
+        /* 12.95 of layers, and the embedded rows */
+        near((m.saved - 16384.0 * 4096 * 2) / 1e9, 12.95, 0.01);
+        /* 1.61 of rows that travel, 0.27 of results before their sum */
+        near(m.exchange / 1e9, 1.61 + 0.27, 0.02);
+        assert_true(m.sum <= 79e9);
+    }
+    /* what travels instead of tokens: two layers of all experts; nothing is exchanged */
+    const RankMemory m = plan_of(8, false, RESIDENCY_PEERS, &w, &nvlink).memory;
+    near(m.weights / 1e9, 14.49 + 2 * 8 * 0.3523, 0.02);
+    near(m.exchange, 0, 1);
+    assert_true(plan_of(1, false, RESIDENCY_RESIDENT, &w, &nvlink).memory.sum > 79e9);
+}
+
+/* The project's notes count 3.4 GB less work on experts than the engine holds, and 0.54 GB of an exchange
+ * that one rank has not: 17 layers stay where 18 would. */
+static void one_device_streams_what_does_not_fit(void **state) {
+    (void)state;
+    RankWork w = work_of(true);
+    w.n_cells = 64, w.lora_rank = 16, w.lora_copies = 4;
+    const RankPlan p = rank_plan_choose(&mixtral, &w, &nvlink, 1, RESIDENCY_AUTO);
+    assert_int_equal(p.residency, RESIDENCY_STREAMED);
+    assert_int_equal(p.n_streamed, 15);
+    assert_true(p.fits && p.memory.sum > 79e9 - 8 * 352.4e6);
+    near(p.memory.weights / 1e9, 3.21 + (17 + 2) * 2.8185, 0.05);
+    near(p.copied_bytes, (2 * 15 - 4) * 8 * 3 * 4096.0 * 14336 * 2, 1);
+    /* with the notes' count of memory, theirs: 14 layers, 39.5 GB, 0.72 s a pass */
+    RankDevice roomy = nvlink;
+    roomy.usable_bytes += p.memory.sum - p.memory.weights - (77.99 - 59.58) * 1e9;
+    const RankPlan q = rank_plan_make(&mixtral, &w, &roomy, p.placement, RESIDENCY_STREAMED, -1);
+    assert_int_equal(q.n_streamed, 14);
+    near(q.memory.weights / 1e9, 59.58, 0.01);
+    near(14 * 8 * 352.3e6 / 1e9, 39.5, 0.1);
+}
+
+static void tokens_that_hide_streaming(void **state) {
+    (void)state;
+    RankWork w = work_of(false);
+    const Placement one = {1, 8, 8, false};
+    const RankPlan forward = rank_plan_make(&mixtral, &w, &nvlink, one, RESIDENCY_STREAMED, 32);
+    near(forward.hidden_from, 38.6e3, 100);
+    near(forward.copy_seconds, 1.64, 0.01);
+    w.walks_back = true;
+    const RankPlan both = rank_plan_make(&mixtral, &w, &nvlink, one, RESIDENCY_STREAMED, 32);
+    /* the notes' 29.1k, less two layers of 32 at the turn and two at the start */
+    near(both.hidden_from, 29.1e3 * 60 / 64, 100);
+    near(both.flops / 1e9, 67.6, 0.1);
+    w.walks_back = false;
+    /* 33 GB: 11.7 layers */
+    const double of_12 = rank_plan_make(&mixtral, &w, &nvlink, one, RESIDENCY_STREAMED, 12).hidden_from;
+    near(of_12 * 33 / (12 * 2.8185), 14.1e3, 100);
+}
+
+static void efficiency_over_links(void **state) {
+    (void)state;
+    const RankWork w = work_of(false);
+    RankDevice pcie = nvlink;
+    pcie.node_bytes_per_s = 40e9;
+    const struct {
+        const RankDevice *device;
+        int64_t n;
+        bool across;
+        double percent, sent;
+    } rows[] = {{&nvlink, 2, false, 96.7, 8.19},   {&nvlink, 4, false, 95.2, 12.29},
+                {&nvlink, 8, false, 94.3, 14.34},  {&pcie, 2, false, 76.2, 8.19},
+                {&pcie, 4, false, 68.2, 12.29},    {&pcie, 8, false, 64.7, 14.34},
+                {&nvlink, 16, false, 94.3, 14.34}, {&nvlink, 64, false, 94.3, 14.34}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const RankPlan p = plan_of(rows[i].n, rows[i].across, RESIDENCY_RESIDENT, &w, rows[i].device);
+        near(100 * p.efficiency, rows[i].percent, 0.1);
+        near(p.sent_bytes / 1e3, rows[i].sent, 0.01);
+        assert_int_equal(p.n_exchanges, 2);
+    }
+    const RankWork back = work_of(true);
+    const RankPlan p = plan_of(8, false, RESIDENCY_RESIDENT, &back, &nvlink);
+    near(100 * p.efficiency, 94.65, 0.1);
+    assert_int_equal(p.n_exchanges, 5);
+}
+
+/* One group of 16 ranks of a model with as many experts leaves the node: 77.9 % where 8 in 8 have 94.3. */
+static void groups_that_leave_a_node(void **state) {
+    (void)state;
+    const RankWork w = work_of(false);
+    const struct {
+        int64_t n;
+        double percent, sent;
+    } rows[] = {{16, 77.9, 15.36}, {32, 70.0, 15.87}, {64, 66.2, 16.13}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        ModelConfig wide = mixtral;
+        const Placement p = {rows[i].n, rows[i].n, 8, true};
+        wide.n_experts = rows[i].n;
+        const RankPlan r = rank_plan_make(&wide, &w, &nvlink, p, RESIDENCY_RESIDENT, -1);
+        near(r.sent_bytes / 1e3, rows[i].sent, 0.01);
+        /* its router is larger: by 0.05 % of a token's work at most */
+        near(100 * r.efficiency, rows[i].percent, 0.15);
+    }
+}
+
+static void weights_that_travel(void **state) {
+    (void)state;
+    const RankWork w = work_of(false);
+    RankDevice pcie = nvlink;
+    pcie.node_bytes_per_s = 40e9;
+    near(plan_of(2, false, RESIDENCY_PEERS, &w, &nvlink).hidden_from, 2653, 2);
+    near(plan_of(8, false, RESIDENCY_PEERS, &w, &nvlink).hidden_from, 4642, 2);
+    near(plan_of(8, false, RESIDENCY_PEERS, &w, &pcie).hidden_from, 46424, 10);
+    near(100 * plan_of(8, false, RESIDENCY_PEERS, &w, &pcie).efficiency, 35, 1);
+    near(100 * plan_of(8, false, RESIDENCY_PEERS, &w, &nvlink).efficiency, 100, 1);
+    assert_int_equal(rank_plan_choose(&mixtral, &w, &nvlink, 8, RESIDENCY_AUTO).residency, RESIDENCY_PEERS);
+    assert_int_equal(rank_plan_choose(&mixtral, &w, &pcie, 8, RESIDENCY_AUTO).residency, RESIDENCY_RESIDENT);
+    RankWork few = w;
+    few.n_tokens = 2048;
+    assert_int_equal(rank_plan_choose(&mixtral, &few, &nvlink, 8, RESIDENCY_AUTO).residency,
+                     RESIDENCY_RESIDENT);
+}
+
+/* 11.3 GB of experts a rank and step, and 3.2 of all else: 3.8 + 1.1 ms, and two exchanges a layer of 65 us;
+ * 79 GB of travelling weights: 197 ms. */
+static void decoding(void **state) {
+    (void)state;
+    RankWork w = work_of(false);
+    w.n_decoded = 100;
+    near(plan_of(8, false, RESIDENCY_RESIDENT, &w, &nvlink).step_seconds * 1e3, 3.76 + 1.07 + 64 * 0.065,
+         0.1);
+    near(plan_of(8, false, RESIDENCY_PEERS, &w, &nvlink).step_seconds * 1e3, 197, 1);
+    assert_int_equal(rank_plan_choose(&mixtral, &w, &nvlink, 8, RESIDENCY_AUTO).residency,
+                     RESIDENCY_RESIDENT);
+}
+
+static void least_number_of_ranks(void **state) {
+    (void)state;
+    const RankWork w = work_of(true);
+    RankDevice small = nvlink;
+    assert_int_equal(rank_plan_least_ranks(&mixtral, &w, &nvlink, RESIDENCY_AUTO), 1);
+    assert_int_equal(rank_plan_least_ranks(&mixtral, &w, &nvlink, RESIDENCY_RESIDENT), 2);
+    /* 14.5 GB of weights and 28 of a pass at 8 ranks; from 4 to 7 some rank holds two experts: 25.8 and 28 */
+    small.usable_bytes = 45e9;
+    assert_int_equal(rank_plan_least_ranks(&mixtral, &w, &small, RESIDENCY_RESIDENT), 8);
+    small.usable_bytes = 15e9; /* less than the rows of a pass */
+    assert_int_equal(rank_plan_least_ranks(&mixtral, &w, &small, RESIDENCY_AUTO), 0);
+    assert_false(rank_plan_choose(&mixtral, &w, &small, 64, RESIDENCY_AUTO).fits);
+}
+
+/* What the engine's own program takes on the device that counts, in passes of prompts of 512 tokens. It
+ * counts norms and activations as work too: 3 % of Qwen's. */
+static void check_engine(const ModelConfig *config, int64_t n_tokens, bool walks_back) {
+    enum { LENGTH = 512 };
+    const int64_t n = n_tokens / LENGTH;
+    int64_t *offsets = calloc((size_t)n + 1, sizeof *offsets);
+    float *weights = calloc((size_t)n_tokens, sizeof *weights);
+    Error error = {0};
+    PassResult counted = {0};
+    assert_true(offsets && weights);
+    for (int64_t i = 0; i <= n; i++) offsets[i] = i * LENGTH;
+    const PassOptions options = {
+        .want_nll = true, .loss_weights = walks_back ? weights : NULL, .recompute = RECOMPUTE_ALWAYS};
+    if (!model_plan(config, DTYPE_BF16, DTYPE_BF16, &(PromptBatch){n, offsets, NULL}, &options, &counted,
+                    &error))
+        fail_msg("%s", error.text);
+    RankWork w = work_of(walks_back);
+    w.n_tokens = n_tokens, w.n_prompts = n, w.mean_length = LENGTH;
+    const Placement one = {1, config->n_experts, 8, false};
+    const RankPlan p = rank_plan_make(config, &w, &nvlink, one, RESIDENCY_RESIDENT, -1);
+    const double activations = p.memory.sum - p.memory.weights - p.memory.gates;
+    const double memory = activations / (double)counted.activation_bytes,
+                 work = p.flops * (double)n_tokens / counted.cost.flops;
+    assert_true(p.memory.weights == (double)counted.weights_bytes);
+    if (fabs(memory - 1) > 0.01) fail_msg("memory: %.4f of the engine's", memory);
+    if (fabs(work - 1) > 0.04) fail_msg("work: %.4f of the engine's", work);
+    pass_result_free(&counted);
+    free(offsets), free(weights);
+}
+
+static void one_rank_takes_what_the_engine_takes(void **state) {
+    (void)state;
+    for (int back = 0; back < 2; back++)
+        for (int64_t n = 4096; n <= 16384; n *= 4) {
+            check_engine(&mixtral, n, back);
+            check_engine(&qwen, n, back);
+        }
+}
+
+/* ---- files ---- */
+static void shipped_devices_are_read(void **state) {
+    (void)state;
+    Error error = {0};
+    RankDevice d;
+    if (!rank_device_read(SOURCE_DIR "/configs/devices/h100.json", &d, &error)) fail_msg("%s", error.text);
+    assert_string_equal(d.name, "H100 SXM 80GB");
+    assert_true(d.usable_bytes == 79e9 && d.per_node == 8 && d.dram_bytes_per_s == 3e12);
+    if (!rank_device_read(SOURCE_DIR "/configs/devices/h200.json", &d, &error)) fail_msg("%s", error.text);
+    assert_true(d.usable_bytes == 144.3e9 && d.host_bytes_per_s == 55e9);
+    assert_false(rank_device_read(SOURCE_DIR "/tests/data/configs/mixtral_8x7b/config.json", &d, &error));
+    assert_non_null(strstr(error.text, "name"));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(memory_by_part),
+        cmocka_unit_test(one_device_streams_what_does_not_fit),
+        cmocka_unit_test(tokens_that_hide_streaming),
+        cmocka_unit_test(efficiency_over_links),
+        cmocka_unit_test(groups_that_leave_a_node),
+        cmocka_unit_test(weights_that_travel),
+        cmocka_unit_test(decoding),
+        cmocka_unit_test(least_number_of_ranks),
+        cmocka_unit_test(one_rank_takes_what_the_engine_takes),
+        cmocka_unit_test(shipped_devices_are_read),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
