@@ -120,7 +120,7 @@ template <int C> static __global__ void __launch_bounds__(THREADS) decode(Forwar
     const uint32_t key = query + TILE * ROW_BYTES<C>, value = key + KEY_BLOCK * ROW_BYTES<C>;
 
     for (int row = 0; row < t.rows.n; row += TILE) {
-        const Range all = blocks_of(a, t, row);
+        const Range all = blocks_of(a, t, row), by_all = keys_of_all(a, t, row, TILE);
         Range own = all;
         if (shared) {
             const int64_t n = all.to - all.from;
@@ -154,7 +154,7 @@ template <int C> static __global__ void __launch_bounds__(THREADS) decode(Forwar
             __syncwarp(); /* values */
             if (present) {
                 uint32_t weight[1][4][4];
-                hide(s, a, t, row, block * KEY_BLOCK);
+                hide(s, a, t, row, block * KEY_BLOCK, by_all);
                 weigh_block(s, a.scale * LOG2E, b.largest, b.total);
                 as_left(weight, s);
 #pragma unroll
