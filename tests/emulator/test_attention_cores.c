@@ -33,6 +33,7 @@ static const Shape SHAPES[] = {
     {"head 128, decoding, window", 128, 4, 1, 33, 300, false, {1, 1, 1, 1, 1, 1}, 0},
     {"head 64, decoding many", 64, 8, 2, 0, 330, true, {0}, 70},
     {"head 128, decoding many, window", 128, 20, 1, 200, 290, false, {0}, 130},
+    {"head 128, decoding, a warp each", 128, 6, 2, 0, 140, true, {0}, 128},
     {"head 64, decoding, too long for the workspace", 64, 128, 1, 0, 450, false, {0}, 63},
 };
 static const Shape *shape; /* of the case that is built */
