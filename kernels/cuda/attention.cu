@@ -36,7 +36,7 @@ template <class T, int N> static __global__ void __launch_bounds__(GENERAL_THREA
     DYNAMIC_SHARED(memory);
     const Attention &a = f.a;
     Item t;
-    if (!find_item<false>(t, a, OWN)) return;
+    if (!find_item<false>(t, a, OWN, (int)blockIdx.x)) return;
     const Stage m = stage_at(memory);
     const int x = threadIdx.x % 16, y = threadIdx.x / 16;
     const T *query = static_cast<const T *>(f.query), *key = static_cast<const T *>(f.key);

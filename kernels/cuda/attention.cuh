@@ -51,6 +51,8 @@ struct Backward {
 void attention_mma(const Call &call, const Forward &f);
 void attention_decode(const Call &call, const Forward &f);
 void attention_bwd_mma(const Call &call, const Backward &g);
+void attention_hopper(const Call &call, const Forward &f);
+void attention_bwd_hopper(const Call &call, const Backward &g);
 
 /* ---- host ---- */
 static inline Attention attention_of(Tensor query, Tensor key, Tensor value, Spans spans, float scale,
@@ -125,11 +127,11 @@ DEVICE Item item_of(const Attention &a, int p, int head) {
     return t;
 }
 
-/* The tile of this block: `tile` rows, or keys, of a prompt; false when there are fewer tiles than blocks.
- * Those that see most of a prompt come first. All lanes of a warp call it. */
-template <bool OF_KEYS> DEVICE bool find_item(Item &item, const Attention &a, int tile) {
+/* The tile of this number: `tile` rows, or keys, of a prompt; false when there are fewer tiles. Those that
+ * see most of a prompt come first. All lanes of a warp call it. */
+template <bool OF_KEYS> DEVICE bool find_item(Item &item, const Attention &a, int tile, int number) {
     const int lane = threadIdx.x % 32;
-    int slot = (int)blockIdx.x / a.n_heads;
+    int slot = number / a.n_heads;
     for (int p0 = 0; p0 < a.prompts; p0 += 32) {
         const int p = p0 + lane;
         int n = 0;
@@ -146,7 +148,7 @@ template <bool OF_KEYS> DEVICE bool find_item(Item &item, const Attention &a, in
         if (found) {
             const int at = __ffs((int)found) - 1, n_tiles = __shfl_sync(~0u, n, at);
             const int index = slot - (__shfl_sync(~0u, end, at) - n_tiles);
-            item = item_of(a, p0 + at, a.first_head + (int)blockIdx.x % a.n_heads);
+            item = item_of(a, p0 + at, a.first_head + number % a.n_heads);
             item.first = (OF_KEYS ? index : n_tiles - 1 - index) * tile;
             return true;
         }
@@ -166,10 +168,22 @@ DEVICE Range keys_of_tile(const Attention &a, const Item &t, int i, int n) {
     return {keys_of(a, t, i).from, keys_of(a, t, min(i + n, t.rows.n) - 1).to};
 }
 
+/* The keys that each of the rows [i, i + n) sees that are there; none where none are. */
+DEVICE Range keys_of_all(const Attention &a, const Item &t, int i, int n) {
+    return {keys_of(a, t, min(i + n, t.rows.n) - 1).from, keys_of(a, t, i).to};
+}
+
 /* The rows that see one of the keys [k, k + n). */
 DEVICE Range rows_of_tile(const Attention &a, const Item &t, int k, int n) {
     const int64_t behind = ((int64_t)k + n - 1 + a.window - t.before) * t.rows.group;
     return {max(k - t.before, 0) * t.rows.group,
+            a.window > 0 && behind < t.rows.n ? (int)max(behind, (int64_t)0) : t.rows.n};
+}
+
+/* The rows that see each of the keys [k, k + n) that are there. */
+DEVICE Range rows_of_all(const Attention &a, const Item &t, int k, int n) {
+    const int64_t behind = ((int64_t)k + a.window - t.before) * t.rows.group;
+    return {max(min(k + n, t.keys.n) - 1 - t.before, 0) * t.rows.group,
             a.window > 0 && behind < t.rows.n ? (int)max(behind, (int64_t)0) : t.rows.n};
 }
 

@@ -40,7 +40,7 @@ static __global__ void __launch_bounds__(GENERAL_THREADS, 4) gradient(Backward g
     constexpr bool OF_KEYS = OF != OF_QUERY;
     const Attention &a = g.a;
     Item t;
-    if (!find_item<OF_KEYS>(t, a, OWN)) return;
+    if (!find_item<OF_KEYS>(t, a, OWN, (int)blockIdx.x)) return;
     const Stage m = stage_at(memory);
     const int x = threadIdx.x % 16, y = threadIdx.x / 16;
     const T *query = static_cast<const T *>(g.query), *key = static_cast<const T *>(g.key);

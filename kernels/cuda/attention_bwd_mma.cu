@@ -9,7 +9,7 @@
  * A sum's bits depend on what its row or key sees: the rest adds 0. Seven products for the five that are
  * needed. Traffic: the walked side once per owned tile, from L2; bound by tensor cores and shared memory.
  * Head 128: 64 KiB of shared memory. Needs sm_80, addresses that are multiples of 16. */
-#include "attention_mma.cuh"
+#include "attention_gradients.cuh"
 
 namespace {
 constexpr int THREADS = 128, STEP = 32, NT = STEP / 8;
@@ -19,40 +19,12 @@ template <int C, bool OF_KEYS> constexpr size_t tiles_bytes() {
 }
 } /* namespace */
 
-DEVICE bool sees(const Attention &a, const Item &t, int row, int key) {
-    const Range in = keys_of(a, t, row);
-    return key >= in.from && key < in.to;
-}
-
-/* The warp's sums times scale onto its rows of a gradient. */
-template <int C, int MT>
-DEVICE void add_rows(void *gradient, const Side &side, int first, const float (&sum)[C / 16][MT][2][4],
-                     float scale) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int m = 0; m < MT; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int i = first + 16 * m + 8 * half + lane / 4;
-            if (i >= side.n) continue;
-            bf16 *row = &static_cast<bf16 *>(gradient)[row_at(side, i) * C + 2 * (lane % 4)];
-#pragma unroll
-            for (int n = 0; n < C / 8; n++) {
-                float y[2];
-                load_pack<bf16, 2>(y, &row[8 * n]);
-#pragma unroll
-                for (int e = 0; e < 2; e++) y[e] = fmaf(sum[n / 2][m][n % 2][2 * half + e], scale, y[e]);
-                store_pack<bf16, 2>(&row[8 * n], y);
-            }
-        }
-}
-
 template <int C, bool OF_KEYS> static __global__ void __launch_bounds__(THREADS, 2) gradient_mma(Backward g) {
     DYNAMIC_SHARED(memory);
     constexpr int OWN = OWN_ROWS<C, OF_KEYS>, MT = OWN / 64, WARP_ROWS = 16 * MT, BYTES = ROW_BYTES<C>;
     const Attention &a = g.a;
     Item t;
-    if (!find_item<OF_KEYS>(t, a, OWN)) return;
+    if (!find_item<OF_KEYS>(t, a, OWN, (int)blockIdx.x)) return;
     const int thread = threadIdx.x, lane = thread % 32, mine = thread / 32 * WARP_ROWS,
               first = t.first + mine;
     const Side own = OF_KEYS ? t.keys : t.rows, other = OF_KEYS ? t.rows : t.keys;
@@ -61,8 +33,7 @@ template <int C, bool OF_KEYS> static __global__ void __launch_bounds__(THREADS,
     const uint32_t x_tile = own_y + OWN * BYTES, y_tile = x_tile + 2 * STEP * BYTES; /* two places each */
     const uint32_t own_x_lane = lane_by_rows<C>(own_x + (uint32_t)(mine * BYTES));
     const uint32_t own_y_lane = lane_by_rows<C>(own_y + (uint32_t)(mine * BYTES));
-    const RowStatistics *statistics =
-        &g.statistics[(t.head - a.first_head) * a.tokens * a.group + t.rows.first * a.group];
+    const RowStatistics *statistics = statistics_of(g, t);
     RowStatistics *walked = reinterpret_cast<RowStatistics *>(memory + (y_tile - own_x) + 2 * STEP * BYTES);
     RowStatistics of[MT][2] = {};
     if (!OF_KEYS)
@@ -149,7 +120,9 @@ template <int C> static void launch(const Call &call, const Backward &g) {
 }
 
 void attention_bwd_mma(const Call &call, const Backward &g) {
-    if (g.a.size == 64)
+    if (uses_hopper())
+        attention_bwd_hopper(call, g);
+    else if (g.a.size == 64)
         launch<64>(call, g);
     else
         launch<128>(call, g);

@@ -3,12 +3,13 @@
  *
  * A warp computes whole key blocks of 64 for up to 16 rows (the query heads of one key/value head), with
  * keys and values in its own part of shared memory and no barrier: the next block's keys arrive while values
- * are summed, its values while scores are computed, so 4 warps keep up to 128 KiB of an SM's reads under
- * way. The blocks are joined in order, in one of two ways with the same bits:
+ * are summed, its values while scores are computed, so each warp keeps up to 32 KiB of an SM's reads under
+ * way. The blocks are joined in order, in one of three ways with the same bits:
  *   few prompts: a prompt's blocks are divided among `splits` thread blocks, which leave each key block's
  * maximum,
  *   total and values in the workspace (f32, C/32 of the traffic of its keys and values a row); a second
  * kernel joins.
+ *   many: a warp takes them all, and five share an SM.
  *   else, or where the workspace is too small for the prompt: one thread block takes them all, its warps in
  * turns.
  *
@@ -16,11 +17,11 @@
 #include "attention_mma.cuh"
 
 namespace {
-constexpr int WARPS = 4, THREADS = 32 * WARPS, TILE = 16;
+constexpr int MOST_WARPS = 4, TILE = 16;
 constexpr int ENOUGH_BLOCKS = 128, MOST_SPLITS = 32; /* about one thread block an SM */
-template <int C> constexpr int SUM_PITCH = C + 8;    /* keeps the lanes of join_block in different banks */
+constexpr int MANY_UNITS = 2 * ENOUGH_BLOCKS;        /* so many fill an SM's memory with a warp each */
 template <int C> constexpr int WARP_BYTES = (TILE + 2 * KEY_BLOCK) * ROW_BYTES<C>;
-template <int C> constexpr int SUM_BYTES = TILE *(SUM_PITCH<C> * 4 + (int)sizeof(Running));
+template <int C> constexpr int SUM_BYTES = TILE *(C * 4 + (int)sizeof(Running));
 
 /* How a prompt's key blocks are shared among thread blocks. */
 struct Parts {
@@ -67,7 +68,11 @@ DEVICE void keep_block(const Attention &a, const Parts &parts, int block, int ro
     }
 }
 
-/* Adds a block to sums [TILE][SUM_PITCH] in shared memory. */
+/* Where sums [TILE][C] in shared memory have an element: four rows, which join_block's lanes access at once,
+ * lie in different banks. */
+template <int C> DEVICE int sum_place(int row, int column) { return row * C + (column ^ row % 4 * 8); }
+
+/* Adds a block to sums in shared memory. */
 template <int C> DEVICE void join_block(float *sum, Running *state, const Block<C> &b) {
     const int lane = threadIdx.x % 32;
     float shrink[2], grow[2];
@@ -84,8 +89,8 @@ template <int C> DEVICE void join_block(float *sum, Running *state, const Block<
 #pragma unroll
         for (int n = 0; n < C / 8; n++) {
             const float *x = &b.sum[n / 2][0][n % 2][2 * half];
-            float2 *at = reinterpret_cast<float2 *>(
-                &sum[(8 * half + lane / 4) * SUM_PITCH<C> + 8 * n + 2 * (lane % 4)]);
+            float2 *at =
+                reinterpret_cast<float2 *>(&sum[sum_place<C>(8 * half + lane / 4, 8 * n + 2 * (lane % 4))]);
             float2 y = load(at);
             y.x = fmaf(y.x, shrink[half], x[0] * grow[half]);
             y.y = fmaf(y.y, shrink[half], x[1] * grow[half]);
@@ -105,8 +110,10 @@ DEVICE void finish_row(const Forward &f, const Item &t, int i, int c, float (&y)
     if (f.lse && c == 0) store(&f.lse[at], fmaf(row.largest, LN2, log_f32(row.total)));
 }
 
-template <int C> static __global__ void __launch_bounds__(THREADS) decode(Forward f, Parts parts) {
+template <int C, int WARPS>
+static __global__ void __launch_bounds__(32 * WARPS, WARPS == 1 ? 5 : 1) decode(Forward f, Parts parts) {
     DYNAMIC_SHARED(memory);
+    constexpr int THREADS = 32 * WARPS;
     const Attention &a = f.a;
     const int unit = (int)blockIdx.x / parts.splits, split = (int)blockIdx.x % parts.splits;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -115,19 +122,19 @@ template <int C> static __global__ void __launch_bounds__(THREADS) decode(Forwar
     const bool shared = is_shared(a, t, parts);
     if (!shared && split) return;
     float *sum = reinterpret_cast<float *>(memory + WARPS * WARP_BYTES<C>);
-    Running *state = reinterpret_cast<Running *>(sum + TILE * SUM_PITCH<C>);
+    Running *state = reinterpret_cast<Running *>(sum + TILE * C);
     const uint32_t query = shared_address(memory) + (uint32_t)(warp * WARP_BYTES<C>);
     const uint32_t key = query + TILE * ROW_BYTES<C>, value = key + KEY_BLOCK * ROW_BYTES<C>;
 
     for (int row = 0; row < t.rows.n; row += TILE) {
-        const Range all = blocks_of(a, t, row);
+        const Range all = blocks_of(a, t, row), by_all = keys_of_all(a, t, row, TILE);
         Range own = all;
         if (shared) {
             const int64_t n = all.to - all.from;
             own = {all.from + (int)(n * split / parts.splits),
                    all.from + (int)(n * (split + 1) / parts.splits)};
         } else {
-            for (int k = threadIdx.x; k < TILE * SUM_PITCH<C>; k += THREADS) store(&sum[k], 0.0f);
+            for (int k = threadIdx.x; k < TILE * C; k += THREADS) store(&sum[k], 0.0f);
             if (threadIdx.x < TILE)
                 store(&state[threadIdx.x], begin_row(f, t, row + (int)threadIdx.x, LOG2E));
             __syncthreads();
@@ -154,7 +161,7 @@ template <int C> static __global__ void __launch_bounds__(THREADS) decode(Forwar
             __syncwarp(); /* values */
             if (present) {
                 uint32_t weight[1][4][4];
-                hide(s, a, t, row, block * KEY_BLOCK);
+                hide(s, a, t, row, block * KEY_BLOCK, by_all);
                 weigh_block(s, a.scale * LOG2E, b.largest, b.total);
                 as_left(weight, s);
 #pragma unroll
@@ -177,7 +184,7 @@ template <int C> static __global__ void __launch_bounds__(THREADS) decode(Forwar
 #pragma unroll
             for (int e = 0; e < 8; e += 4) {
                 float part[4];
-                load_pack<float, 4>(part, &sum[i * SUM_PITCH<C> + c + e]);
+                load_pack<float, 4>(part, &sum[sum_place<C>(i, c + e)]);
                 for (int d = 0; d < 4; d++) y[e + d] = part[d];
             }
             finish_row<C>(f, t, row + i, c, y, load(&state[i]));
@@ -187,10 +194,11 @@ template <int C> static __global__ void __launch_bounds__(THREADS) decode(Forwar
 }
 
 /* A warp a row: joins the blocks in the workspace. */
-template <int C> static __global__ void __launch_bounds__(THREADS) join_parts(Forward f, Parts parts) {
+template <int C>
+static __global__ void __launch_bounds__(32 * MOST_WARPS) join_parts(Forward f, Parts parts) {
     constexpr int N = C / 32;
     const Attention &a = f.a;
-    const int64_t i = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    const int64_t i = (int64_t)blockIdx.x * MOST_WARPS + threadIdx.x / 32;
     if (i >= (int64_t)a.prompts * a.kv_heads * a.group) return;
     const int unit = (int)(i / a.group), row = (int)(i % a.group), c = threadIdx.x % 32 * N;
     const Item t = item_of(a, unit / a.kv_heads, unit % a.kv_heads);
@@ -218,10 +226,13 @@ template <int C> static void launch(const Call &call, const Forward &f) {
     Parts parts = {1, 0, static_cast<float *>(queue_workspace(call.queue))};
     if (splits > 1) parts.splits = (int)(splits < MOST_SPLITS ? splits : MOST_SPLITS);
     if (splits > 1) parts.capacity = (int)(WORKSPACE_BYTES / (units * part));
-    LAUNCH(call, blocks_for(units * parts.splits, 1), THREADS, WARPS * WARP_BYTES<C> + SUM_BYTES<C>,
-           decode<C>, f, parts);
+    if (units >= MANY_UNITS)
+        LAUNCH(call, blocks_for(units, 1), 32, WARP_BYTES<C> + SUM_BYTES<C>, (decode<C, 1>), f, parts);
+    else
+        LAUNCH(call, blocks_for(units * parts.splits, 1), 32 * MOST_WARPS,
+               MOST_WARPS * WARP_BYTES<C> + SUM_BYTES<C>, (decode<C, MOST_WARPS>), f, parts);
     if (parts.splits > 1)
-        LAUNCH(call, blocks_for(units * a.group, WARPS), THREADS, 0, join_parts<C>, f, parts);
+        LAUNCH(call, blocks_for(units * a.group, MOST_WARPS), 32 * MOST_WARPS, 0, join_parts<C>, f, parts);
 }
 
 void attention_decode(const Call &call, const Forward &f) {

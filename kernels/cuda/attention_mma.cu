@@ -55,7 +55,7 @@ template <int C> static __global__ void __launch_bounds__(THREADS, 2) attend_mma
     constexpr int MT = TILES<C>, WARP_ROWS = 16 * MT, ROWS = 4 * WARP_ROWS;
     const Attention &a = f.a;
     Item t;
-    if (!find_item<false>(t, a, ROWS)) return;
+    if (!find_item<false>(t, a, ROWS, (int)blockIdx.x)) return;
     const int thread = threadIdx.x, lane = thread % 32, mine = thread / 32 * WARP_ROWS, row = t.first + mine;
     const uint32_t query = shared_address(memory), key = query + ROWS * ROW_BYTES<C>;
     const uint32_t value = key + KEY_BLOCK * ROW_BYTES<C>;
@@ -63,6 +63,7 @@ template <int C> static __global__ void __launch_bounds__(THREADS, 2) attend_mma
     const uint32_t key_lane = lane_by_columns<C>(key), value_lane = lane_by_rows<C>(value);
     const Range span = keys_of_tile(a, t, t.first, ROWS);
     const Range seen = row < t.rows.n ? keys_of_tile(a, t, row, WARP_ROWS) : Range{0, 0};
+    const Range by_all = keys_of_all(a, t, row, WARP_ROWS);
     float sum[C / 16][MT][2][4] = {};
     Running state[MT][2];
 #pragma unroll
@@ -92,7 +93,7 @@ template <int C> static __global__ void __launch_bounds__(THREADS, 2) attend_mma
 
         float largest[MT][2], total[MT][2], shrink[MT][2], grow[MT][2];
         uint32_t weight[MT][4][4];
-        hide(s, a, t, row, k0);
+        hide(s, a, t, row, k0, by_all);
         weigh_block(s, a.scale * LOG2E, largest, total);
         as_left(weight, s);
 #pragma unroll
@@ -124,7 +125,9 @@ template <int C> static void launch(const Call &call, const Forward &f) {
 }
 
 void attention_mma(const Call &call, const Forward &f) {
-    if (f.a.size == 64)
+    if (uses_hopper())
+        attention_hopper(call, f);
+    else if (f.a.size == 64)
         launch<64>(call, f);
     else
         launch<128>(call, f);

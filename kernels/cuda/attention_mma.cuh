@@ -95,10 +95,11 @@ template <int MT, int NT> DEVICE void as_left(uint32_t (&p)[MT][NT / 2][4], cons
 
 /* ---- a key block of the forward pass ---- */
 /* Scores of 16 MT rows from `row` on with the keys from k0 on: those that a row does not see become
- * -infinity. */
-template <int MT> DEVICE void hide(float (&s)[MT][8][4], const Attention &a, const Item &t, int row, int k0) {
+ * -infinity. by_all: keys_of_all of these rows. */
+template <int MT>
+DEVICE void hide(float (&s)[MT][8][4], const Attention &a, const Item &t, int row, int k0, Range by_all) {
     const int lane = threadIdx.x % 32;
-    if (all_see_all(a, t, row, min(16 * MT, t.rows.n - row), k0, KEY_BLOCK)) return;
+    if (k0 >= by_all.from && k0 + KEY_BLOCK <= by_all.to) return;
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll

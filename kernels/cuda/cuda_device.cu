@@ -287,6 +287,24 @@ void launch_finish(const Call &call, const char *kernel, cudaError_t error) {
     queue_fail(q, call.op, "device cuda:%s: %s", operands, cudaGetErrorString(error));
 }
 
+/* ---- which kernels suit it ---- */
+static int attribute(cudaDeviceAttr which) {
+    int value = 0;
+    cudaDeviceGetAttribute(&value, which, 0);
+    return value;
+}
+bool uses_hopper() {
+    static const bool uses = [] {
+        const char *asked = getenv("GATETAPE_HOPPER");
+        return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && !(asked && !strcmp(asked, "0"));
+    }();
+    return uses;
+}
+int n_multiprocessors() {
+    static const int n = attribute(cudaDevAttrMultiProcessorCount);
+    return n;
+}
+
 /* Of the first device: the oldest kernels need OLDEST_MAJOR, and the driver must know this program's CUDA. */
 extern "C" const Device *cuda_device(const char **why) {
     static char reason[160];

@@ -38,6 +38,10 @@ enum { WORKSPACE_BYTES = 16 << 20 };
 cudaStream_t queue_stream(Queue *q);
 void *queue_workspace(Queue *q);
 void launch_finish(const Call &call, const char *kernel, cudaError_t error);
+/* Whether hopper.cuh's kernels run: on compute capability 9.0, unless GATETAPE_HOPPER=0 asks for the
+ * kernels of older GPUs, whose bits are the same. */
+bool uses_hopper();
+int n_multiprocessors();
 
 template <class... P, class... A>
 static void launch_kernel(const Call &call, const KernelShape &shape, void (*kernel)(P...), A... arguments) {
@@ -45,8 +49,8 @@ static void launch_kernel(const Call &call, const KernelShape &shape, void (*ker
     launch_finish(call, shape.name, start_kernel(queue_stream(call.queue), shape, kernel, arguments...));
 }
 
-/* LAUNCH(call, grid, threads, shared_bytes, kernel, arguments...); a kernel with template arguments stands in
- * parentheses. An empty grid launches nothing. Nothing is launched on a queue that has failed. */
+/* LAUNCH(call, grid, threads, shared_bytes, kernel, arguments...); a kernel with template arguments stands
+ * in parentheses. An empty grid launches nothing. Nothing is launched on a queue that has failed. */
 #define LAUNCH(call, grid, threads, shared_bytes, kernel, ...)                                               \
     launch_kernel(call, KernelShape{#kernel, grid, threads, shared_bytes}, kernel, __VA_ARGS__)
 

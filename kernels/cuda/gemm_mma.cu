@@ -219,24 +219,6 @@ static __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) multiply_bf16(co
 }
 
 /* ---- which tile ---- */
-static int attribute(cudaDeviceAttr which) {
-    int value = 0;
-    cudaDeviceGetAttribute(&value, which, 0);
-    return value;
-}
-/* GATETAPE_HOPPER=0: products as on older GPUs, whose bits are the same. */
-static bool uses_hopper() {
-    static const bool uses = [] {
-        const char *asked = getenv("GATETAPE_HOPPER");
-        return attribute(cudaDevAttrComputeCapabilityMajor) == 9 && !(asked && !strcmp(asked, "0"));
-    }();
-    return uses;
-}
-static int n_multiprocessors() {
-    static const int n = attribute(cudaDevAttrMultiProcessorCount);
-    return n;
-}
-
 template <class S> static int64_t tiles(const Product &p) {
     return (int64_t)row_tiles_at_most(p, S::ROWS) * ((p.columns + S::COLUMNS - 1) / S::COLUMNS);
 }

@@ -123,16 +123,27 @@ template <int N> DEVICE void wgmma_hold(float (&c)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(c[i])::"memory");
 }
+/* The same for a number: what follows from it is not computed ahead and kept. */
+DEVICE void wgmma_hold(uint32_t &x) { asm volatile("" : "+r"(x)::"memory"); }
+/* The same for a left operand. */
+template <int K> DEVICE void wgmma_hold(uint32_t (&a)[K][4]) {
+#pragma unroll
+    for (int i = 0; i < 4 * K; i++) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
+}
 
 #define WGMMA_C8(i)                                                                                          \
     "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]),              \
         "+f"(c[i + 6]), "+f"(c[i + 7])
+#define WGMMA_C32 WGMMA_C8(0), WGMMA_C8(8), WGMMA_C8(16), WGMMA_C8(24)
 #define WGMMA_C64                                                                                            \
     WGMMA_C8(0), WGMMA_C8(8), WGMMA_C8(16), WGMMA_C8(24), WGMMA_C8(32), WGMMA_C8(40), WGMMA_C8(48),          \
         WGMMA_C8(56)
 #define WGMMA_C128                                                                                           \
     WGMMA_C64, WGMMA_C8(64), WGMMA_C8(72), WGMMA_C8(80), WGMMA_C8(88), WGMMA_C8(96), WGMMA_C8(104),          \
         WGMMA_C8(112), WGMMA_C8(120)
+#define WGMMA_REGISTERS_32                                                                                   \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27," \
+    "%28,%29,%30,%31"
 #define WGMMA_REGISTERS_64                                                                                   \
     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27," \
     "%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,"   \
@@ -150,15 +161,35 @@ template <int N> DEVICE void wgmma_hold(float (&c)[N]) {
                : __VA_ARGS__                                                                                 \
                : "l"(a), "l"(b), "r"((int)accumulate), "n"(B_MAJOR))
 
+/* The same with a in four registers. */
+#define WGMMA_LEFT_ASM(n, registers, a0_at, a1_at, a2_at, a3_at, b_at, accumulate_at, major_at, ...)         \
+    HOPPER_ASM("{\n.reg .pred p;\nsetp.ne.b32 p, %" #accumulate_at ", 0;\n"                                  \
+               "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" registers "}, {%" #a0_at         \
+               ", %" #a1_at ", %" #a2_at ", %" #a3_at "}, %" #b_at ", p, 1, 1, %" #major_at ";\n}"           \
+               : __VA_ARGS__                                                                                 \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulate), "n"(B_MAJOR))
+
 /* c = a b, or c += a b: a [64,16] with rows of k, b [16,N]. Thread t of the warpgroup holds of c the columns
  * 8 j + 2 (t % 4) and the next, of the rows r = 16 (t / 32) + t % 32 / 4 and r + 8, as c[4j .. 4j+3]. */
 template <int N, int B_MAJOR>
 DEVICE void wgmma(float (&c)[N / 2], uint64_t a, uint64_t b, bool accumulate, Site = {}) {
-    static_assert(N == 128 || N == 256, "wgmma of 64 x 128 or 64 x 256");
-    if constexpr (N == 128)
+    static_assert(N == 64 || N == 128 || N == 256, "wgmma of 64 x 64, 64 x 128 or 64 x 256");
+    if constexpr (N == 64)
+        WGMMA_ASM(64, WGMMA_REGISTERS_32, 32, 33, 34, 35, WGMMA_C32);
+    else if constexpr (N == 128)
         WGMMA_ASM(128, WGMMA_REGISTERS_64, 64, 65, 66, 67, WGMMA_C64);
     else
         WGMMA_ASM(256, WGMMA_REGISTERS_128, 128, 129, 130, 131, WGMMA_C128);
+}
+
+/* The same with a in registers, a warp's 16 rows as mma_bf16 has them; not to be changed before the wait. */
+template <int N, int B_MAJOR>
+DEVICE void wgmma(float (&c)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate, Site = {}) {
+    static_assert(N == 64 || N == 128, "wgmma of 64 x 64 or 64 x 128");
+    if constexpr (N == 64)
+        WGMMA_LEFT_ASM(64, WGMMA_REGISTERS_32, 32, 33, 34, 35, 36, 37, 38, WGMMA_C32);
+    else
+        WGMMA_LEFT_ASM(128, WGMMA_REGISTERS_64, 64, 65, 66, 67, 68, 69, 70, WGMMA_C64);
 }
 
 #endif

@@ -185,10 +185,11 @@ DEVICE void edit_weights(const Logits<EDITED> &z, float *weights, const int32_t 
         store(&weights[k], load(&weights[k]) * all / left);
 }
 
-/* WHOLE: a row has at most GROUPS chunks. Else the chunks of a row are GROUPS runs of neighbours, and the
- * exponentials wait in probs. */
-template <int GROUPS, bool WHOLE, bool EDITED>
-static __global__ void __launch_bounds__(THREADS, 4) route_tokens(Router a) {
+/* WHOLE: a row has at most GROUPS chunks. Else its chunks are GROUPS runs of neighbours, and the exponentials
+ * wait in probs. AT_ONCE (whole, not edited, packed): all chunks are on their way before the first is looked
+ * at, and a choice's logit stays in a register. */
+template <int GROUPS, bool WHOLE, bool EDITED, bool AT_ONCE>
+static __global__ void __launch_bounds__(THREADS, AT_ONCE &&GROUPS <= 8 ? 8 : 4) route_tokens(Router a) {
     const int lane = threadIdx.x % QUAD;
     const int64_t t = (int64_t)blockIdx.x * TOKENS + threadIdx.x / QUAD;
     Logits<EDITED> z = token_logits<EDITED>(a, t);
@@ -203,18 +204,30 @@ static __global__ void __launch_bounds__(THREADS, 4) route_tokens(Router a) {
         else
             for (int j = group * span; j < min((group + 1) * span, chunks); j++) f(j * CHUNK + lane * PACK);
     };
-    float x[PACK], rest[GROUPS];
+    float x[PACK], rest[GROUPS], y[WHOLE ? GROUPS : 1][PACK];
+    auto read_all = [&] {
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++) {
+            const int first = g * CHUNK + lane * PACK;
+            float(&own)[PACK] = y[WHOLE ? g : 0];
+            own[0] = own[1] = own[2] = own[3] = -INFINITY;
+            if (first < n) load_pack(own, &z.row[first]);
+        }
+    };
 
     /* The choice. */
+    z.packed |= AT_ONCE;
+    if (AT_ONCE) read_all();
 #pragma unroll
     for (int g = 0; g < GROUPS; g++) {
-        rest[g] = -INFINITY;
-        each_chunk(g, [&](int first) {
-            z.read(x, first);
-            rest[g] = fmaxf(rest[g], largest_of(x));
-        });
+        rest[g] = AT_ONCE ? fmaxf(-INFINITY, largest_of(y[WHOLE ? g : 0])) : -INFINITY; /* not NaN */
+        if (!AT_ONCE)
+            each_chunk(g, [&](int first) {
+                z.read(x, first);
+                rest[g] = fmaxf(rest[g], largest_of(x));
+            });
     }
-    float largest = 0, before = INFINITY;
+    float largest = 0, before = INFINITY, low = 0, high = 0; /* this lane's choices, of the first eight */
     int chosen = -1, n_found = 0;
     for (int k = 0; k < a.choices; k++) {
         float best = rest[0];
@@ -250,17 +263,19 @@ static __global__ void __launch_bounds__(THREADS, 4) route_tokens(Router a) {
         }
         if (!(best > -INFINITY)) continue;
         n_found++;
+        if (AT_ONCE && k % QUAD == lane) (k < QUAD ? low : high) = best;
         if (!forced && lane == k % QUAD) store(&ids[k], chosen);
     }
     if (n_found < n_chosen && !forced && lane == 0) choose_others(z, ids, n_found, n_chosen);
 
     /* The softmax over all. */
-    float y[WHOLE ? GROUPS : 1][PACK], sum[PACK] = {0, 0, 0, 0};
+    float sum[PACK] = {0, 0, 0, 0};
+    if (AT_ONCE) read_all();
 #pragma unroll
     for (int g = 0; g < GROUPS; g++)
         each_chunk(g, [&](int first) {
             if (first >= n) return;
-            z.read(x, first);
+            AT_ONCE ? (void)memcpy(x, y[WHOLE ? g : 0], sizeof x) : z.read(x, first);
             exp_below(x, largest);
 #pragma unroll
             for (int c = 0; c < PACK; c++) {
@@ -289,7 +304,8 @@ static __global__ void __launch_bounds__(THREADS, 4) route_tokens(Router a) {
     /* Weights: choice k is lane k % 4's. */
     __syncwarp(); /* ids that another lane has stored */
     float shift = largest, divisor = total, kept = 1;
-    auto value = [&](int k) { return z.one(load(&ids[k])); };
+    const bool kept_all = AT_ONCE && n_found == n_chosen && n_chosen <= 2 * QUAD;
+    auto value = [&](int k) { return kept_all ? k < QUAD ? low : high : z.one(load(&ids[k])); };
     auto raw = [&](int k) { return exp_f32(value(k) - shift) / divisor; };
     if (a.rule.order == ROUTER_TOPK_SOFTMAX) {
         shift = -INFINITY;
@@ -351,9 +367,11 @@ extern "C" void cuda_route(Queue *q, Tensor probs, Tensor ids, Tensor weights, T
     const unsigned blocks = blocks_for(tokens, TOKENS);
     with_groups(experts, [&](auto groups, auto whole) {
         if (a.edit_modes)
-            LAUNCH(call, blocks, THREADS, 0, (route_tokens<groups, whole, true>), a);
+            LAUNCH(call, blocks, THREADS, 0, (route_tokens<groups, whole, true, false>), a);
+        else if (whole && a.packed)
+            LAUNCH(call, blocks, THREADS, 0, (route_tokens<groups, whole, false, whole>), a);
         else
-            LAUNCH(call, blocks, THREADS, 0, (route_tokens<groups, whole, false>), a);
+            LAUNCH(call, blocks, THREADS, 0, (route_tokens<groups, whole, false, false>), a);
     });
 }
 

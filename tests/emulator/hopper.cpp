@@ -253,13 +253,26 @@ struct Operand {
     }
 };
 
-/* sum[64][n] = a b, each in f32 in order of k. */
-static void multiply(const WarpgroupProduct &p, float (*sum)[MOST_N]) {
-    static thread_local float a[WGMMA_M][WGMMA_K], b[WGMMA_K][MOST_N];
-    const Operand left(p.a, p.at), right(p.b, p.at);
+typedef float LeftOperand[WGMMA_M][WGMMA_K];
+
+static void read_left(const WarpgroupProduct &p, LeftOperand &a) {
+    const Operand left(p.a, p.at);
     for (unsigned m = 0; m < WGMMA_M; m++)
         for (unsigned k = 0; k < WGMMA_K; k++)
             a[m][k] = element(left.start + m / 8 * left.stride + m % 8 * 128 + k * BF16_BYTES);
+}
+
+/* A thread's four registers: two elements each of row r and of r + 8, then of the next 8 columns. */
+static void read_left_of_thread(const uint32_t *left, unsigned t, LeftOperand &a) {
+    for (unsigned i = 0; i < 8; i++)
+        a[t / 32 * 16 + t % 32 / 4 + i / 2 % 2 * 8][i / 4 * 8 + t % 4 * 2 + i % 2] =
+            __uint_as_float((i % 2 ? left[i / 2] >> 16 : left[i / 2] & 0xffff) << 16);
+}
+
+/* sum[64][n] = a b, each in f32 in order of k. */
+static void multiply(const WarpgroupProduct &p, const LeftOperand &a, float (*sum)[MOST_N]) {
+    static thread_local float b[WGMMA_K][MOST_N];
+    const Operand right(p.b, p.at);
     for (unsigned n = 0; n < p.n; n++)
         for (unsigned k = 0; k < WGMMA_K; k++)
             b[k][n] = element(p.n_major ? right.start + n / 64 * right.leading + k / 8 * right.stride +
@@ -273,9 +286,11 @@ static void multiply(const WarpgroupProduct &p, float (*sum)[MOST_N]) {
 }
 
 static void check_operands(const WarpgroupProduct &p) {
-    const Operand left(p.a, p.at), right(p.b, p.at);
-    for (unsigned m = 0; m < WGMMA_M; m++)
+    const Operand right(p.b, p.at);
+    for (unsigned m = 0; !p.left && m < WGMMA_M; m++) {
+        const Operand left(p.a, p.at);
         check_fenced(swizzle(left.start + m / 8 * left.stride + m % 8 * 128) & ~31u, 32, "wgmma", p.at);
+    }
     if (p.n_major)
         for (unsigned i = 0; i < WGMMA_K * p.n / 64; i++) /* rows of 64 elements */
             check_fenced(right.start + i / WGMMA_K * right.leading + i % WGMMA_K / 8 * right.stride +
@@ -288,11 +303,19 @@ static void check_operands(const WarpgroupProduct &p) {
 
 static void run_product(unsigned group, size_t index, const std::vector<WarpgroupProduct> &first) {
     static thread_local float sum[WGMMA_M][MOST_N];
+    static thread_local LeftOperand a;
     const WarpgroupProduct &p = first[index];
     check_operands(p);
-    multiply(p, sum);
+    if (!p.left) read_left(p, a);
+    for (unsigned t = 0; p.left && t < WARPGROUP; t++) {
+        const std::vector<WarpgroupProduct> &own = hopper().threads[group * WARPGROUP + t].products.front();
+        if (own.size() != first.size() || !own[index].left)
+            fault(p.at, "thread %u of the warpgroup issues another product", t);
+        read_left_of_thread(own[index].left, t, a);
+    }
+    multiply(p, a, sum);
     if (block->counter) {
-        const unsigned wavefronts = (WGMMA_M + p.n) * WGMMA_K * BF16_BYTES / WAVEFRONT_BYTES;
+        const unsigned wavefronts = ((p.left ? 0 : WGMMA_M) + p.n) * WGMMA_K * BF16_BYTES / WAVEFRONT_BYTES;
         count_add(COUNT_MULTIPLY_ADDS, (uint64_t)WGMMA_M * p.n * WGMMA_K, p.at);
         count_add(COUNT_WAVEFRONTS, wavefronts, p.at);
         count_add(COUNT_WAVEFRONTS_FREE, wavefronts, p.at);

@@ -28,7 +28,8 @@ void tile_stores_wait(
 
 /* One m64nNk16 as one thread issues it. */
 struct WarpgroupProduct {
-    uint64_t a, b; /* descriptors */
+    uint64_t a, b;        /* descriptors */
+    const uint32_t *left; /* not null: a is in registers, read when the product runs */
     unsigned n;
     bool n_major, accumulate; /* n_major: of b */
     float *c;
@@ -80,10 +81,16 @@ DEVICE void async_proxy_fence() { emulator::thread->n_proxy_fences++; }
 DEVICE void wgmma_fence() { emulator::product_fence(); }
 template <int N, int B_MAJOR>
 inline void wgmma(float (&c)[N / 2], uint64_t a, uint64_t b, bool accumulate, Site at = {}) {
-    emulator::product_issue({a, b, N, B_MAJOR != 0, accumulate, c, at});
+    emulator::product_issue({a, b, nullptr, N, B_MAJOR != 0, accumulate, c, at});
+}
+template <int N, int B_MAJOR>
+inline void wgmma(float (&c)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate, Site at = {}) {
+    emulator::product_issue({0, b, a, N, B_MAJOR != 0, accumulate, c, at});
 }
 DEVICE void wgmma_commit(Site at = {}) { emulator::product_commit(at); }
 template <int N> inline void wgmma_wait(Site at = {}) { emulator::product_wait(N, at); }
 template <int N> inline void wgmma_hold(float (&)[N]) {}
+DEVICE void wgmma_hold(uint32_t &) {}
+template <int K> inline void wgmma_hold(uint32_t (&)[K][4]) {}
 
 #endif

@@ -33,6 +33,7 @@ static const Shape SHAPES[] = {
     {"head 128, decoding, window", 128, 4, 1, 33, 300, false, {1, 1, 1, 1, 1, 1}, 0},
     {"head 64, decoding many", 64, 8, 2, 0, 330, true, {0}, 70},
     {"head 128, decoding many, window", 128, 20, 1, 200, 290, false, {0}, 130},
+    {"head 128, decoding, a warp each", 128, 6, 2, 0, 140, true, {0}, 128},
     {"head 64, decoding, too long for the workspace", 64, 128, 1, 0, 450, false, {0}, 63},
 };
 static const Shape *shape; /* of the case that is built */
@@ -168,7 +169,8 @@ static void test_decoding_has_the_bits_of_prefill(void **state) {
 #ifdef GATETAPE_EMULATED
 /* ---- work: a tile walks the steps in which one of its rows sees a key, and no others ---- */
 typedef struct {
-    uint64_t barriers, multiply_adds, copied; /* sectors that attention_mma.cuh copies to shared memory */
+    uint64_t barriers, multiply_adds,
+        copied; /* sectors that attention_mma.cuh and attention_hopper.cuh copy to shared memory */
 } Work;
 
 /* Tiles of `own` rows of one prompt and head, or of its keys, that walk the other side in steps. */
@@ -220,12 +222,27 @@ static Walked walked_by(const Shape *s, Walk w) {
     return (Walked){(uint64_t)steps * heads, (uint64_t)walked * heads, (uint64_t)own * heads};
 }
 
-/* What attention_mma.cu or attention_decode.cu, attention.cu need: 64 keys a step. */
+/* Hopper's kernels: tiles of 128, of which each half skips what it does not see; steps of 64. */
+static bool on_hopper(void) {
+    const char *arch = getenv("GATETAPE_EMULATOR_ARCH");
+    return arch && !strcmp(arch, "90");
+}
+
+/* `products` of tiles that walk the other side; their barriers are mbarriers. */
+static Work hopper_work(const Shape *s, bool of_keys, int products, int owned) {
+    const Walked all = walked_by(s, (Walk){128, 64, of_keys}), halves = walked_by(s, (Walk){64, 64, of_keys});
+    const uint64_t statistics = of_keys ? all.walked / 4 + 2 * all.steps : 0; /* 8 bytes a row, not aligned */
+    return (Work){UINT64_MAX / 2, halves.steps * (uint64_t)(products * 64 * 64 * s->width),
+                  ((uint64_t)owned * all.own + 2 * all.walked) * (uint64_t)s->width / 16 + statistics};
+}
+
+/* What attention_mma.cu or attention_decode.cu, attention_hopper.cu, attention.cu need: 64 keys a step. */
 static Work forward_work(const Shape *s, DType dtype) {
     const int64_t width = s->width, tile = width == 64 ? 128 : 64, chunks = width / 64;
     if (dtype == DTYPE_F32)
         return (Work){4 * (uint64_t)chunks * walked_by(s, (Walk){32, 64, false}).steps, 0, 0};
     const bool decodes = rows_of(s) <= prompts_of(s);
+    if (on_hopper() && !decodes) return hopper_work(s, false, 2, 1);
     const int64_t rows = decodes ? 16 : tile / 4; /* of a warp, which skips what it does not see */
     const uint64_t of_warps = walked_by(s, (Walk){rows, 64, false}).steps;
     const Walked all = walked_by(s, (Walk){tile, 64, false});
@@ -242,6 +259,11 @@ static Work backward_work(const Shape *s, DType dtype) {
         return (Work){(uint64_t)chunks * (6 * walked_by(s, (Walk){32, 64, false}).steps +
                                           (6 + 4) * walked_by(s, (Walk){32, 64, true}).steps),
                       0, 0};
+    if (on_hopper()) {
+        const Work rows = hopper_work(s, false, 3, 2), keys = hopper_work(s, true, 4, 2);
+        return (Work){rows.barriers + keys.barriers, rows.multiply_adds + keys.multiply_adds,
+                      rows.copied + keys.copied};
+    }
     const Walked rows = walked_by(s, (Walk){tile, 32, false}), keys = walked_by(s, (Walk){64, 32, true});
     return (Work){rows.steps + keys.steps,
                   (uint64_t)(32 * width) * (3 * (uint64_t)tile * rows.steps + 4 * 64 * keys.steps),
@@ -264,7 +286,8 @@ static void check_work(const Case *c, const Shape *s, DType dtype, Work most) {
         done.barriers += l[i].total.of[COUNT_BARRIERS];
         done.multiply_adds += l[i].total.of[COUNT_MULTIPLY_ADDS];
         for (size_t k = 0; k < l[i].n_lines; k++)
-            if (!strcmp(l[i].lines[k].file, "attention_mma.cuh"))
+            if (!strcmp(l[i].lines[k].file, "attention_mma.cuh") ||
+                !strcmp(l[i].lines[k].file, "attention_hopper.cuh"))
                 done.copied += l[i].lines[k].tally.of[COUNT_READ];
     }
     if (done.barriers > most.barriers || done.multiply_adds > most.multiply_adds || done.copied > most.copied)
