@@ -31,6 +31,15 @@ struct Queue {
 typedef struct Graph Graph; /* a recorded piece of work, the backend's own */
 typedef void kernel_look(void *context, const char *kernel, int64_t n_launches);
 
+/* For a transport between devices, which works on the queue's own stream. */
+typedef struct {
+    void *(*native)(Queue *q); /* the stream itself, as the vendor's libraries take it */
+    void (*copy)(Queue *q, void *to, const void *from, size_t n_bytes); /* within the device */
+    int64_t *(*words)(int64_t n); /* zeroed host memory that the device can write; NULL: there is none */
+    void (*store)(Queue *q, int64_t *word, int64_t value); /* one of `words`, when all before it is done */
+    bool (*idle)(Queue *q); /* without waiting: all is done, or an op has failed */
+} DeviceStreams;
+
 typedef struct Device Device;
 struct Device {
     const char *name; /* "generic", "avx2", "avx512", "avx512bf16", "amx", "f64", "cost", "cuda" */
@@ -57,6 +66,7 @@ struct Device {
     /* Dense products by the vendor's library from now on, or by our own kernels again; false and *why where
      * there is none. NULL: this backend knows no library. */
     bool (*dense_by_library)(bool on, const char **why);
+    const DeviceStreams *streams; /* NULL: ops run when they are called, in the host's memory */
 };
 
 extern const Device cost_device;
