@@ -32,6 +32,15 @@ typedef struct Graph Graph; /* a recorded piece of work, the backend's own */
 typedef struct Mark Mark;   /* a place in the order of a queue's work, the backend's own */
 typedef void kernel_look(void *context, const char *kernel, int64_t n_launches);
 
+/* For a transport between devices, which works on the queue's own stream. */
+typedef struct {
+    void *(*native)(Queue *q); /* the stream itself, as the vendor's libraries take it */
+    void (*copy)(Queue *q, void *to, const void *from, size_t n_bytes); /* within the device */
+    int64_t *(*words)(int64_t n); /* zeroed host memory that the device can write; NULL: there is none */
+    void (*store)(Queue *q, int64_t *word, int64_t value); /* one of `words`, when all before it is done */
+    bool (*idle)(Queue *q); /* without waiting: all is done, or an op has failed */
+} DeviceStreams;
+
 typedef struct Device Device;
 struct Device {
     const char *name; /* "generic", "avx2", "avx512", "avx512bf16", "amx", "f64", "cost", "cuda" */
@@ -73,6 +82,7 @@ struct Device {
     void (*mark_wait)(Queue *q, Mark *mark);
     /* Of the device's own memory, in bytes; NULL: it has none. False: it does not say. */
     bool (*memory)(size_t *n_free, size_t *n_total);
+    const DeviceStreams *streams; /* NULL: ops run when they are called, in the host's memory */
 };
 
 extern const Device cost_device;

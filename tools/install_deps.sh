@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(build-essential cmake pkg-config libcjson-dev libpcre2-dev libutf8proc-dev gnuplot-nox)
 case "${1:-build}" in
 build) ;;
-test) packages+=(libcmocka-dev clang-14 clang-format-14 libclang-rt-14-dev libomp-14-dev xz-utils libxml2-utils) ;;
+test) packages+=(openmpi-bin libopenmpi-dev libcmocka-dev clang-14 clang-format-14 libclang-rt-14-dev libomp-14-dev xz-utils libxml2-utils) ;;
 bench) packages+=(libopenblas-dev) ;;
 *)
     echo "usage: install_deps.sh [build|test|bench]" >&2

@@ -1,0 +1,165 @@
+/* Finding a launcher, opening the plug-in, starting and ending a job of several ranks.
+ *
+ * MPI starts every such job: it says who is which rank and carries the watchdog's address, and, for NCCL,
+ * the id of the communicator. A clock bounds what the watchdog does not see yet. */
+#include "../kernels/check.h"
+#include "alloc.h"
+#include "comm.h"
+#include "io.h"
+#include "text.h"
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- the launcher ---- */
+/* Each says how many processes it started: Open MPI's mpirun, Hydra's and PMI's, srun's. */
+static const char *const sizes[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
+
+int comm_launched(void) {
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const char *value = getenv(sizes[i]);
+        int n = value ? atoi(value) : 0;
+        if (n > 1) return n;
+    }
+    return 1;
+}
+
+/* ---- the plug-in ---- */
+static const char plugin_name[] = "gatetape_mpi.so";
+
+/* Beside the program, unless GATETAPE_MPI names it; caller frees. */
+static char *plugin_path(void) {
+    const char *named = getenv("GATETAPE_MPI");
+    if (named && *named) return mem_copy_text(named, strlen(named));
+    char program[4096];
+    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+    if (n <= 0) return mem_copy_text(plugin_name, strlen(plugin_name));
+    program[n] = 0;
+    char *folder = io_folder_of(program), *path = folder ? io_join(folder, plugin_name) : NULL;
+    mem_free(folder);
+    return path;
+}
+
+static bool load_plugin(Comm *comm, Error *error) {
+    char *path = plugin_path();
+    if (!path) return error_out_of_memory(error, "a path", sizeof plugin_name);
+    void *library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+    const char *why = library ? "" : dlerror();
+    gatetape_mpi_fn *get = NULL;
+    if (library) *(void **)&get = dlsym(library, "gatetape_mpi");
+    comm->mpi = get ? get() : NULL;
+    bool ok = comm->mpi && comm->mpi->version == COMM_MPI_VERSION;
+    if (!ok)
+        error_set(error, ERROR_UNAVAILABLE,
+                  "%.200s: expected the MPI plug-in of this program (install an MPI with mpicc, as Debian's "
+                  "libopenmpi-dev, and build again, or name the file in GATETAPE_MPI): got %.300s",
+                  path, library ? "another library" : why);
+    mem_free(path);
+    return ok;
+}
+
+static bool mpi_says(bool ok, const char *why, Error *error) {
+    return ok || error_set(error, ERROR_FAILED, "ranks: expected MPI to start: got \"%s\"", why);
+}
+
+static bool check_size(const Comm *comm, Error *error) {
+    int launched = comm_launched();
+    if (comm->size > COMM_MAX_RANKS)
+        return error_set(error, ERROR_BAD_INPUT, "ranks: expected at most %d: got %d", COMM_MAX_RANKS,
+                         comm->size);
+    if (comm->size == launched || launched == 1) return true;
+    return error_set(error, ERROR_BAD_INPUT,
+                     "ranks: expected the %d processes that the launcher started: MPI sees %d (with srun, "
+                     "--mpi=pmix; with mpirun, the one of the MPI that built %s)",
+                     launched, comm->size, plugin_name);
+}
+
+/* ---- the mpi backend ---- */
+void comm_mpi_transfer(Comm *comm, Queue *queue, const Transfer *transfers, int n) {
+    char why[COMM_WHY] = "";
+    check(!queue || !comm->device->streams, "memory of device %s over MPI", comm->device->name);
+    if (n == 0 || comm->mpi->transfer(transfers, n, comm->tag, why)) return;
+    Error error = {0};
+    error_set(&error, ERROR_FAILED, "collective #%lld: %s", (long long)comm->number, why);
+    comm_fail(comm, &error);
+}
+
+static void mark(Comm *comm, Queue *queue, int64_t number) {
+    (void)comm;
+    (void)queue;
+    watchdog_leave(number);
+}
+
+void comm_mpi_close(Comm *comm) {
+    char why[COMM_WHY];
+    alarm(30); /* nobody watches MPI_Finalize */
+    comm->mpi->stop(why);
+    alarm(0);
+}
+
+static const CommBackend mpi_backend = {"mpi", comm_mpi_transfer, mark, comm_mpi_close};
+
+/* Which of the ranks on this machine we are. */
+static void find_local_rank(Comm *comm, const char *host) {
+    enum { WORDS = 8 };
+    union {
+        char text[WORDS * sizeof(int64_t)];
+        int64_t words[WORDS];
+    } mine = {{0}}, all[COMM_MAX_RANKS];
+    snprintf(mine.text, sizeof mine.text, "%s", host);
+    comm_all_gather(comm, NULL, tensor_matrix(all, DTYPE_I64, comm->size, WORDS),
+                    tensor_matrix(&mine, DTYPE_I64, 1, WORDS));
+    comm->local_rank = 0;
+    for (int r = 0; r < comm->rank; r++) comm->local_rank += !strcmp(all[r].text, mine.text);
+}
+
+bool comm_mpi_open(Comm *comm, double deadline_s, Error *error) {
+    WatchdogAddress hub = {.port = 0};
+    Error first = {0};
+    char why[COMM_WHY] = "", host[64] = "";
+    if (!load_plugin(comm, error)) return false;
+    alarm((unsigned)deadline_s + 60); /* a rank that never comes: MPI would wait for ever */
+    bool ok =
+        mpi_says(comm->mpi->start(&comm->rank, &comm->size, why), why, error) && check_size(comm, error);
+    if (ok && comm->rank == 0) watchdog_listen(&hub, &first);
+    ok = ok && mpi_says(comm->mpi->broadcast(&hub, sizeof hub, why), why, error) &&
+         mpi_says(comm->mpi->broadcast(&first, sizeof first, why), why, error);
+    if (ok && first.code) ok = error_set(error, first.code, "%s", first.text);
+    ok = ok && watchdog_start(&hub, comm->rank, comm->size, deadline_s, error);
+    if (!ok) {
+        if (comm->size > 1 && hub.port) watchdog_fail(error);
+        alarm(0);
+        return false;
+    }
+    comm->backend = &mpi_backend;
+    comm_phase("start");
+    gethostname(host, sizeof host - 1);
+    find_local_rank(comm, host);
+    alarm(0);
+    return true;
+}
+
+/* ---- open and close ---- */
+bool comm_open(const CommOptions *options, Comm *comm, Error *error) {
+    *comm = (Comm){.size = 1, .backend = &comm_self_backend, .device = options->device};
+    int launched = comm_launched();
+    bool self = !strcmp(options->kind, "self"), any = !strcmp(options->kind, "auto");
+    if (self && launched > 1)
+        return error_set(error, ERROR_BAD_INPUT,
+                         "--comm self: expected one process: got %d from the launcher", launched);
+    if (self || (any && launched == 1))
+        return watchdog_start(&(WatchdogAddress){.port = 0}, 0, 1, options->deadline_s, error);
+    return comm_mpi_open(comm, options->deadline_s, error);
+}
+
+void comm_close(Comm *comm) {
+    if (comm->size > 1) {
+        comm_phase("end");
+        comm_barrier(comm);
+        watchdog_stop();
+    }
+    if (comm->backend) comm->backend->close(comm);
+    *comm = (Comm){.size = 1, .backend = &comm_self_backend};
+}

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# The collectives on 1 to 8 ranks: right, and float sums with the same bits; a missing plug-in and a wrong launcher are
+# named. Usage: collectives.sh BUILD_FOLDER
+set -uo pipefail
+here=$(dirname "$(readlink -f "$0")")
+. "$here/mpi.sh"
+build=$1 status=0 want=
+fail() {
+    echo "$1"
+    status=1
+}
+for n in 1 2 3 4 5 8; do
+    got=$(timeout 60 mpirun -n $n "$build/rank_collectives" 2>&1) || fail "$n ranks: $got"
+    echo "$got"
+    want=${want:-${got##* }}
+    [ "${got##* }" = "$want" ] || fail "$n ranks: expected the same sums"
+done
+alone=$(timeout 60 "$build/rank_collectives" self)
+[ "${alone##* }" = "$want" ] || fail "self: expected the same sums: got $alone"
+
+expect() { # text, then a command that must fail with that text and code 2 or 3
+    local says=$1 got code
+    shift
+    got=$(timeout 60 "$@" 2>&1)
+    code=$?
+    if [ $code = 2 ] || [ $code = 3 ]; then grep -q "$says" <<<"$got" || fail "$*: expected \"$says\": got $got"; else fail "$*: code $code: $got"; fi
+}
+expect 'nowhere.so: expected the MPI plug-in.*libopenmpi-dev' env GATETAPE_MPI=nowhere.so "$build/rank_collectives" mpi
+expect 'expected the 3 processes that the launcher started: MPI sees 1' env SLURM_STEP_NUM_TASKS=3 "$build/rank_collectives" mpi
+expect 'comm self: expected one process: got 2' mpirun -n 2 "$build/rank_collectives" self
+ldd "$build/rank_collectives" | grep -qi 'libmpi' && fail "expected a program that is not linked with MPI"
+exit $status
