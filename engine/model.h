@@ -135,8 +135,8 @@ typedef struct {
      * gate gradients are then left out unless a hook asks for them. */
     const LoraTraining *training;
     int64_t first_example;
-    /* Dropout of what trained updates read, at a rate in [0, 1): [T] a number of each token, from which follows
-     * what is left out. NULL: none */
+    /* Dropout of what trained updates read, at a rate in [0, 1): [T] a number of each token, which
+     * says what is left out. NULL: none */
     const int64_t *dropout_keys;
     float dropout_rate;
     Recompute recompute;

@@ -90,8 +90,8 @@ typedef struct {
     int64_t first;
 } LoraSums;
 
-/* Dropout of the rows that low-rank updates read: an element is left out, or multiplied by 1 / (1 - rate). Which
- * one, Philox says of (the token's key, id + the pair's choice, the element), whatever is around the row. */
+/* Dropout of the rows that low-rank updates read: an element is left out, or multiplied by 1 / (1 - rate).
+ * Which, Philox says of (the token's key, id + the pair's choice, the element), whatever is around the row. */
 typedef struct {
     float rate; /* in [0, 1) */
     int64_t id; /* of the projection: a multiple of the most choices */
@@ -230,9 +230,9 @@ typedef void lora_bwd_fn(Queue *q, Tensor dx, LoraSums sums, Tensor scratch, Ten
 /* logits[t,experts[n]] += x[t,:] . rows[n,:]      logits [T,E] real, x [T,D] act, experts [N] i32 distinct,
  * rows [N,D] real: what is added to those experts' rows of the router */
 typedef void router_rows_fn(Queue *q, Tensor logits, Tensor x, Tensor experts, Tensor rows);
-/* dx[t,:] += sum over n in order of dlogits[t,experts[n]] rows[n,:]; and, added up as LoraSums says (b absent),
- * drows[n,:] += dlogits[t,experts[n]] x[t,:], tokens of an example in order; sums.a [S,N,D]. dx absent: not
- * wanted */
+/* dx[t,:] += sum over n in order of dlogits[t,experts[n]] rows[n,:]; and, added up as LoraSums says,
+ * drows[n,:] += dlogits[t,experts[n]] x[t,:], tokens of an example in order; sums.a [S,N,D], b absent. dx absent:
+ * not wanted */
 typedef void router_rows_bwd_fn(Queue *q, Tensor dx, LoraSums sums, Tensor dlogits, Tensor x, Tensor experts,
                                 Tensor rows);
 /* y = x with elements left out        x, y alike, act or real: [M,F], rows by plan, or with an absent plan

@@ -97,7 +97,12 @@ static void see_part(Seen *s, Model *model, const int32_t *tokens, int64_t first
     for (int64_t p = first; p <= last; p++) offsets[p - first] = R_OFFSETS[p] - s->row0;
     PromptBatch batch = {last - first, offsets, tokens + s->row0};
     PassOptions options = {.loss_weights = loss_weights + s->row0, .recompute = mode};
-    Hooks hooks = {s, on_route, on_residual, on_route_grad, on_embedding_grad, on_loss};
+    Hooks hooks = {.context = s,
+                   .route = on_route,
+                   .residual = on_residual,
+                   .route_grad = on_route_grad,
+                   .embedding_grad = on_embedding_grad,
+                   .loss = on_loss};
     PassResult result;
     Error error = {0};
     bool ok = model_pass(model, &batch, &options, &hooks, &result, &error);
