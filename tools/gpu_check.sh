@@ -29,7 +29,7 @@ step "parity of every op" "$here/tests_gpu" parity
 for suite in products gated attention_cores cublas rounds router; do
     step "$suite, beyond the op cases" "$here/tests_gpu" $suite
 done
-for suite in products gated; do
+for suite in products gated attention_cores; do
     step "$suite, without Hopper's own instructions" env GATETAPE_HOPPER=0 "$here/tests_gpu" $suite
 done
 for case in "$here"/tests/golden/*/; do

@@ -102,6 +102,8 @@ PARITY, HOPPER = "test_parity", "GATETAPE_EMULATOR_ARCH=90"
 CORES, PRODUCTS, GATED, ROUTER = ("test_attention_cores",), ("test_products",), ("test_gated",), ("test_router",)
 TESTED_BY = {
     "attention": [CORES],
+    "attention_hopper": [(*CORES, HOPPER)],
+    "attention_bwd_hopper": [(*CORES, HOPPER)],
     "gemm": [PRODUCTS, GATED] + [(PARITY, op) for op in ("dense", "dense_bwd", "moe_gate_up", "moe_gate_up_bwd",
                                                          "moe_hidden", "moe_hidden_bwd", "moe_down", "moe_down_bwd")],
     "gemm_hopper": [(*PRODUCTS, HOPPER), (*GATED, HOPPER)],

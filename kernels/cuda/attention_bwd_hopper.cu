@@ -4,7 +4,7 @@
  *
  * Tiles and their ring are attention_hopper.cuh's. Each step is s = x x'^T, dp = y y'^T from shared memory,
  * then sums of ds x' and, of keys, p y' with p and ds in registers. Exponentials are computed while dp is,
- * ds while p y' is, and a step's last sums run beside the next step's first product.
+ * and a step's sums run with the next step's first product right behind them.
  *
  * A sum's bits depend on what its row or key sees: the rest adds 0. Seven products for the five that are
  * needed. Traffic: the walked side once per 128 owned rows, from L2; bound by the tensor cores. Head 128:
@@ -24,9 +24,11 @@ template <bool OF_KEYS> DEVICE Range by_all_of(const Attention &a, const Item &t
 
 /* Scores of what does not see become -infinity. */
 template <bool OF_KEYS>
-DEVICE void hide_unseen(Scores &s, const Attention &a, const Item &t, int row, int o, Range by_all) {
+DEVICE void hide_unseen(Scores &s, const Attention &a, const Item &t, int first, int o, Range by_all) {
     if (o >= by_all.from && o + STEP_ROWS <= by_all.to) return;
-    const int lane = threadIdx.x % 32;
+    uint32_t thread = threadIdx.x;
+    wgmma_hold(thread); /* no register for its parts but here */
+    const int lane = (int)(thread % 32), row = first + (int)(thread / 32 % 4) * 16;
 #pragma unroll
     for (int n = 0; n < STEP_ROWS / 8; n++)
 #pragma unroll
@@ -73,16 +75,15 @@ template <bool OF_KEYS> DEVICE void differentiate(Scores &dp, const Scores &p, c
     }
 }
 
-/* One tile of a warpgroup: its 64 rows from `first` on, at x and y; n: of the tile's first step. */
+/* One tile of a warpgroup: its 64 rows from `first` on, their x at x; n: of the tile's first step. */
 template <int C, bool OF_KEYS>
 DEVICE void sum_gradients(const Backward &g, const Item &t, int first, Range steps, unsigned n,
-                          unsigned char *memory, uint32_t x, uint32_t y, RowsOf rows, float (&sum_x)[C / 2],
+                          unsigned char *memory, uint32_t x, RowsOf rows, float (&sum_x)[C / 2],
                           float (&sum_y)[OF_KEYS ? C / 2 : 1]) {
     using L = Tiles<C, OF_KEYS>;
     const Attention &a = g.a;
     const uint32_t shared = shared_address(memory);
-    const int row = first + (int)(threadIdx.x / 32 % 4) * 16;
-    const Range by_all = by_all_of<OF_KEYS>(a, t, row);
+    const Range by_all = by_all_of<OF_KEYS>(a, t, first + (int)(threadIdx.x / 32 % 4) * 16);
     Scores p, ds;
     uint32_t left_p[1][STEP_ROWS / 16][4], left_ds[1][STEP_ROWS / 16][4];
     const auto await = [&](unsigned step) {
@@ -100,29 +101,25 @@ DEVICE void sum_gradients(const Backward &g, const Item &t, int first, Range ste
         constexpr bool LAST = decltype(is_last)::value;
         const Stage<L> stage(shared, n);
         if (OF_KEYS) rows.walked = reinterpret_cast<const RowStatistics *>(memory + stage.statistics);
-        begin(ds, y, stage.y);
-        hide_unseen<OF_KEYS>(p, a, t, row, o, by_all);
+        begin(ds, x + L::OWN_BYTES, stage.y);
+        hide_unseen<OF_KEYS>(p, a, t, first, o, by_all);
         weigh<OF_KEYS>(p, rows, a.scale * LOG2E);
         if (!LAST)
             await(n + 1); /* here, as ptxas moves no wait over it: the exponentials come before the next */
-        if constexpr (OF_KEYS) {
-            as_left(left_p, p);
-            wgmma_hold(sum_y);
-            wgmma_hold(left_p[0]);
-            wgmma_fence();
-            multiply_weights<C>(sum_y, left_p[0], stage.y, true);
-            wgmma_commit();
-            wgmma_wait<1>();
-        } else {
-            wgmma_wait<0>();
-        }
+        wgmma_wait<0>();
         wgmma_hold(flat(ds));
         differentiate<OF_KEYS>(ds, p, rows);
         as_left(left_ds, ds);
         wgmma_hold(sum_x);
         wgmma_hold(left_ds[0]);
+        if constexpr (OF_KEYS) {
+            as_left(left_p, p);
+            wgmma_hold(sum_y);
+            wgmma_hold(left_p[0]);
+        }
         wgmma_fence();
         multiply_weights<C>(sum_x, left_ds[0], stage.x, true);
+        if constexpr (OF_KEYS) multiply_weights<C>(sum_y, left_p[0], stage.y, true);
         wgmma_commit();
         if constexpr (!LAST) begin(p, x, Stage<L>(shared, n + 1).x);
         wgmma_wait<0>(); /* at the end of a loop's body ptxas wants nothing under way */
@@ -168,7 +165,7 @@ template <int C, bool OF_KEYS> DEVICE void walk_tiles(const Backward &g, unsigne
                 if (row + 8 * half < t.rows.n) rows.own[half] = load(&statistics[row + 8 * half]);
             pass_steps<L>(shared, n, all.from, own.from);
             const uint32_t x = shared + place.at + (uint32_t)(group * GROUP_ROWS * TILE_ROW_BYTES);
-            sum_gradients<C, OF_KEYS>(g, t, first, own, n, memory, x, x + L::OWN_BYTES, rows, sum_x, sum_y);
+            sum_gradients<C, OF_KEYS>(g, t, first, own, n, memory, x, rows, sum_x, sum_y);
             n += (unsigned)(own.to - own.from) / STEP_ROWS;
             pass_steps<L>(shared, n, own.to, all.to);
         } else {
@@ -182,6 +179,7 @@ template <int C, bool OF_KEYS> DEVICE void walk_tiles(const Backward &g, unsigne
         if constexpr (OF_KEYS) {
             if (g.dkey) add_rows<C>(g.dkey, t.keys, mine, reinterpret_cast<Sums>(sum_x), a.scale);
             if (g.dvalue) add_rows<C>(g.dvalue, t.keys, mine, reinterpret_cast<Sums>(sum_y), 1);
+            break; /* as launched, the block's only tile; its number would take one register too many */
         } else {
             add_rows<C>(g.dquery, t.rows, mine, reinterpret_cast<Sums>(sum_x), a.scale);
         }
@@ -195,7 +193,7 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 1) gradient_wgmma(Backw
     const uint32_t shared = shared_address(memory);
     begin_barriers<L>(shared);
     if (threadIdx.x < GROUP_THREADS) {
-        registers_lower<32>();
+        registers_lower<40>();
         fetch_tiles<L>(shared, [&](Walk &w, int number) {
             Item t;
             if (!find_item<OF_KEYS>(t, g.a, OWN_ROWS, number)) return false;
@@ -207,14 +205,14 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 1) gradient_wgmma(Backw
             return true;
         });
     } else {
-        registers_raise<240>();
+        registers_raise<232>();
         walk_tiles<C, OF_KEYS>(g, memory);
     }
 }
 
 template <int C, bool OF_KEYS> static void launch(const Call &call, const Backward &g, int64_t rows) {
     const unsigned tiles = attention_blocks(g.a, rows, OWN_ROWS), most = (unsigned)n_multiprocessors();
-    LAUNCH(call, tiles < most ? tiles : most, HOPPER_THREADS, (Tiles<C, OF_KEYS>::BYTES),
+    LAUNCH(call, OF_KEYS || tiles < most ? tiles : most, HOPPER_THREADS, (Tiles<C, OF_KEYS>::BYTES),
            (gradient_wgmma<C, OF_KEYS>), g);
 }
 

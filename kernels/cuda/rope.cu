@@ -1,10 +1,10 @@
 /* Rotary position embedding (arXiv 2104.09864): pairs of head elements turned by an angle that grows with
  * the position; the backward turns the other way and adds.
  *
- * Mapping: one block a token. Its threads compute the sines and cosines of the token's pairs in f64, once
- * for all heads, into shared memory; then each thread takes N pairs, keeps their sines and cosines in
- * registers and goes through the heads. A head is cut into items: those of two packs that turn (half a head
- * apart, or side by side), then those of one pack that stay.
+ * Mapping: one block a token. Its threads begin to read what they turn first, then compute the sines and
+ * cosines of the pairs in f64, once for all heads, into shared memory; then each thread takes N pairs,
+ * keeps their sines and cosines in registers and goes through the heads. A head is cut into items: those of
+ * two packs that turn (half a head apart, or side by side), then those of one pack that stay.
  * Traffic: x in, y out (backward: dx in too). Limit: memory. Requires: at most MOST_PAIRS frequencies. */
 #include "device.cuh"
 
@@ -29,13 +29,32 @@ template <class T, int N> DEVICE void put(T *y, float (&v)[N], bool adds) {
 }
 
 template <class T, int N, RopeKind KIND>
-static __global__ void __launch_bounds__(MOST_THREADS)
+static __global__ void __launch_bounds__(MOST_THREADS, 3)
     turn_heads(T *y, const T *x, const int32_t *positions, const float *frequencies, Heads heads) {
     SHARED(float, sines, MOST_PAIRS);
     SHARED(float, cosines, MOST_PAIRS);
     constexpr bool HALVES = KIND == ROPE_HALVES;
     const int64_t token = blockIdx.x;
     const int threads = (int)blockDim.x, thread = (int)threadIdx.x;
+    /* A thread keeps to its item of every abreast-th head. */
+    const int turning = heads.pairs / N, items = turning + heads.packs_stay;
+    const int wide = min(items, threads), abreast = threads / wide;
+    const bool present = thread < wide * abreast && thread / wide < heads.count;
+    Pack<T, N> ahead[2] = {};
+    const auto places = [&](int item) { /* in a head: of the one pack or of both */
+                                        if (item >= turning)
+                                            return int2{2 * heads.pairs + (item - turning) * N, 0};
+                                        return HALVES ? int2{item * N, item * N + heads.pairs}
+                                                      : int2{item * 2 * N, item * 2 * N + N};
+    };
+    const auto read = [&](int item, int64_t head) {
+        const int64_t first = (token * heads.count + head) * heads.size;
+        const int2 at = places(item);
+        ahead[0].word = load(&reinterpret_cast<const Pack<T, N> *>(&x[first + at.x])->word);
+        if (item < turning)
+            ahead[1].word = load(&reinterpret_cast<const Pack<T, N> *>(&x[first + at.y])->word);
+    };
+    if (present) read(thread % wide, thread / wide); /* on its way while sines are computed */
     const float position = (float)load(&positions[token]);
     for (int i = thread; i < heads.pairs; i += threads) {
         double sine, cosine;
@@ -44,14 +63,10 @@ static __global__ void __launch_bounds__(MOST_THREADS)
         store(&cosines[i], (float)cosine * heads.cosine_scale);
     }
     __syncthreads();
-    /* A thread keeps to its item of every abreast-th head. */
-    const int turning = heads.pairs / N, items = turning + heads.packs_stay;
-    const int wide = min(items, threads), abreast = threads / wide;
-    if (thread >= wide * abreast) return;
+    if (!present) return;
     for (int item = thread % wide; item < items; item += wide) {
         const bool turns = item < turning;
-        const int stay = 2 * heads.pairs + (item - turning) * N; /* where an item that stays begins */
-        const int a = !turns ? stay : HALVES ? item * N : item * 2 * N, b = HALVES ? a + heads.pairs : a + N;
+        const int2 at = places(item);
         float sine[N], cosine[N];
 #pragma unroll
         for (int i = 0; i < N; i++) {
@@ -60,10 +75,12 @@ static __global__ void __launch_bounds__(MOST_THREADS)
         }
         for (int64_t head = thread / wide; head < heads.count; head += abreast) {
             const int64_t first = (token * heads.count + head) * heads.size;
+            if (item != thread % wide || head != thread / wide) read(item, head);
             float v[2][N];
-            load_pack<T, N>(v[0], &x[first + a]);
+#pragma unroll
+            for (int i = 0; i < N; i++)
+                v[0][i] = to_f32(ahead[0].element[i]), v[1][i] = to_f32(ahead[1].element[i]);
             if (turns) {
-                load_pack<T, N>(v[1], &x[first + b]);
 #pragma unroll
                 for (int i = 0; i < N; i++) {
                     float &even = v[HALVES ? 0 : 2 * i / N][HALVES ? i : 2 * i % N];
@@ -72,9 +89,9 @@ static __global__ void __launch_bounds__(MOST_THREADS)
                     even = fmaf(-q, sine[i], p * cosine[i]);
                     odd = fmaf(p, sine[i], q * cosine[i]);
                 }
-                put<T, N>(&y[first + b], v[1], heads.adds);
+                put<T, N>(&y[first + at.y], v[1], heads.adds);
             }
-            put<T, N>(&y[first + a], v[0], heads.adds);
+            put<T, N>(&y[first + at.x], v[0], heads.adds);
         }
     }
 }
