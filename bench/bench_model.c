@@ -9,6 +9,7 @@
 #include "../engine/alloc.h"
 #include "../engine/clock.h"
 #include "../engine/generate.h"
+#include "../engine/lora.h"
 #include <omp.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -105,6 +106,92 @@ static bool bench_pass(const Bench *b, const char *name, int64_t n, PassOptions 
     }
     pass_result_free(&result);
     pass_result_free(&plan);
+    prompts_free(&prompts);
+    return ok;
+}
+
+/* ---- low-rank updates of a twentieth of the cells ---- */
+enum { LORA_RANK = 16, CELLS_OF_ALL = 20 };
+
+/* All projections of every 20th cell; a small b, so that no gradient vanishes. */
+static bool add_cells(const Model *m, Adapter *adapter, Error *error) {
+    const ModelConfig *c = &m->config;
+    for (int64_t at = CELLS_OF_ALL / 2; at < c->n_layers * c->n_experts; at += CELLS_OF_ALL)
+        for (int p = 0; p < N_PROJECTIONS; p++) {
+            AdapterCell like = {.layer = at / c->n_experts,
+                                .expert = at % c->n_experts,
+                                .projection = (Projection)p,
+                                .rank = LORA_RANK,
+                                .scale = 2},
+                        *cell;
+            if (!adapter_add(adapter, c, like, &cell, error)) return false;
+            const int64_t n_a = LORA_RANK * projection_in(c, like.projection),
+                          n_b = LORA_RANK * projection_out(c, like.projection);
+            for (int64_t i = 0; i < n_a; i++) cell->a[i] = (float)(i * 7919 % 257 - 128) * 1e-4f;
+            for (int64_t i = 0; i < n_b; i++) cell->b[i] = (float)(i * 104729 % 257 - 128) * 1e-5f;
+        }
+    return true;
+}
+
+/* A step: pass with gradients (recomputing), their sum, AdamW. */
+static bool train_step(const Bench *b, const Prompts *prompts, LoraTraining *training, PassResult *result) {
+    const PassOptions options = {
+        .loss_weights = prompts->loss_weights, .training = training, .recompute = RECOMPUTE_ALWAYS};
+    double norm;
+    return model_pass(&b->model, &prompts->batch, &options, NULL, result, b->error) &&
+           lora_training_gather(training, prompts->batch.n_prompts, &norm, b->error) &&
+           lora_training_step(training, &adamw_usual, 1e-4, norm, b->error);
+}
+
+static bool time_steps(const Bench *b, const Prompts *prompts, LoraWeights *weights, double *median,
+                       PassResult *result) {
+    LoraTraining training;
+    if (!lora_training_make(weights, prompts->batch.n_prompts, &training, b->error)) return false;
+    double seconds[RUNS];
+    bool ok = true;
+    for (int run = -1; ok && run < RUNS; run++) {
+        pass_result_free(result);
+        *result = (PassResult){0};
+        const double begin = clock_seconds();
+        ok = train_step(b, prompts, &training, result);
+        seconds[run < 0 ? 0 : run] = clock_seconds() - begin;
+    }
+    if (ok) *median = timing_of(seconds, RUNS).median;
+    fprintf(stderr, "training: weights, moments, gradient %.1f MB, counters %.1f MB, kept rows %.1f MB\n",
+            16 * (double)weights->n_values / 1e6,
+            4 * (double)training.n_slots * (double)weights->n_values / 1e6,
+            (double)result->saved_bytes / 1e6);
+    lora_training_free(&training);
+    return ok;
+}
+
+/* The frozen forward, that with updates, and a training step, in turn in one process: lora_forward's share is
+ * frozen over adapted time (goal: at least 1 / 1.10), lora_step's forward over step (goal: 1 / 3.2). */
+static bool bench_lora(Bench *b, int64_t n) {
+    Prompts prompts;
+    if (!prompts_new(b, n, &prompts)) return false;
+    Adapter adapter = {0};
+    LoraWeights weights = {0};
+    PassResult result = {0};
+    const PassOptions forward = {.want_nll = true};
+    double frozen = 0, adapted = 0, step = 0;
+    bool ok = add_cells(&b->model, &adapter, b->error) &&
+              lora_weights_make(&adapter, &b->model, &weights, b->error) &&
+              time_pass(b, &prompts, &forward, &result, &frozen);
+    if (ok) {
+        b->model.adapter = &weights;
+        ok = time_pass(b, &prompts, &forward, &result, &adapted) &&
+             time_steps(b, &prompts, &weights, &step, &result);
+        b->model.adapter = NULL;
+    }
+    if (ok) {
+        const double tokens = (double)(n * b->request->tokens);
+        print_row(b, "lora_forward", adapted, tokens / adapted, tokens / frozen, frozen / adapted);
+        print_row(b, "lora_step", step, tokens / step, tokens / adapted, adapted / step);
+    }
+    pass_result_free(&result);
+    lora_weights_free(&weights);
+    adapter_free(&adapter);
     prompts_free(&prompts);
     return ok;
 }
@@ -218,7 +305,7 @@ bool bench_model(const BenchModel *request, Error *error) {
     bool ok = bench_pass(&b, "forward", n, recompute, false) &&
               bench_pass(&b, "forward_4x", 4 * n, recompute, false) &&
               bench_pass(&b, "forward_gate_gradient", n, recompute, true) &&
-              bench_pass(&b, "forward_gate_gradient_kept", n, keep, true);
+              bench_pass(&b, "forward_gate_gradient_kept", n, keep, true) && bench_lora(&b, n);
     for (const int64_t *batch = request->batches; ok && *batch; batch++) ok = bench_decode(&b, *batch);
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);

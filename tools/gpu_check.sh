@@ -71,6 +71,13 @@ compare f32 updates 1e-3
 compare f32 adapter 1e-3
 compare bf16 losses 0.05
 
+# ---- low-rank updates beside the product that they update: seconds, GFLOP, GB, TFLOP/s, GB/s ----
+step "the bench of low-rank updates" bash -c 'for shape in mixtral qwen3; do
+    for case in moe_gate_up lora_r16 lora_r64 lora_all_r16 lora_bwd_r16 lora_bwd_r64; do echo "$shape/$case/16384/0"; done
+    echo "$shape/adamw/1024"
+done | "$0" bench ops --device cuda --compute bf16 --cases -' "$here/gatetape"
+sed 's/^/  /' "$scratch/said"
+
 # sanitize TOOL WHAT PROGRAM...: a verdict within 100 s, or a failure that says it was the clock
 sanitize() {
     local tool=$1 what=$2 began=$SECONDS
