@@ -231,7 +231,7 @@ typedef void lora_bwd_fn(Queue *q, Tensor dx, LoraSums sums, Tensor scratch, Ten
  * rows [N,D] real: what is added to those experts' rows of the router */
 typedef void router_rows_fn(Queue *q, Tensor logits, Tensor x, Tensor experts, Tensor rows);
 /* dx[t,:] += sum over n in order of dlogits[t,experts[n]] rows[n,:]; and, added up as LoraSums says,
- * drows[n,:] += dlogits[t,experts[n]] x[t,:], tokens of an example in order; sums.a [S,N,D]. dx and sums.a may
+ * drows[n,:] += dlogits[t,experts[n]] x[t,:], tokens of an example in order; sums.a [S,N,D]. dx, sums.a may
  * be absent */
 typedef void router_rows_bwd_fn(Queue *q, Tensor dx, LoraSums sums, Tensor dlogits, Tensor x, Tensor experts,
                                 Tensor rows);
