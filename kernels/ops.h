@@ -91,7 +91,7 @@ typedef struct {
 } LoraSums;
 
 /* Dropout of the rows that low-rank updates read: an element is left out, or multiplied by 1 / (1 - rate).
- * Which, Philox says of (the token's key, id + the pair's choice, the element), whatever is around the row. */
+ * Which, Philox says of (the token's key, id + the pair's choice, the element), whatever is around it. */
 typedef struct {
     float rate; /* in [0, 1) */
     int64_t id; /* of the projection: a multiple of the most choices */
@@ -231,8 +231,8 @@ typedef void lora_bwd_fn(Queue *q, Tensor dx, LoraSums sums, Tensor scratch, Ten
  * rows [N,D] real: what is added to those experts' rows of the router */
 typedef void router_rows_fn(Queue *q, Tensor logits, Tensor x, Tensor experts, Tensor rows);
 /* dx[t,:] += sum over n in order of dlogits[t,experts[n]] rows[n,:]; and, added up as LoraSums says,
- * drows[n,:] += dlogits[t,experts[n]] x[t,:], tokens of an example in order; sums.a [S,N,D], b absent. dx absent:
- * not wanted */
+ * drows[n,:] += dlogits[t,experts[n]] x[t,:], tokens of an example in order; sums.a [S,N,D]. dx, sums.a may
+ * be absent */
 typedef void router_rows_bwd_fn(Queue *q, Tensor dx, LoraSums sums, Tensor dlogits, Tensor x, Tensor experts,
                                 Tensor rows);
 /* y = x with elements left out        x, y alike, act or real: [M,F], rows by plan, or with an absent plan
