@@ -206,7 +206,7 @@ static double predict_seconds(const Planner *p, const PlannedWork *work) {
 /* What a run on this machine's device would do, where there is a choice. */
 static bool print_residency(const Planner *p, Error *error) {
     int64_t n = 0;
-    if (!p->device->memory && p->job->options.residency == RESIDENCY_AUTO) return true;
+    if (!p->device->copies && p->job->options.residency == RESIDENCY_AUTO) return true;
     if (!residency_choose(p->job, job_model(p->job, p->step->model), p->device, p->compute, &n, error))
         return false;
     if (n)
