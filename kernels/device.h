@@ -32,9 +32,9 @@ typedef struct Graph Graph; /* a recorded piece of work, the backend's own */
 typedef struct Mark Mark;   /* a place in the order of a queue's work, the backend's own */
 typedef void kernel_look(void *context, const char *kernel, int64_t n_launches);
 
-/* A device with memory of its own, and copies to it beside the work of a queue, by a queue of their own: memory
- * of the host that the device reads itself, and marks that one queue sets and another waits for, while the
- * host goes on. A mark is waited for where it was last set. */
+/* A device with memory of its own, and copies to it beside the work of a queue, by a queue of their own:
+ * memory of the host that the device reads itself, and marks that one queue sets and another waits for,
+ * while the host goes on. A mark is waited for where it was last set. */
 typedef struct {
     bool (*memory)(size_t *n_free, size_t *n_total); /* in bytes; false: it does not say */
     Queue *(*queue_new)(void); /* without what ops need; freed as others are. NULL when out of memory */
