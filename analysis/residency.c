@@ -65,7 +65,7 @@ bool residency_choose(const Job *job, const ModelOptions *model, const Device *d
                          "residency: expected auto, resident or streamed for a run of one rank: got peers");
     if (wanted == RESIDENCY_RESIDENT) return true;
     if (wanted == RESIDENCY_STREAMED && !weight_stream_possible(device, error)) return false;
-    const bool says = device->memory && device->memory(&n_free, &n_total);
+    const bool says = device->copies && device->copies->memory(&n_free, &n_total);
     if (wanted == RESIDENCY_AUTO && !says) return true;
     bool ok = model_config_read(model->path, &config, error);
     limits.usable_bytes = USABLE_SHARE * (double)n_free;

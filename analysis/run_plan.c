@@ -207,7 +207,7 @@ static double predict_seconds(const Planner *p, const PlannedWork *work) {
 /* What a run on this machine's device would do, where there is a choice. */
 static bool print_residency(const Planner *p, Error *error) {
     int64_t n = 0;
-    if (!p->device->memory && p->job->options.residency == RESIDENCY_AUTO) return true;
+    if (!p->device->copies && p->job->options.residency == RESIDENCY_AUTO) return true;
     if (!residency_choose(p->job, job_model(p->job, p->step->model), p->device, p->compute, &n, error))
         return false;
     if (n)
@@ -248,33 +248,7 @@ static bool print_work(const Planner *p, PlannedWork *work, Error *error) {
     if (p->step->adapter[0] || p->step->adapter_path[0])
         fputs("  with the updates of an adapter, whose work is not in these numbers\n", p->to);
     if (p->step->kind == STEP_TUNE) return true;
-    fputs("  files: ", p->to);
-    plan_print_text(p->to, p->out, strlen(p->out));
-    if (p->step->kind == STEP_INTERVENTION) {
-        fprintf(p->to,
-                "/%s/{step.json,conditions.csv,cells.csv,excluded.csv,prompts.csv,responses/CONDITION.jsonl,"
-                "side_effects.csv,labels.csv,outcomes.csv,judge.json}, at most %lld conditions\n",
-                p->step->name, (long long)conditions_count(p->step));
-        return true;
-    }
-    if (p->step->kind == STEP_UTILITY) {
-        fprintf(p->to, "/%s/{step.json,utility.csv,%s}, %lld conditions\n", p->step->name,
-                p->step->measure == MEASURE_CHOICES ? "questions.csv,choices.csv" : "texts.csv",
-                (long long)(1 + p->step->adapters.n));
-        return true;
-    }
-    if (p->step->kind == STEP_CONTRAST) {
-        fprintf(p->to,
-                "/%s/{step.json,contrast.json,overall.csv,layers.csv,pairs.csv,controls.csv,ranking.csv,"
-                "selection_RANKING.csv}\n",
-                p->step->name);
-        return true;
-    }
-    fprintf(p->to,
-            "/%s/"
-            "{step.json,scores.csv,curve.csv,coverage.csv,layers.csv,prompts.csv,statistics.json,per_prompt."
-            "safetensors}\n",
-            p->step->name);
+    plan_print_files(p);
     return true;
 }
 
@@ -323,7 +297,7 @@ static bool plan_utility(const Planner *p, PlannedWork *work, Error *error) {
     if (ok) {
         print_head(p);
         for (int64_t g = 0; g < n; g++) print_group(p, groups[g].group);
-        print_work(p, work);
+        ok = print_work(p, work, error);
         print_lines(p->to, &notes);
         for (int64_t g = 0; ok && g < n; g++) ok = print_sample(p, groups[g].group, error);
     }

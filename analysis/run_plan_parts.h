@@ -40,6 +40,8 @@ void planned_work_free(PlannedWork *work);
 
 /* Text of others, for a terminal. */
 void plan_print_text(FILE *to, const char *bytes, size_t n);
+/* The line of files that a step writes, for all kinds but tune. */
+void plan_print_files(const Planner *p);
 /* Lines of memory, work and time: of one device of this machine, or of the ranks that the job names. Sets
  * work->seconds. ERROR_UNAVAILABLE when ranks lack memory. */
 bool plan_print_cost(const Planner *p, PlannedWork *work, Error *error);

@@ -56,6 +56,7 @@ typedef struct {
     const char *folder; /* of a checkpoint */
     const Device *device;
     DType compute;
+    int64_t streamed;                       /* layers whose experts are streamed from the host */
     int64_t prompts, tokens, decode_tokens; /* tokens: of a prompt; decode_tokens: steps that are timed */
     const int64_t *batches;                 /* of decoding, ended by 0 */
     FILE *to;

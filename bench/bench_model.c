@@ -298,8 +298,11 @@ bool bench_model(const BenchModel *request, Error *error) {
     fprintf(stderr, "product %.1f GFLOP/s, copy %.1f GB/s (read + written), %d threads\n",
             b.ceilings.product / 1e9, b.ceilings.copy / 1e9, omp_get_max_threads());
     const double begin = clock_seconds();
-    if (!model_open(request->folder, request->device, request->compute, &b.model, error)) return false;
-    fprintf(stderr, "opened in %.1f s\n", clock_seconds() - begin);
+    if (!model_open_streamed(request->folder, request->device, request->compute, request->streamed, &b.model,
+                             error))
+        return false;
+    fprintf(stderr, "opened in %.1f s, experts of %lld layers streamed\n", clock_seconds() - begin,
+            (long long)request->streamed);
     const PassOptions keep = {.recompute = RECOMPUTE_NEVER}, recompute = {.recompute = RECOMPUTE_ALWAYS};
     const int64_t n = request->prompts;
     bool ok = bench_pass(&b, "forward", n, recompute, false) &&

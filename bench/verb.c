@@ -15,6 +15,7 @@ const Flag bench_flags[] = {
     {"--layers", "N", "checkpoint: how many (4)", false},
     {"--prompts", "N", "model: prompts of a pass (16)", false},
     {"--tokens", "N", "model: tokens of a prompt (128)", false},
+    {"--streamed", "N", "model: layers whose experts are streamed from the host (0)", false},
     {"--batch", "N", "model: prompts decoded at once (1, 16 and 100)", true},
     {"--steps", "N", "model: decoding steps that are timed (24)", false},
     {"--limits", "FILE", "counters: a device by its limits (configs/devices/h100.json)", false},
@@ -48,7 +49,8 @@ static bool run_bench_model(const Arguments *a, BenchModel *r, Error *error) {
     return read_batches(a, batches, error) &&
            arguments_integer(a, "--prompts", 1, 1 << 20, &r->prompts, error) &&
            arguments_integer(a, "--tokens", 2, 1 << 20, &r->tokens, error) &&
-           arguments_integer(a, "--steps", 1, 1 << 20, &r->decode_tokens, error) && bench_model(r, error);
+           arguments_integer(a, "--steps", 1, 1 << 20, &r->decode_tokens, error) &&
+           arguments_integer(a, "--streamed", 0, 1 << 20, &r->streamed, error) && bench_model(r, error);
 }
 
 static bool run_bench_ops(const Arguments *a, const Device *device, DType compute, Error *error) {
@@ -76,7 +78,8 @@ bool bench_verb(const Arguments *a, const Device *device, DType compute, Error *
     if (!strcmp(a->operand, "ops")) return run_bench_ops(a, device, compute, error);
     if (!folder) return error_set(error, ERROR_BAD_INPUT, "--model: expected a folder: got none");
     if (!strcmp(a->operand, "model"))
-        return run_bench_model(a, &(BenchModel){folder, device, compute, 16, 128, 24, NULL, stdout}, error);
+        return run_bench_model(a, &(BenchModel){folder, device, compute, 0, 16, 128, 24, NULL, stdout},
+                               error);
     const char *name = arguments_value(a, "--shape", "bench");
     const BenchShape *shape = bench_shape(name);
     int64_t layers = 4;

@@ -205,8 +205,8 @@ static size_t memory_available(void) {
 /* A device with memory of its own keeps a sixteenth for what else is allocated there. */
 static size_t memory_free(const Device *device) {
     size_t n_free, n_total;
-    if (!device->memory) return memory_available();
-    return device->memory(&n_free, &n_total) ? n_free / 16 * 15 : 0;
+    if (!device->copies) return memory_available();
+    return device->copies->memory(&n_free, &n_total) ? n_free / 16 * 15 : 0;
 }
 
 static bool choose(Pass *p, PassResult *result) {

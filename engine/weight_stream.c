@@ -34,7 +34,7 @@ struct WeightStream {
 static size_t aligned(size_t n_bytes) { return (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
 
 bool weight_stream_possible(const Device *device, Error *error) {
-    return device->host_alloc ||
+    return device->copies ||
            error_set(
                error, ERROR_UNAVAILABLE,
                "residency: expected a device with memory of its own for streamed weights: got %s, which "
@@ -49,11 +49,11 @@ WeightStream *weight_stream_new(const Device *device, int64_t n_layers, int64_t 
         *s = (WeightStream){.device = device, .n_layers = n_layers, .n_streamed = n_streamed};
         s->of_layer = mem_zeroed((size_t)n_layers, sizeof *s->of_layer);
         s->layers = mem_zeroed((size_t)n_streamed, sizeof *s->layers);
-        s->copies = device->copies_new();
-        s->used = device->mark_new();
+        s->copies = device->copies->queue_new();
+        s->used = device->copies->mark_new();
         bool fine = s->of_layer && s->layers && s->copies && s->used;
         for (int b = 0; b < N_BUFFERS; b++) {
-            s->buffers[b] = (Buffer){.copied = device->mark_new(), .there = -1};
+            s->buffers[b] = (Buffer){.copied = device->copies->mark_new(), .there = -1};
             fine = fine && s->buffers[b].copied;
         }
         for (int64_t l = 0, n = 0; fine && l < n_layers; l++)
@@ -69,13 +69,13 @@ void weight_stream_free(WeightStream *s) {
     if (!s) return;
     const Device *device = s->device;
     if (s->copies) device->queue_free(s->copies);
-    if (s->used) device->mark_free(s->used);
+    if (s->used) device->copies->mark_free(s->used);
     for (int b = 0; b < N_BUFFERS; b++) {
-        if (s->buffers[b].copied) device->mark_free(s->buffers[b].copied);
+        if (s->buffers[b].copied) device->copies->mark_free(s->buffers[b].copied);
         if (s->buffers[b].data) device->free(s->buffers[b].data);
     }
     for (int64_t i = 0; s->layers && i < s->n_streamed; i++)
-        if (s->layers[i].host) device->host_free(s->layers[i].host);
+        if (s->layers[i].host) device->copies->host_free(s->layers[i].host);
     mem_free(s->of_layer);
     mem_free(s->layers);
     mem_free(s);
@@ -89,7 +89,7 @@ bool weight_stream_has(const WeightStream *s, int64_t moe_layer) {
 bool weight_stream_take(WeightStream *s, int64_t moe_layer, Tensor *gate_up, Tensor *down, Error *error) {
     StreamedLayer *layer = &s->layers[s->of_layer[moe_layer]];
     const size_t down_at = aligned(tensor_bytes(*gate_up)), n_bytes = down_at + tensor_bytes(*down);
-    *layer = (StreamedLayer){gate_up, down, s->device->host_alloc(n_bytes), down_at};
+    *layer = (StreamedLayer){gate_up, down, s->device->copies->host_alloc(n_bytes), down_at};
     if (!layer->host)
         return error_set(error, ERROR_UNAVAILABLE,
                          "streamed weights: expected %zu bytes of pinned memory beside %zu held: got none",
@@ -127,11 +127,11 @@ static void copy_layer(WeightStream *s, Queue *q, int64_t i) {
     const StreamedLayer *layer = &s->layers[i];
     Buffer *buffer = &s->buffers[i % N_BUFFERS];
     if (buffer->there == i) return;
-    device->mark_set(q, s->used);
-    device->mark_wait(s->copies, s->used);
-    device->copy_pinned(s->copies, *layer->gate_up, layer->host);
-    device->copy_pinned(s->copies, *layer->down, (char *)layer->host + layer->down_at);
-    device->mark_set(s->copies, buffer->copied);
+    device->copies->mark_set(q, s->used);
+    device->copies->mark_wait(s->copies, s->used);
+    device->copies->copy(s->copies, *layer->gate_up, layer->host);
+    device->copies->copy(s->copies, *layer->down, (char *)layer->host + layer->down_at);
+    device->copies->mark_set(s->copies, buffer->copied);
     buffer->there = i;
     buffer->awaited = false;
     s->n_copies++;
@@ -146,7 +146,7 @@ void weight_stream_need(WeightStream *s, Queue *q, int64_t moe_layer, bool back)
     const int64_t i = s->of_layer[moe_layer], next = back ? i - 1 : i + 1;
     Buffer *buffer = &s->buffers[i % N_BUFFERS];
     copy_layer(s, q, i);
-    if (!buffer->awaited) s->device->mark_wait(q, buffer->copied);
+    if (!buffer->awaited) s->device->copies->mark_wait(q, buffer->copied);
     buffer->awaited = !q->failed_op; /* a queue that has failed waits for nothing */
     if (next >= 0 && next < s->n_streamed) copy_layer(s, q, next);
     if (s->copies->failed_op) queue_fail(q, s->copies->failed_op, "%s", s->copies->failure);

@@ -260,6 +260,9 @@ bool weights_load(const ModelConfig *config, const Device *device, Weights *weig
 bool weights_load_streamed(const ModelConfig *config, const Device *device, int64_t n_streamed,
                            Weights *weights, Error *error) {
     *weights = (Weights){.device = device};
+    if (n_streamed > config->n_moe_layers)
+        return error_set(error, ERROR_BAD_INPUT, "%s: expected at most %lld layers to stream: got %lld",
+                         config->folder, (long long)config->n_moe_layers, (long long)n_streamed);
     if (n_streamed) {
         weights->stream = weight_stream_new(device, config->n_moe_layers, n_streamed, error);
         if (!weights->stream) return false;

@@ -41,6 +41,21 @@ typedef struct {
     bool (*idle)(Queue *q); /* without waiting: all is done, or an op has failed */
 } DeviceStreams;
 
+/* A device with memory of its own, and copies to it beside the work of a queue, by a queue of their own:
+ * memory of the host that the device reads itself, and marks that one queue sets and another waits for,
+ * while the host goes on. A mark is waited for where it was last set. */
+typedef struct {
+    bool (*memory)(size_t *n_free, size_t *n_total); /* in bytes; false: it does not say */
+    Queue *(*queue_new)(void); /* without what ops need; freed as others are. NULL when out of memory */
+    void *(*host_alloc)(size_t n_bytes); /* NULL when out of memory */
+    void (*host_free)(void *p);
+    void (*copy)(Queue *q, Tensor to, const void *from); /* from: of host_alloc, unchanged until it is done */
+    Mark *(*mark_new)(void);
+    void (*mark_free)(Mark *mark);
+    void (*mark_set)(Queue *q, Mark *mark);
+    void (*mark_wait)(Queue *q, Mark *mark);
+} DeviceCopies;
+
 typedef struct Device Device;
 struct Device {
     const char *name; /* "generic", "avx2", "avx512", "avx512bf16", "amx", "f64", "cost", "cuda" */
@@ -67,22 +82,8 @@ struct Device {
     /* Dense products by the vendor's library from now on, or by our own kernels again; false and *why where
      * there is none. NULL: this backend knows no library. */
     bool (*dense_by_library)(bool on, const char **why);
-    /* Copies beside the work of a queue, by a queue of their own: memory of the host that the device reads
-     * itself (host_alloc; NULL when out of memory), and marks that one queue sets and another waits for,
-     * while the host goes on. A mark is waited for where it was last set. NULL, all of them: this backend
-     * computes in the host's memory. */
-    Queue *(*copies_new)(void); /* a queue without what ops need; freed as others are */
-    void *(*host_alloc)(size_t n_bytes);
-    void (*host_free)(void *p);
-    void (*copy_pinned)(Queue *q, Tensor to,
-                        const void *from); /* from: of host_alloc, unchanged until done */
-    Mark *(*mark_new)(void);
-    void (*mark_free)(Mark *mark);
-    void (*mark_set)(Queue *q, Mark *mark);
-    void (*mark_wait)(Queue *q, Mark *mark);
-    /* Of the device's own memory, in bytes; NULL: it has none. False: it does not say. */
-    bool (*memory)(size_t *n_free, size_t *n_total);
     const DeviceStreams *streams; /* NULL: ops run when they are called, in the host's memory */
+    const DeviceCopies *copies;   /* NULL: this backend computes in the host's memory */
 };
 
 extern const Device cost_device;

@@ -263,11 +263,13 @@ void each_kernel(kernel_look *look, void *context) {
     for (const auto &k : launches) look(context, k.first.c_str(), k.second);
 }
 
-const Device device = {"cuda",      &cuda_ops,    true,        queue_new,   queue_free,    device_alloc,
-                       device_free, device_zero,  copy_in,     copy_out,    device_sync,   graph_begin,
-                       graph_end,   graph_launch, graph_free,  each_kernel, cublas_switch, copies_new,
-                       host_alloc,  host_free,    copy_pinned, mark_new,    mark_free,     mark_set,
-                       mark_wait,   device_memory};
+const DeviceCopies copies = {device_memory, copies_new, host_alloc, host_free, copy_pinned,
+                             mark_new,      mark_free,  mark_set,   mark_wait};
+
+const Device device = {"cuda",       &cuda_ops,     true,        queue_new,    queue_free,
+                       device_alloc, device_free,   device_zero, copy_in,      copy_out,
+                       device_sync,  graph_begin,   graph_end,   graph_launch, graph_free,
+                       each_kernel,  cublas_switch, NULL,        &copies};
 } /* namespace */
 
 cudaStream_t queue_stream(Queue *q) { return stream_of(q)->handle; }

@@ -183,8 +183,8 @@ static void as_few_layers_are_streamed_as_must_be(void **state) {
     Error error = {0};
     Job job = {0};
     Device device = *cpu_device();
-    device.memory = say_memory;
-    device.host_alloc = malloc;
+    const DeviceCopies copies = {.memory = say_memory};
+    device.copies = &copies;
     if (!job_read(scratch_path("job.json"), (JobSettings){0}, &job, &error)) fail_msg("%s", error.text);
     const struct {
         double gb;
