@@ -106,26 +106,31 @@ static bool put_text(PromptFile *to, Text *text, const char **put, size_t *lengt
     return *put != NULL;
 }
 
+/* How questions are asked. */
+typedef struct {
+    const PromptEncoder *encoder;
+    ChoiceForm form;
+} Asking;
+
 /* The question as it is asked, in the place of the last message's text. */
-static bool ask(const PromptEncoder *encoder, ChoiceForm form, const Line *line, PromptFile *to,
-                ChatMessage *last, Error *error) {
-    const bool plain = !encoder->chat_template;
+static bool ask(const Asking *by, const Line *line, PromptFile *to, ChatMessage *last, Error *error) {
+    const bool plain = !by->encoder->chat_template;
     Text text = {0};
     if (plain) text_put_string(&text, "Question: ");
     text_put(&text, last->content, last->length);
-    for (int64_t i = 0; form == CHOICES_AS_LETTERS && i < line->n; i++)
+    for (int64_t i = 0; by->form == CHOICES_AS_LETTERS && i < line->n; i++)
         text_format(&text, "\n%c. %s", (char)('A' + i), line->texts[i]);
-    if (plain || form == CHOICES_AS_LETTERS) text_put_string(&text, "\nAnswer:");
+    if (plain || by->form == CHOICES_AS_LETTERS) text_put_string(&text, "\nAnswer:");
     const bool ok = put_text(to, &text, &last->content, &last->length, error);
     text_free(&text);
     return ok;
 }
 
-static bool reply(const PromptEncoder *encoder, ChoiceForm form, const Line *line, int64_t i, PromptFile *to,
-                  PromptEntry *entry, Error *error) {
+static bool reply(const Asking *by, const Line *line, int64_t i, PromptFile *to, PromptEntry *entry,
+                  Error *error) {
     Text text = {0};
-    if (!encoder->chat_template) text_put_string(&text, " ");
-    if (form == CHOICES_AS_LETTERS)
+    if (!by->encoder->chat_template) text_put_string(&text, " ");
+    if (by->form == CHOICES_AS_LETTERS)
         text_format(&text, "%c", (char)('A' + i));
     else
         text_put_string(&text, line->texts[i]);
@@ -150,8 +155,8 @@ static PromptEntry *add_entry(PromptFile *to, Error *error) {
 }
 
 /* An entry of its own for each choice: question before it, choice as target. */
-static bool put_question(const PromptEncoder *encoder, ChoiceForm form, const PromptEntry *question,
-                         const Line *line, PromptFile *to, Error *error) {
+static bool put_question(const Asking *by, const PromptEntry *question, const Line *line, PromptFile *to,
+                         Error *error) {
     for (int64_t i = 0; i < line->n; i++) {
         PromptEntry *entry = add_entry(to, error);
         if (!entry) return false;
@@ -164,37 +169,36 @@ static bool put_question(const PromptEncoder *encoder, ChoiceForm form, const Pr
         if (last->role != ROLE_USER)
             return error_set(error, ERROR_BAD_INPUT,
                              "expected a question of the user as the last message: got another role's");
-        if (!ask(encoder, form, line, to, last, error) || !reply(encoder, form, line, i, to, entry, error))
-            return false;
+        if (!ask(by, line, to, last, error) || !reply(by, line, i, to, entry, error)) return false;
     }
     return true;
 }
 
 /* ---- the file ---- */
-static bool read_line(const PromptEncoder *encoder, ChoiceForm form, const PromptEntry *question,
-                      const char *text, size_t n, PromptFile *to, ChoiceQuestion *made, Error *error) {
+static bool read_line(const Asking *by, const PromptEntry *question, const char *text, size_t n,
+                      PromptFile *to, ChoiceQuestion *made, Error *error) {
     char name[600];
     Line line = {0};
     snprintf(name, sizeof name, "%s:%lld", to->file, (long long)question->line);
     JsonDocument *document = json_parse(text, n, name, error);
     bool ok = document && read_choices(json_root(document), &line, error) &&
               read_answer(json_root(document), &line, error) &&
-              (put_question(encoder, form, question, &line, to, error) || error_add_place(error, "%s", name));
+              (put_question(by, question, &line, to, error) || error_add_place(error, "%s", name));
     *made = (ChoiceQuestion){.n = line.n, .answer = line.answer};
     json_free(document);
     return ok;
 }
 
 /* The lines of the questions, in their order. */
-static bool read_lines(const PromptEncoder *encoder, ChoiceForm form, const PromptFile *questions,
-                       const char *text, size_t length, PromptFile *to, ChoiceQuestion *list, Error *error) {
+static bool read_lines(const Asking *by, const PromptFile *questions, const char *text, size_t length,
+                       PromptFile *to, ChoiceQuestion *list, Error *error) {
     int64_t line = 1, at = 0;
     for (size_t begin = 0; begin < length && at < questions->n; line++) {
         const char *here = text + begin, *end = memchr(here, '\n', length - begin);
         const size_t n = end ? (size_t)(end - here) : length - begin;
         begin += n + 1;
         if (questions->entries[at].line != line) continue;
-        if (!read_line(encoder, form, &questions->entries[at], here, n, to, &list[at], error)) return false;
+        if (!read_line(by, &questions->entries[at], here, n, to, &list[at], error)) return false;
         at++;
     }
     return at == questions->n ||
@@ -228,7 +232,8 @@ bool choices_read(const PromptEncoder *encoder, const PromptOptions *options, Ch
     bool ok = text && ((texts.file && set->list) ||
                        error_out_of_memory(error, "questions", (size_t)set->questions.n * sizeof *set->list));
     memcpy(texts.hash, set->questions.hash, sizeof texts.hash);
-    ok = ok && read_lines(encoder, form, &set->questions, text, length, &texts, set->list, error) &&
+    ok = ok &&
+         read_lines(&(Asking){encoder, form}, &set->questions, text, length, &texts, set->list, error) &&
          prompts_encode(encoder, options, needs, &texts, &set->texts, error);
     if (ok) gather(set);
     if (ok && !set->n)

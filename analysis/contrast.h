@@ -1,14 +1,14 @@
 /* contrast: one step of kind contrast. Does the router go elsewhere for the same prompt answered otherwise,
- * for the same prompt behind a prefix, for a prompt's matched partner, for the same text under an adapter; and
- * how far does it go for another topic?
+ * for the same prompt behind a prefix, for a prompt's matched partner, for the same text under an adapter;
+ * and how far does it go for another topic?
  *
  * The unit is a pair of texts, first and second. Of each pair and layer: Jensen-Shannon divergence of the
  * router distributions (softmax over all experts), overlap@k, weighted Jaccard; beside them the same of
  * control pairs of unlike topics. Continuations are compared token by token (the j-th of one with the j-th
  * of the other, up to the shorter's end, behind the same prompt tokens, which is checked), and so is one text
- * without an adapter (first) and with it (second); prompts by their mean distributions. Cells are ranked by three sensitivities, and the first of each ranking are written as
- * selection_*.csv. The definitions are ours where the literature (arXiv 2605.29708) states none;
- * definitions.c has them.
+ * without an adapter (first) and with it (second); prompts by their mean distributions. Cells are ranked by
+ * three sensitivities, and the first of each ranking are written as selection_*.csv. The definitions are
+ * ours where the literature (arXiv 2605.29708) states none; definitions.c has them.
  *
  * RUN/STEP gets contrast.json, overall.csv, layers.csv, pairs.csv, controls.csv, ranking.csv,
  * selection_RANKING.csv and last step.json. Finished blocks of 64 pairs are not measured again. */

@@ -1,5 +1,5 @@
-/* The sentences of the methods text about a model with and without adapters: what is compared, and what else it
- * can do. */
+/* The sentences of the methods text about a model with and without adapters: what is compared, and what
+ * else it can do. */
 #include "methods.h"
 
 enum {

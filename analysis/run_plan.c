@@ -1,7 +1,6 @@
 /* The plan: encode as the run would, count on the cost device, print. */
 #include "run_plan_parts.h"
 #include "../engine/alloc.h"
-#include "../engine/clock.h"
 #include "../engine/io.h"
 #include "../engine/model.h"
 #include "conditions.h"
@@ -14,46 +13,9 @@
 #include <unistd.h>
 
 static const double mib = 1 << 20;
-enum { SAMPLE_BYTES = 600 };
-
-/* ---- the rate ---- */
-enum { RATE_MOST = 1024, RATE_FLOATS = 1 << 23 };
+enum { SAMPLE_BYTES = 600, RATE_MOST = 1024 };
 
 static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-
-/* Best of twelve: a product [RATE_ROWS,k] x [n,k]^T, and y += x over RATE_FLOATS floats. */
-static Rates measure_rates(const Device *device, int64_t n, int64_t k, Error *error) {
-    int64_t n_product = RATE_ROWS * (k + n) + n * k;
-    size_t n_bytes = sizeof(float) * (size_t)(n_product > 2 * RATE_FLOATS ? n_product : 2 * RATE_FLOATS);
-    Queue *q = device->queue_new();
-    float *block = device->alloc(n_bytes);
-    Rates best = {0};
-    if (!q || !block) error_out_of_memory(error, "a product to measure", n_bytes);
-    if (q && block) {
-        Tensor x = tensor_matrix(block, DTYPE_F32, RATE_ROWS, k),
-               w = tensor_matrix(block + RATE_ROWS * k, DTYPE_F32, n, k),
-               y = tensor_matrix(block + (RATE_ROWS + n) * k, DTYPE_F32, RATE_ROWS, n),
-               from = tensor_vector(block, DTYPE_F32, RATE_FLOATS),
-               to = tensor_vector(block + RATE_FLOATS, DTYPE_F32, RATE_FLOATS);
-        device->zero(q, tensor_vector(block, DTYPE_F32, (int64_t)(n_bytes / sizeof(float))));
-        for (int i = 0; i <= 12; i++) {
-            device->sync(q);
-            double begun = clock_seconds();
-            device->ops->dense(q, y, x, w, (Tensor){0}, (Tensor){0});
-            device->sync(q);
-            double middle = clock_seconds();
-            device->ops->accumulate(q, to, from);
-            if (!device->sync(q)) error_set(error, ERROR_UNAVAILABLE, "%s: %s", q->failed_op, q->failure);
-            double flops = 2.0 * RATE_ROWS * (double)n * (double)k / (middle - begun),
-                   bytes = 3.0 * sizeof(float) * RATE_FLOATS / (clock_seconds() - middle);
-            if (i && flops > best.flops) best.flops = flops;
-            if (i && bytes > best.bytes) best.bytes = bytes;
-        }
-    }
-    if (block) device->free(block);
-    if (q) device->queue_free(q);
-    return best;
-}
 
 /* ---- one step ---- */
 bool plan_walks_back(const StepOptions *step) {
@@ -349,7 +311,7 @@ static bool plan_measuring(Planner *p, PlannedWork *work, Error *error) {
     if (ok && !p->limits) {
         p->rate_n = at_most(2 * config.expert_size, RATE_MOST);
         p->rate_k = at_most(config.hidden_size, RATE_MOST);
-        p->rates = measure_rates(p->device, p->rate_n, p->rate_k, error);
+        p->rates = plan_measure_rates(p->device, p->rate_n, p->rate_k, error);
     }
     ok = ok && error->code == ERROR_NONE &&
          (!can_read                     ? plan_unread

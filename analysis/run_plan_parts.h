@@ -38,6 +38,8 @@ typedef struct {
 bool planned_work_add(PlannedWork *work, int64_t length, Error *error);
 void planned_work_free(PlannedWork *work);
 
+/* Best of twelve: a product [RATE_ROWS,k] x [n,k]^T, and y += x over many floats. */
+Rates plan_measure_rates(const Device *device, int64_t n, int64_t k, Error *error);
 /* Text of others, for a terminal. */
 void plan_print_text(FILE *to, const char *bytes, size_t n);
 /* The line of files that a step writes, for all kinds but tune. */

@@ -21,12 +21,11 @@ void utility_free_groups(UtilityGroup *groups, int64_t n) {
     mem_free(groups);
 }
 
-static bool read_choices(const Job *job, const StepOptions *step, const PromptEncoder *encoder,
-                         const Inputs *inputs, int64_t g, ChoiceSet *set, Text *notes, Error *error) {
-    const PromptOptions *options = job_prompts(job, step->groups.names[g]);
+static bool read_choices(const PromptOptions *options, ChoiceForm form, const PromptEncoder *encoder,
+                         const Inputs *inputs, ChoiceSet *set, Text *notes, Error *error) {
     PromptFile file = {0};
     bool ok = step_read_file(options, inputs, &file, error) &&
-              choices_read(encoder, options, (ChoiceForm)step->choice_form, &file, set, error);
+              choices_read(encoder, options, form, &file, set, error);
     prompts_free(&file);
     if (ok && set->n_left_out)
         text_format(notes, "group %s: %lld questions were left out, a choice of theirs being too long\n",
@@ -67,7 +66,8 @@ bool utility_read_groups(const Job *job, const StepOptions *step, const PromptEn
     if (!*groups) return error_out_of_memory(error, "groups", (size_t)n * sizeof **groups);
     bool ok = true;
     for (int64_t g = 0; ok && step->measure == MEASURE_CHOICES && g < n; g++)
-        ok = read_choices(job, step, encoder, inputs, g, &(*groups)[g].choices, notes, error);
+        ok = read_choices(job_prompts(job, step->groups.names[g]), (ChoiceForm)step->choice_form, encoder,
+                          inputs, &(*groups)[g].choices, notes, error);
     if (step->measure == MEASURE_PERPLEXITY)
         ok = read_texts(job, step, encoder, inputs, *groups, notes, error);
     for (int64_t g = 0; ok && g < n; g++) ok = set_units(step, &(*groups)[g], error);
