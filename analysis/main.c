@@ -15,6 +15,7 @@
 #include "verify_adapter.h"
 #include "../bench/verb.h"
 #include "../engine/alloc.h"
+#include "../engine/text.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,19 +26,32 @@ static const Flag run_flags[] = {
     {"--out", "FOLDER", "the run folder (runs/NAME for a job NAME.json)", false},
     {"--set", "a.b=VALUE", "one option of the job, over what the file says", true},
     {"--dry-run", NULL, "print the plan (work, memory, time, files) and touch nothing", false},
+    {"--comm", "NAME", "how ranks talk: auto (several under mpirun or srun, else one), self or mpi", false},
+    {"--deadline", "SECONDS", "a rank that gives no sign of life for so long ends all (600)", false},
     {0},
 };
 
 static bool run_run(const Arguments *a, Error *error) {
     const char *sets[MAX_ARGUMENTS];
+    CommOptions options = {.kind = arguments_value(a, "--comm", "auto"), .deadline_s = 600};
+    Comm comm;
+    if (!arguments_number(a, "--deadline", 1, 1e6, &options.deadline_s, error) ||
+        !comm_open(&options, &comm, error))
+        return false;
     RunRequest request = {.job = a->operand,
                           .out = arguments_value(a, "--out", NULL),
                           .sets = sets,
                           .n_sets = arguments_values(a, "--set", sets),
                           .dry_run = arguments_have(a, "--dry-run"),
                           .version = version,
-                          .to = stdout};
-    return run_job(&request, error);
+                          .to = stdout,
+                          .comm = &comm};
+    bool ok = run_job(&request, error);
+    /* rank 0 says it, and before the others leave: a launcher ends those who come after a failed one */
+    if (comm.size > 1 && comm.rank == 0 && error->text[0]) text_print_error(error);
+    if (comm.size > 1) error->text[0] = 0;
+    comm_close(&comm);
+    return ok;
 }
 
 /* ---- analyze ---- */
@@ -370,6 +384,6 @@ int main(int n, char **texts) {
     bool ok = answer(n, texts, &error);
     if (ok && (fflush(stdout) != 0 || ferror(stdout)))
         ok = error_set(&error, ERROR_FAILED, "standard output: expected to write all of it: it failed");
-    if (error.code != ERROR_NONE) text_print_error(&error);
+    if (error.text[0]) text_print_error(&error);
     return ok ? 0 : error.code != ERROR_NONE ? (int)error.code : 1;
 }

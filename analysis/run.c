@@ -7,6 +7,7 @@
 #include "devices.h"
 #include "intervene.h"
 #include "judge_step.h"
+#include "ranks.h"
 #include "report.h"
 #include "run_folder.h"
 #include "run_plan.h"
@@ -138,6 +139,7 @@ typedef struct {
     DType compute;
     RunFolder *folder;
     Progress *progress;
+    Comm *comm;
     const ModelOptions *loaded; /* whose model and encoder are open; NULL: none */
     Model model;
     PromptEncoder encoder;
@@ -174,6 +176,11 @@ static bool put_event(Run *run, const char *name, const StepOptions *step, Error
     return event_append(&event, run->progress, error);
 }
 
+/* The others are rank 0's alone. */
+static bool runs_on_all(const StepOptions *step) {
+    return step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT;
+}
+
 static bool run_measuring(Run *run, const StepOptions *step, const char *folder, Error *error) {
     StepRun one = {.job = run->job,
                    .step = step,
@@ -182,7 +189,8 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
                    .inputs = run->inputs,
                    .folder = folder,
                    .progress = run->progress,
-                   .stop = &stop_wanted};
+                   .stop = &stop_wanted,
+                   .comm = run->comm};
     bool (*work)(const StepRun *, Error *) = step->kind == STEP_INTERVENTION ? intervene_run
                                              : step->kind == STEP_CONTRAST   ? contrast_run
                                              : step->kind == STEP_JUDGE      ? judge_step_run
@@ -191,25 +199,44 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
     if (!step->model[0]) return work(&one, error);
     StepAdapter adapter = {0};
     bool ok = open_model(run, job_model(run->job, step->model), error) &&
-              step_adapter_open(run->job, step, run->folder->path, &run->model, &adapter, error) &&
-              work(&one, error);
+              step_adapter_open(run->job, step, run->folder->path, &run->model, &adapter, error);
+    if (runs_on_all(step)) ok = comm_agree(run->comm, ok, error);
+    ok = ok && work(&one, error);
     step_adapter_close(&run->model, &adapter);
     return ok;
+}
+
+/* Which steps earlier runs finished, rank 0 says. */
+static bool is_finished(Run *run, const StepOptions *step, const char *facts) {
+    int64_t finished = run->comm->rank == 0 && step->kind != STEP_REPORT && io_exists(facts);
+    comm_max_i64(run->comm, &finished, 1);
+    if (finished) progress_note(run->progress, "%s: finished before", step->name);
+    return finished != 0;
+}
+
+static bool do_step(Run *run, const StepOptions *step, const char *folder, Error *error) {
+    if (run->comm->rank && !runs_on_all(step)) return true;
+    bool ok = put_event(run, "step/begin", step, error);
+    if (ok && step->kind == STEP_REPORT)
+        ok = report_write(run->folder->path, run->progress, error);
+    else
+        ok = ok && run_measuring(run, step, folder, error);
+    return ok && put_event(run, "step/end", step, error);
 }
 
 static bool run_step(Run *run, const StepOptions *step, Error *error) {
     char *folder = io_join(run->folder->path, step->name),
          *facts = folder ? io_join(folder, "step.json") : NULL;
     bool ok = facts || error_out_of_memory(error, "a path", strlen(step->name));
-    if (ok && step->kind != STEP_REPORT && io_exists(facts)) {
-        progress_note(run->progress, "%s: finished before", step->name);
-    } else if (ok) {
-        ok = put_event(run, "step/begin", step, error);
-        if (ok && step->kind == STEP_REPORT)
-            ok = report_write(run->folder->path, run->progress, error);
-        else
-            ok = ok && run_measuring(run, step, folder, error);
-        ok = ok && put_event(run, "step/end", step, error);
+    ok = ok && (!stop_wanted ||
+                error_set(error, ERROR_INTERRUPTED,
+                          "interrupted before step %s; the same command goes on from there", step->name));
+    comm_phase("step %.40s", step->name);
+    ok = comm_agree(run->comm, ok, error);
+    if (ok && !is_finished(run, step, facts)) {
+        ok = do_step(run, step, folder, error);
+        comm_phase("step %.40s, end", step->name);
+        ok = comm_agree(run->comm, ok, error);
     }
     mem_free(facts);
     mem_free(folder);
@@ -217,13 +244,10 @@ static bool run_step(Run *run, const StepOptions *step, Error *error) {
 }
 
 static bool run_steps(Run *run, Error *error) {
-    bool ok = put_event(run, "run/begin", NULL, error) && results_write_readme(run->folder->path, error);
-    for (int64_t s = 0; ok && s < run->job->n_steps; s++) {
-        ok = !stop_wanted || error_set(error, ERROR_INTERRUPTED,
-                                       "interrupted before step %s; the same command goes on from there",
-                                       run->job->steps[s].name);
-        ok = ok && run_step(run, &run->job->steps[s], error);
-    }
+    bool ok = put_event(run, "run/begin", NULL, error) &&
+              (run->comm->rank || results_write_readme(run->folder->path, error));
+    ok = comm_agree(run->comm, ok, error);
+    for (int64_t s = 0; ok && s < run->job->n_steps; s++) ok = run_step(run, &run->job->steps[s], error);
     close_model(run);
     return ok && put_event(run, "run/end", NULL, error);
 }
@@ -238,38 +262,48 @@ static bool note_end(RunFolder *folder, const RunFacts *facts, bool ok, Error *e
     return false;
 }
 
-static bool run_in_folder(const char *path, const Job *job, const Inputs *inputs, const Device *device,
-                          const char *version, Error *error) {
-    DType compute = devices_compute((ComputeChoice)job->options.compute, device);
-    RunFacts facts = {.job = job,
-                      .inputs = inputs,
-                      .version = version ? version : "unknown",
-                      .device = device == cuda_device(NULL) ? "cuda" : "cpu",
-                      .isa = device->name,
-                      .compute = dtype_name(compute),
-                      .n_threads = omp_get_max_threads()};
-    inputs_identity(job, facts.device, facts.compute, inputs, facts.identity, error);
+/* Rank 0 alone writes and shows; the others know the folder's path. */
+static bool open_folder(Comm *comm, const char *path, const RunFacts *facts, RunFolder *folder,
+                        Error *error) {
+    if (comm->rank == 0) return run_folder_open(folder, path, facts, error);
+    folder->path = mem_copy_text(path, strlen(path));
+    return folder->path || error_out_of_memory(error, "a path", strlen(path));
+}
+
+static bool run_in_folder(Run *run, const RunFacts *facts, const char *path, Error *error) {
     RunFolder folder = {.lock = -1};
-    if (error->code != ERROR_NONE || !run_folder_open(&folder, path, &facts, error)) {
-        run_folder_close(&folder);
-        return false;
-    }
     char *events = io_join(path, "events.jsonl");
     bool ok = events || error_out_of_memory(error, "a path", strlen(path));
+    ok = ok && open_folder(run->comm, path, facts, &folder, error);
+    bool opened = ok;
+    comm_phase("open the run folder");
+    ok = comm_agree(run->comm, ok, error);
     if (ok) {
-        Progress progress = progress_new(events);
-        Run run = {.job = job,
-                   .inputs = inputs,
-                   .device = device,
-                   .compute = compute,
-                   .folder = &folder,
-                   .progress = &progress};
-        ok = run_steps(&run, error);
+        Progress progress = run->comm->rank ? (Progress){0} : progress_new(events);
+        run->progress = &progress;
+        run->folder = &folder;
+        ok = run_steps(run, error);
     }
-    ok = note_end(&folder, &facts, ok, error);
+    if (opened && run->comm->rank == 0) ok = note_end(&folder, facts, ok, error);
     run_folder_close(&folder);
     mem_free(events);
     return ok;
+}
+
+static bool run_on_ranks(Run *run, const char *path, const char *version, Error *error) {
+    RunFacts facts = {.job = run->job,
+                      .inputs = run->inputs,
+                      .version = version ? version : "unknown",
+                      .device = run->device == cuda_device(NULL) ? "cuda" : "cpu",
+                      .isa = run->device->name,
+                      .compute = dtype_name(run->compute),
+                      .n_threads = omp_get_max_threads(),
+                      .n_ranks = run->comm->size};
+    inputs_identity(run->job, facts.device, facts.compute, run->inputs, facts.identity, error);
+    bool ok = comm_agree(run->comm, error->code == ERROR_NONE, error) &&
+              ranks_check_alike(run->comm, &facts, error) && run_in_folder(run, &facts, path, error);
+    /* a last failure of rank 0 is everyone's: the exit codes agree */
+    return comm_agree(run->comm, ok, error);
 }
 
 static char *default_folder(const Job *job) {
@@ -280,6 +314,7 @@ static char *default_folder(const Job *job) {
 }
 
 bool run_job(const RunRequest *request, Error *error) {
+    Comm alone = comm_alone(NULL), *comm = request->comm ? request->comm : &alone;
     Job job = {0};
     Inputs inputs = {0};
     const Device *device = NULL;
@@ -290,16 +325,18 @@ bool run_job(const RunRequest *request, Error *error) {
               pick_dense(job.options.dense, device, error);
     if (ok) out = request->out ? mem_copy_text(request->out, strlen(request->out)) : default_folder(&job);
     ok = ok && (out || error_out_of_memory(error, "a path", 1));
+    comm_phase("read the job");
+    if (ok && !request->dry_run) ok = inputs_gather(&job, &inputs, error);
+    ok = comm_agree(comm, ok, error);
+    DType compute = ok ? devices_compute((ComputeChoice)job.options.compute, device) : DTYPE_F32;
     if (ok && request->dry_run) {
-        ok = run_plan(&job, out, device, devices_compute((ComputeChoice)job.options.compute, device),
-                      request->to, error);
-    } else if (ok && inputs_gather(&job, &inputs, error)) {
+        ok = comm->rank || run_plan(&job, out, device, compute, request->to, error);
+    } else if (ok) {
+        Run run = {.job = &job, .inputs = &inputs, .device = device, .compute = compute, .comm = comm};
         struct sigaction before[N_SIGNALS];
         catch_signals(before);
-        ok = run_in_folder(out, &job, &inputs, device, request->version, error);
+        ok = run_on_ranks(&run, out, request->version, error);
         restore_signals(before);
-    } else {
-        ok = false;
     }
     inputs_free(&inputs);
     mem_free(out);
