@@ -42,6 +42,12 @@ mutation: deps ## plant bugs in the GPU's kernels and see which tests catch them
 	@cmake --build $(BUILD) -j $(JOBS) --target $(MUTATION_TESTS)
 	tools/mutation.py --build $(BUILD) --jobs $(JOBS) --out bench/results/mutation.csv
 
+ranks: deps ## several ranks: every fate of first, middle and last, resumed by others, Slurm where it is installed
+	@tools/install_deps.sh test
+	@cmake -S . -B $(BUILD) >/dev/null
+	@cmake --build $(BUILD) -j $(JOBS) --target gatetape gatetape_mpi rank_collectives rank_victim
+	tests/ranks/all.sh $(BUILD)
+
 lint: ## house rules that a machine can check
 	@tools/install_deps.sh test
 	tools/lint.sh
@@ -58,4 +64,4 @@ clean: ## remove what was built
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-.PHONY: all deps demo test emulated package mutation bench lint sanitize fuzz-smoke clean help
+.PHONY: all deps demo test emulated package mutation bench ranks lint sanitize fuzz-smoke clean help

@@ -42,3 +42,9 @@ bool devices_compute_named(const char *name, const Device *device, DType *comput
     *compute = devices_compute((ComputeChoice)choice, device);
     return true;
 }
+
+bool devices_pick_dense(int choice, const Device *device, Error *error) {
+    const char *why = "expected a GPU for it";
+    if (device->dense_by_library && device->dense_by_library(choice == DENSE_CUBLAS, &why)) return true;
+    return choice == DENSE_OWN || error_set(error, ERROR_UNAVAILABLE, "dense: cublas: %s", why);
+}

@@ -10,6 +10,9 @@
 bool devices_pick(DeviceChoice choice, const char *place, const Device **device, Error *error);
 /* auto: f32 on the CPU, bf16 on a GPU. */
 DType devices_compute(ComputeChoice choice, const Device *device);
+/* Whose dense products this process computes with (DENSE_OWN, DENSE_CUBLAS). ERROR_UNAVAILABLE: no such
+ * library. */
+bool devices_pick_dense(int choice, const Device *device, Error *error);
 
 /* The same by the names that the options have. */
 bool devices_pick_named(const char *name, const Device **device, Error *error);

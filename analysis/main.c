@@ -16,6 +16,7 @@
 #include "../bench/verb.h"
 #include "../engine/alloc.h"
 #include "../engine/rank_plan.h"
+#include "../engine/text.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,6 +28,8 @@ static const Flag run_flags[] = {
     {"--set", "a.b=VALUE", "one option of the job, over what the file says", true},
     {"--dry-run", NULL, "print the plan (work, memory, time, files) and touch nothing", false},
     {"--ranks", "N", "--dry-run plans for so many ranks: --set ranks=N", false},
+    {"--comm", "NAME", "how ranks talk: auto (several under mpirun or srun, else one), self or mpi", false},
+    {"--deadline", "SECONDS", "a rank that gives no sign of life for so long ends all (600)", false},
     {0},
 };
 
@@ -34,7 +37,12 @@ static bool run_run(const Arguments *a, Error *error) {
     const char *sets[MAX_ARGUMENTS + 1];
     char ranks[40];
     int64_t n_sets = arguments_values(a, "--set", sets), n_ranks = 0;
-    if (!arguments_integer(a, "--ranks", 1, RANK_PLAN_MOST_RANKS, &n_ranks, error)) return false;
+    CommOptions options = {.kind = arguments_value(a, "--comm", "auto"), .deadline_s = 600};
+    Comm comm;
+    if (!arguments_integer(a, "--ranks", 1, RANK_PLAN_MOST_RANKS, &n_ranks, error) ||
+        !arguments_number(a, "--deadline", 1, 1e6, &options.deadline_s, error) ||
+        !comm_open(&options, &comm, error))
+        return false;
     snprintf(ranks, sizeof ranks, "ranks=%lld", (long long)n_ranks);
     if (n_ranks) sets[n_sets++] = ranks;
     RunRequest request = {.job = a->operand,
@@ -43,8 +51,14 @@ static bool run_run(const Arguments *a, Error *error) {
                           .n_sets = n_sets,
                           .dry_run = arguments_have(a, "--dry-run"),
                           .version = version,
-                          .to = stdout};
-    return run_job(&request, error);
+                          .to = stdout,
+                          .comm = &comm};
+    bool ok = run_job(&request, error);
+    /* rank 0 says it, and before the others leave: a launcher ends those who come after a failed one */
+    if (comm.size > 1 && comm.rank == 0 && error->text[0]) text_print_error(error);
+    if (comm.size > 1) error->text[0] = 0;
+    comm_close(&comm);
+    return ok;
 }
 
 /* ---- analyze ---- */
@@ -379,6 +393,6 @@ int main(int n, char **texts) {
     bool ok = answer(n, texts, &error);
     if (ok && (fflush(stdout) != 0 || ferror(stdout)))
         ok = error_set(&error, ERROR_FAILED, "standard output: expected to write all of it: it failed");
-    if (error.code != ERROR_NONE) text_print_error(&error);
+    if (error.text[0]) text_print_error(&error);
     return ok ? 0 : error.code != ERROR_NONE ? (int)error.code : 1;
 }

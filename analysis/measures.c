@@ -198,3 +198,50 @@ bool measures_append(Measures *whole, int64_t first, const Measures *block, Erro
     }
     return !block->reply_offsets || append_replies(whole, first, block, error);
 }
+
+/* ---- from several ranks ---- */
+static int64_t sum_rows(const int64_t *rows, int n) {
+    int64_t sum = 0;
+    for (int r = 0; r < n; r++) sum += rows[r];
+    return sum;
+}
+
+/* Lengths first, since only its rank knows how long a reply is. */
+static void gather_replies(Comm *comm, const Measures *part, const int64_t *rows, Measures *whole) {
+    int64_t n_tokens[COMM_MAX_RANKS], mine = part->reply_offsets[part->n_prompts];
+    Error error = {0};
+    comm_all_gather(comm, NULL, tensor_vector(n_tokens, DTYPE_I64, comm->size),
+                    tensor_vector(&mine, DTYPE_I64, 1));
+    int64_t n_all = comm->rank ? 0 : sum_rows(n_tokens, comm->size);
+    if (!measures_make_replies(whole, n_all, &error)) comm_fail(comm, &error);
+    int64_t n = whole->n_prompts;
+    /* ends, each counted from its rank's begin; made to count from the first */
+    comm_gather_rows(comm, tensor_vector(whole->reply_offsets + 1, DTYPE_I64, n),
+                     tensor_vector(part->reply_offsets + 1, DTYPE_I64, part->n_prompts), rows);
+    comm_gather_rows(comm, tensor_vector(whole->reply_stopped, DTYPE_I64, n),
+                     tensor_vector(part->reply_stopped, DTYPE_I64, part->n_prompts), rows);
+    comm_gather_rows(comm, tensor_vector(whole->reply_tokens, DTYPE_I32, n_all),
+                     tensor_vector(part->reply_tokens, DTYPE_I32, mine), n_tokens);
+    int64_t at = 0, before = 0;
+    for (int r = 0; comm->rank == 0 && r < comm->size; r++) {
+        for (int64_t p = 0; p < rows[r]; p++) whole->reply_offsets[++at] += before;
+        before += n_tokens[r];
+    }
+}
+
+void measures_gather(Comm *comm, Measures *part, const int64_t *rows, Measures *whole) {
+    if (comm->size == 1) {
+        *whole = *part;
+        *part = (Measures){0};
+        return;
+    }
+    Error error = {0};
+    int64_t n = comm->rank ? 0 : sum_rows(rows, comm->size);
+    if (!measures_make(part->kind, n, part->n_layers, part->n_experts, whole, &error))
+        comm_fail(comm, &error);
+    for (const Column *c = columns; c < columns + N_COLUMNS; c++)
+        if (has_column(c, part->kind)) comm_gather_rows(comm, tensor_of(c, whole), tensor_of(c, part), rows);
+    if (part->reply_offsets) gather_replies(comm, part, rows, whole);
+    if (comm->rank) measures_free(whole);
+    measures_free(part);
+}

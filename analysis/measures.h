@@ -5,6 +5,7 @@
  * BLOCK_PROMPTS prompts of a group: what a run that was stopped does not do again. */
 #ifndef GATETAPE_MEASURES_H
 #define GATETAPE_MEASURES_H
+#include "../engine/comm.h"
 #include "../engine/error.h"
 #include "../engine/generate.h"
 #include "options.h"
@@ -64,6 +65,9 @@ bool measures_put_replies(Measures *measures, int64_t at, const Generation *from
 bool measures_save(const Measures *measures, const char *path, Error *error);
 bool measures_load(const char *path, int kind, int64_t n_prompts, int64_t n_layers, int64_t n_experts,
                    Measures *measures, Error *error);
+/* Collective: rank 0 gets the ranks' prompts one after another, rows[r] of rank r; *part is taken in any
+ * case. On the other ranks *whole stays empty. A rank without memory for it ends the job. */
+void measures_gather(Comm *comm, Measures *part, const int64_t *rows, Measures *whole);
 /* Puts a block's prompts at `first` of the whole; replies are appended. */
 bool measures_append(Measures *whole, int64_t first, const Measures *block, Error *error);
 

@@ -3,6 +3,7 @@
 #include "progress.h"
 #include "../engine/clock.h"
 #include "../engine/io.h"
+#include "../engine/watchdog.h"
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -185,6 +186,7 @@ bool progress_begin(Progress *p, const char *phase, int64_t n_total, int64_t n_b
 
 bool progress_update(Progress *p, int64_t n_done, int64_t n_tokens, Error *error) {
     double now = clock_seconds();
+    watchdog_tick();
     p->n_done = n_done;
     p->n_tokens = n_tokens;
     if (p->to && now - p->shown >= (p->bar ? bar_seconds : line_seconds)) {

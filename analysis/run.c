@@ -8,6 +8,7 @@
 #include "devices.h"
 #include "intervene.h"
 #include "judge_step.h"
+#include "ranks.h"
 #include "report.h"
 #include "residency.h"
 #include "run_folder.h"
@@ -47,13 +48,6 @@ static void restore_signals(const struct sigaction before[N_SIGNALS]) {
 }
 
 /* ---- device ---- */
-/* Of the process, for the run. */
-static bool pick_dense(int choice, const Device *device, Error *error) {
-    const char *why = "expected a GPU for it";
-    if (device->dense_by_library && device->dense_by_library(choice == DENSE_CUBLAS, &why)) return true;
-    return choice == DENSE_OWN || error_set(error, ERROR_UNAVAILABLE, "dense: cublas: %s", why);
-}
-
 /* ---- sets ---- */
 /* False when the files of two groups have a prompt in common; `why` is said then. */
 static bool check_apart(const PromptOptions *x, const PromptOptions *y, const char *why, Error *error) {
@@ -152,6 +146,7 @@ typedef struct {
     DType compute;
     RunFolder *folder;
     Progress *progress;
+    Comm *comm;
     const ModelOptions *loaded; /* whose model and encoder are open; NULL: none */
     Model model;
     PromptEncoder encoder;
@@ -195,6 +190,11 @@ static bool put_event(Run *run, const char *name, const StepOptions *step, Error
     return event_append(&event, run->progress, error);
 }
 
+/* The others are rank 0's alone. */
+static bool runs_on_all(const StepOptions *step) {
+    return step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT;
+}
+
 static bool run_measuring(Run *run, const StepOptions *step, const char *folder, Error *error) {
     StepRun one = {.job = run->job,
                    .step = step,
@@ -203,7 +203,8 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
                    .inputs = run->inputs,
                    .folder = folder,
                    .progress = run->progress,
-                   .stop = &stop_wanted};
+                   .stop = &stop_wanted,
+                   .comm = run->comm};
     bool (*work)(const StepRun *, Error *) = step->kind == STEP_INTERVENTION ? intervene_run
                                              : step->kind == STEP_CONTRAST   ? contrast_run
                                              : step->kind == STEP_JUDGE      ? judge_step_run
@@ -213,25 +214,44 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
     if (!step->model[0]) return work(&one, error);
     StepAdapter adapter = {0};
     bool ok = open_model(run, job_model(run->job, step->model), error) &&
-              step_adapter_open(run->job, step, run->folder->path, &run->model, &adapter, error) &&
-              work(&one, error);
+              step_adapter_open(run->job, step, run->folder->path, &run->model, &adapter, error);
+    if (runs_on_all(step)) ok = comm_agree(run->comm, ok, error);
+    ok = ok && work(&one, error);
     step_adapter_close(&run->model, &adapter);
     return ok;
+}
+
+/* Which steps earlier runs finished, rank 0 says. */
+static bool is_finished(Run *run, const StepOptions *step, const char *facts) {
+    int64_t finished = run->comm->rank == 0 && step->kind != STEP_REPORT && io_exists(facts);
+    comm_max_i64(run->comm, &finished, 1);
+    if (finished) progress_note(run->progress, "%s: finished before", step->name);
+    return finished != 0;
+}
+
+static bool do_step(Run *run, const StepOptions *step, const char *folder, Error *error) {
+    if (run->comm->rank && !runs_on_all(step)) return true;
+    bool ok = put_event(run, "step/begin", step, error);
+    if (ok && step->kind == STEP_REPORT)
+        ok = report_write(run->folder->path, run->progress, error);
+    else
+        ok = ok && run_measuring(run, step, folder, error);
+    return ok && put_event(run, "step/end", step, error);
 }
 
 static bool run_step(Run *run, const StepOptions *step, Error *error) {
     char *folder = io_join(run->folder->path, step->name),
          *facts = folder ? io_join(folder, "step.json") : NULL;
     bool ok = facts || error_out_of_memory(error, "a path", strlen(step->name));
-    if (ok && step->kind != STEP_REPORT && io_exists(facts)) {
-        progress_note(run->progress, "%s: finished before", step->name);
-    } else if (ok) {
-        ok = put_event(run, "step/begin", step, error);
-        if (ok && step->kind == STEP_REPORT)
-            ok = report_write(run->folder->path, run->progress, error);
-        else
-            ok = ok && run_measuring(run, step, folder, error);
-        ok = ok && put_event(run, "step/end", step, error);
+    ok = ok && (!stop_wanted ||
+                error_set(error, ERROR_INTERRUPTED,
+                          "interrupted before step %s; the same command goes on from there", step->name));
+    comm_phase("step %.40s", step->name);
+    ok = comm_agree(run->comm, ok, error);
+    if (ok && !is_finished(run, step, facts)) {
+        ok = do_step(run, step, folder, error);
+        comm_phase("step %.40s, end", step->name);
+        ok = comm_agree(run->comm, ok, error);
     }
     mem_free(facts);
     mem_free(folder);
@@ -239,13 +259,10 @@ static bool run_step(Run *run, const StepOptions *step, Error *error) {
 }
 
 static bool run_steps(Run *run, Error *error) {
-    bool ok = put_event(run, "run/begin", NULL, error) && results_write_readme(run->folder->path, error);
-    for (int64_t s = 0; ok && s < run->job->n_steps; s++) {
-        ok = !stop_wanted || error_set(error, ERROR_INTERRUPTED,
-                                       "interrupted before step %s; the same command goes on from there",
-                                       run->job->steps[s].name);
-        ok = ok && run_step(run, &run->job->steps[s], error);
-    }
+    bool ok = put_event(run, "run/begin", NULL, error) &&
+              (run->comm->rank || results_write_readme(run->folder->path, error));
+    ok = comm_agree(run->comm, ok, error);
+    for (int64_t s = 0; ok && s < run->job->n_steps; s++) ok = run_step(run, &run->job->steps[s], error);
     close_model(run);
     return ok && put_event(run, "run/end", NULL, error);
 }
@@ -260,38 +277,48 @@ static bool note_end(RunFolder *folder, const RunFacts *facts, bool ok, Error *e
     return false;
 }
 
-static bool run_in_folder(const char *path, const Job *job, const Inputs *inputs, const Device *device,
-                          const char *version, Error *error) {
-    DType compute = devices_compute((ComputeChoice)job->options.compute, device);
-    RunFacts facts = {.job = job,
-                      .inputs = inputs,
-                      .version = version ? version : "unknown",
-                      .device = device == cuda_device(NULL) ? "cuda" : "cpu",
-                      .isa = device->name,
-                      .compute = dtype_name(compute),
-                      .n_threads = omp_get_max_threads()};
-    inputs_identity(job, facts.device, facts.compute, inputs, facts.identity, error);
+/* Rank 0 alone writes and shows; the others know the folder's path. */
+static bool open_folder(Comm *comm, const char *path, const RunFacts *facts, RunFolder *folder,
+                        Error *error) {
+    if (comm->rank == 0) return run_folder_open(folder, path, facts, error);
+    folder->path = mem_copy_text(path, strlen(path));
+    return folder->path || error_out_of_memory(error, "a path", strlen(path));
+}
+
+static bool run_in_folder(Run *run, const RunFacts *facts, const char *path, Error *error) {
     RunFolder folder = {.lock = -1};
-    if (error->code != ERROR_NONE || !run_folder_open(&folder, path, &facts, error)) {
-        run_folder_close(&folder);
-        return false;
-    }
     char *events = io_join(path, "events.jsonl");
     bool ok = events || error_out_of_memory(error, "a path", strlen(path));
+    ok = ok && open_folder(run->comm, path, facts, &folder, error);
+    bool opened = ok;
+    comm_phase("open the run folder");
+    ok = comm_agree(run->comm, ok, error);
     if (ok) {
-        Progress progress = progress_new(events);
-        Run run = {.job = job,
-                   .inputs = inputs,
-                   .device = device,
-                   .compute = compute,
-                   .folder = &folder,
-                   .progress = &progress};
-        ok = run_steps(&run, error);
+        Progress progress = run->comm->rank ? (Progress){0} : progress_new(events);
+        run->progress = &progress;
+        run->folder = &folder;
+        ok = run_steps(run, error);
     }
-    ok = note_end(&folder, &facts, ok, error);
+    if (opened && run->comm->rank == 0) ok = note_end(&folder, facts, ok, error);
     run_folder_close(&folder);
     mem_free(events);
     return ok;
+}
+
+static bool run_on_ranks(Run *run, const char *path, const char *version, Error *error) {
+    RunFacts facts = {.job = run->job,
+                      .inputs = run->inputs,
+                      .version = version ? version : "unknown",
+                      .device = run->device == cuda_device(NULL) ? "cuda" : "cpu",
+                      .isa = run->device->name,
+                      .compute = dtype_name(run->compute),
+                      .n_threads = omp_get_max_threads(),
+                      .n_ranks = run->comm->size};
+    inputs_identity(run->job, facts.device, facts.compute, run->inputs, facts.identity, error);
+    bool ok = comm_agree(run->comm, error->code == ERROR_NONE, error) &&
+              ranks_check_alike(run->comm, &facts, error) && run_in_folder(run, &facts, path, error);
+    /* a last failure of rank 0 is everyone's: the exit codes agree */
+    return comm_agree(run->comm, ok, error);
 }
 
 static char *default_folder(const Job *job) {
@@ -301,60 +328,30 @@ static char *default_folder(const Job *job) {
     return path;
 }
 
-/* h100 and the like are files of configs/devices. */
-static bool read_limits(const char *name, RankDevice *limits, Error *error) {
-    char *file = NULL, *path = NULL;
-    if (io_exists(name)) return rank_device_read(name, limits, error);
-    Text known = {0};
-    text_format(&known, "devices/%s.json", io_last_name(name));
-    if (!known.failed) file = io_join(model_config_folder(), known.bytes);
-    path = file && io_exists(file) ? file : NULL;
-    bool ok =
-        path ? rank_device_read(path, limits, error)
-             : error_set(error, ERROR_BAD_INPUT, "device_file: expected h100, h200 or a file: got %s", name);
-    text_free(&known);
-    mem_free(file);
-    return ok;
-}
-
-/* A device's file stands for the device: the machine need not have it. */
-static bool plan_job(const Job *job, const char *out, FILE *to, Error *error) {
-    const ComputeChoice compute = (ComputeChoice)job->options.compute;
-    RankDevice limits;
-    PlanDevice on = {.compute = compute == COMPUTE_F32 ? DTYPE_F32 : DTYPE_BF16};
-    if (job->options.device_file[0]) {
-        on.limits = &limits;
-        return read_limits(job->options.device_file, &limits, error) && run_plan(job, out, &on, to, error);
-    }
-    if (!devices_pick((DeviceChoice)job->options.device, "device", &on.device, error) ||
-        !pick_dense(job->options.dense, on.device, error))
-        return false;
-    if (job->options.ranks > 1 && on.device == cuda_device(NULL))
-        return error_set(
-            error, ERROR_BAD_INPUT,
-            "device_file: expected the file of the GPU's limits for a plan on %lld ranks: got none",
-            (long long)job->options.ranks);
-    on.compute = devices_compute(compute, on.device);
-    return run_plan(job, out, &on, to, error);
-}
-
-static bool check_ranks(const Job *job, Error *error) {
-    if (job->options.ranks <= 1) return true;
+static bool check_ranks(const Job *job, const Comm *comm, Error *error) {
+    if (job->options.ranks <= 1 || job->options.ranks == comm->size) return true;
     return error_set(error, ERROR_BAD_INPUT,
-                     "ranks: expected 1, the number that was started: got %lld (--dry-run plans for others)",
-                     (long long)job->options.ranks);
+                     "ranks: expected %d, the number that was started: got %lld (--dry-run plans for others)",
+                     comm->size, (long long)job->options.ranks);
 }
 
-static bool compute_job(const Job *job, const char *out, const char *version, Error *error) {
+static bool compute_job(const Job *job, const char *out, const char *version, Comm *comm, Error *error) {
     const Device *device = NULL;
     Inputs inputs = {0};
-    bool ok = check_ranks(job, error) &&
+    comm_phase("read the job");
+    bool ok = check_ranks(job, comm, error) &&
               devices_pick((DeviceChoice)job->options.device, "device", &device, error) &&
-              pick_dense(job->options.dense, device, error) && inputs_gather(job, &inputs, error);
+              devices_pick_dense(job->options.dense, device, error) && inputs_gather(job, &inputs, error);
+    ok = comm_agree(comm, ok, error);
     if (ok) {
+        Run run = {.job = job,
+                   .inputs = &inputs,
+                   .device = device,
+                   .compute = devices_compute((ComputeChoice)job->options.compute, device),
+                   .comm = comm};
         struct sigaction before[N_SIGNALS];
         catch_signals(before);
-        ok = run_in_folder(out, job, &inputs, device, version, error);
+        ok = run_on_ranks(&run, out, version, error);
         restore_signals(before);
     }
     inputs_free(&inputs);
@@ -362,15 +359,18 @@ static bool compute_job(const Job *job, const char *out, const char *version, Er
 }
 
 bool run_job(const RunRequest *request, Error *error) {
+    Comm alone = comm_alone(NULL), *comm = request->comm ? request->comm : &alone;
     Job job = {0};
     char *out = NULL;
     bool ok = job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
               check_sets(&job, request->dry_run, error);
     if (ok) out = request->out ? mem_copy_text(request->out, strlen(request->out)) : default_folder(&job);
     ok = ok && (out || error_out_of_memory(error, "a path", 1));
-    if (ok)
-        ok = request->dry_run ? plan_job(&job, out, request->to, error)
-                              : compute_job(&job, out, request->version, error);
+    ok = comm_agree(comm, ok, error);
+    if (ok && request->dry_run)
+        ok = comm->rank || run_plan_job(&job, out, request->to, error);
+    else if (ok)
+        ok = compute_job(&job, out, request->version, comm, error);
     mem_free(out);
     job_free(&job);
     return ok;

@@ -176,8 +176,8 @@ bool run_folder_write_manifest(RunFolder *folder, const RunFacts *facts, const c
     put_string(&text, "compute", facts->compute);
     put_string(&text, "dense", facts->job->options.dense == DENSE_CUBLAS ? "cublas" : "own");
     put_string(&text, "host", host);
-    text_format(&text, ",\n  \"threads\": %d,\n  \"seed\": %lld", facts->n_threads,
-                (long long)facts->job->options.seed);
+    text_format(&text, ",\n  \"ranks\": %d,\n  \"threads\": %d,\n  \"seed\": %lld", facts->n_ranks,
+                facts->n_threads, (long long)facts->job->options.seed);
     text_put_string(&text, ",\n  \"parse_special_in_content\": {");
     for (int64_t i = 0; i < facts->job->n_models; i++)
         text_format(&text, "%s\"%s\": %s", i ? ", " : "", facts->job->models[i].name,

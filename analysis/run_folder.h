@@ -20,7 +20,7 @@ typedef struct {
     const Inputs *inputs;
     char identity[HASH_TEXT];
     const char *version, *device, *isa, *compute;
-    int n_threads;
+    int n_threads, n_ranks;
 } RunFacts;
 
 /* Makes or opens the folder, clears away what a killed run left half-written, and writes manifest.json

@@ -25,5 +25,7 @@ bool plan_can_read(const ModelOptions *model);
  * a model config.json is enough: without a tokenizer prompts are counted, not read. ERROR_UNAVAILABLE when a
  * step does not fit on the ranks that the job names, with the least number that would. */
 bool run_plan(const Job *job, const char *out, const PlanDevice *on, FILE *to, Error *error);
+/* The same for the device that the job names: of this machine, or of its device_file. */
+bool run_plan_job(const Job *job, const char *out, FILE *to, Error *error);
 
 #endif

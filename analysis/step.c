@@ -105,22 +105,6 @@ bool step_load_block(const StepRun *run, const char *path, const Measures *whole
     return true;
 }
 
-static bool take_block(const StepRun *run, const PromptGroup *group, int64_t first, int64_t n_before,
-                       Measures *whole, Error *error) {
-    int64_t n = step_block_length(group, first);
-    Measures block = {0};
-    bool there;
-    char *path = step_block_path(run, "blocks", group, first, error);
-    bool ok = path && step_load_block(run, path, whole, n, &block, &there, error);
-    if (ok && !there)
-        ok = step_measure_block(run, group, first, n, n_before, &block, error) &&
-             measures_save(&block, path, error);
-    ok = ok && measures_append(whole, first, &block, error);
-    measures_free(&block);
-    mem_free(path);
-    return ok;
-}
-
 int64_t step_count_finished(const StepRun *run, const PromptGroup *groups, Error *error) {
     int64_t n = 0;
     for (int64_t g = 0; g < run->step->groups.n; g++)
@@ -130,24 +114,6 @@ int64_t step_count_finished(const StepRun *run, const PromptGroup *groups, Error
             mem_free(path);
         }
     return n;
-}
-
-static bool measure_groups(const StepRun *run, const PromptGroup *groups, Measures *measures, Error *error) {
-    const ModelConfig *config = &run->model->config;
-    int64_t n_total = 0, n_before = 0, n_groups = run->step->groups.n;
-    for (int64_t g = 0; g < n_groups; g++) n_total += groups[g].n;
-    int64_t n_begun = step_count_finished(run, groups, error);
-    bool ok = error->code == ERROR_NONE &&
-              progress_begin(run->progress, run->step->name, n_total, n_begun, "prompts", error);
-    for (int64_t g = 0; ok && g < n_groups; g++) {
-        ok = measures_make(run->step->kind, groups[g].n, config->n_moe_layers, config->n_experts,
-                           &measures[g], error);
-        for (int64_t first = 0; ok && first < groups[g].n; first += BLOCK_PROMPTS)
-            ok = take_block(run, &groups[g], first, n_before + first, &measures[g], error);
-        n_before += groups[g].n;
-    }
-    return ok && progress_update(run->progress, n_total, run->progress->n_tokens, error) &&
-           progress_end(run->progress, error);
 }
 
 bool step_remove_blocks(const StepRun *run, Error *error) {
@@ -178,28 +144,33 @@ void step_show_notes(const StepRun *run, const Text *notes) {
     }
 }
 
+/* The tables, of rank 0. */
+static bool write_step(const StepRun *run, const PromptGroup *groups, const Measures *measures,
+                       const Text *notes, Error *error) {
+    StepResults results = {.job = run->job,
+                           .step = run->step,
+                           .config = &run->model->config,
+                           .encoder = run->encoder,
+                           .groups = groups,
+                           .measures = measures,
+                           .n_groups = run->step->groups.n,
+                           .folder = run->folder,
+                           .warnings = notes->bytes};
+    return results_write(&results, error) && step_remove_blocks(run, error);
+}
+
 bool step_run(const StepRun *run, Error *error) {
     int64_t n = run->step->groups.n;
     PromptGroup *groups = NULL;
     Text notes = {0};
     Measures *measures = mem_zeroed((size_t)n, sizeof *measures);
+    bool first = run->comm->rank == 0;
     bool ok = measures || error_out_of_memory(error, "measures", (size_t)n * sizeof *measures);
-    ok = ok && io_make_folders(run->folder, error) &&
+    ok = ok && (!first || io_make_folders(run->folder, error)) &&
          step_read_groups(run->job, run->step, run->encoder, run->inputs, &groups, &notes, error);
     if (ok) step_show_notes(run, &notes);
-    ok = ok && measure_groups(run, groups, measures, error);
-    if (ok) {
-        StepResults results = {.job = run->job,
-                               .step = run->step,
-                               .config = &run->model->config,
-                               .encoder = run->encoder,
-                               .groups = groups,
-                               .measures = measures,
-                               .n_groups = n,
-                               .folder = run->folder,
-                               .warnings = notes.bytes};
-        ok = results_write(&results, error) && step_remove_blocks(run, error);
-    }
+    ok = comm_agree(run->comm, ok, error) && step_measure_groups(run, groups, measures, error) &&
+         (!first || write_step(run, groups, measures, &notes, error));
     for (int64_t g = 0; measures && g < n; g++) measures_free(&measures[g]);
     mem_free(measures);
     step_free_groups(groups, n);

@@ -10,6 +10,7 @@
 #include "progress.h"
 #include "prompts.h"
 #include "results.h"
+#include "trace.h"
 #include <signal.h>
 
 typedef struct {
@@ -21,6 +22,7 @@ typedef struct {
     const char *folder; /* RUN/STEP */
     Progress *progress;
     const volatile sig_atomic_t *stop; /* set: end after the batch that runs */
+    Comm *comm;                        /* the ranks that run the step together; one of them alone: rank 0 */
 } StepRun;
 
 bool step_run(const StepRun *run, Error *error);
@@ -58,10 +60,26 @@ int64_t step_count_finished(const StepRun *run, const PromptGroup *groups, Error
  * measured again: *there stays false. */
 bool step_load_block(const StepRun *run, const char *path, const Measures *whole, int64_t n, Measures *block,
                      bool *there, Error *error);
-/* For step.c: measures prompts [first, first + n) of a group; writes their trace and gate rows where
- * asked for. */
+/* ---- what is measured of some prompts of a block ---- */
+typedef struct {
+    Measures measures;
+    Trace trace;      /* logits NULL: not asked for */
+    float *gate_rows; /* [P,L,E,D]; NULL: not asked for */
+} BlockResult;
+
+/* Measures prompts [first, first + n) of a group, n may be 0. n_before: what progress counts before them.
+ * Caller frees, also after an error. */
 bool step_measure_block(const StepRun *run, const PromptGroup *group, int64_t first, int64_t n,
-                        int64_t n_before, Measures *measures, Error *error);
+                        int64_t n_before, BlockResult *result, Error *error);
+/* Collective: rank 0 gets the whole block, rows[r] prompts from rank r in order; *part is taken. */
+void step_gather_block(const StepRun *run, BlockResult *part, const int64_t *rows, BlockResult *whole);
+/* Writes a whole block's trace and gate rows where asked for, then its measures: the block is finished. */
+bool step_save_block(const StepRun *run, const PromptGroup *group, int64_t first, BlockResult *result,
+                     Error *error);
+void step_free_block(BlockResult *result);
+/* Measures all prompts of the step's groups, block by block, by all ranks together; measures [n_groups] are
+ * filled on rank 0 alone. Collective. */
+bool step_measure_groups(const StepRun *run, const PromptGroup *groups, Measures *measures, Error *error);
 /* RUN/STEP/KIND/GROUP.NNNN.safetensors, the folder made; caller frees. NULL and an Error. */
 char *step_block_path(const StepRun *run, const char *kind, const PromptGroup *group, int64_t first,
                       Error *error);

@@ -77,19 +77,15 @@ static bool generate_replies(const StepRun *run, const Block *block, Measures *m
 }
 
 /* ---- what is kept whole ---- */
-typedef struct {
-    Trace trace;
-    float *rows; /* [P,L,E,D] */
-} Kept;
-
-static void kept_free(Kept *kept) {
-    trace_free(&kept->trace);
-    mem_free(kept->rows);
+void step_free_block(BlockResult *result) {
+    measures_free(&result->measures);
+    trace_free(&result->trace);
+    mem_free(result->gate_rows);
+    *result = (BlockResult){0};
 }
 
-static bool make_kept(const StepRun *run, const Block *block, Kept *kept, Error *error) {
+static bool make_kept(const StepRun *run, const Block *block, BlockResult *kept, Error *error) {
     const ModelConfig *config = &run->model->config;
-    *kept = (Kept){0};
     if (run->step->kind == STEP_ACTIVATION && run->step->trace != TRACE_NONE) {
         int64_t n_tokens = 0;
         for (int64_t i = 0; i < block->n; i++) n_tokens += block_prompt_tokens(block, i);
@@ -97,46 +93,86 @@ static bool make_kept(const StepRun *run, const Block *block, Kept *kept, Error 
     }
     if (run->step->kind != STEP_GRADIENT || !run->step->gate_rows) return true;
     size_t rows = (size_t)(block->n * config->n_moe_layers * config->n_experts);
-    kept->rows = mem_zeroed(rows, (size_t)config->hidden_size * sizeof *kept->rows);
-    return kept->rows || error_out_of_memory(error, "gate gradients of a block (gate_rows)",
-                                             rows * (size_t)config->hidden_size * sizeof *kept->rows);
+    kept->gate_rows = mem_zeroed(rows, (size_t)config->hidden_size * sizeof *kept->gate_rows);
+    return kept->gate_rows ||
+           error_out_of_memory(error, "gate gradients of a block (gate_rows)",
+                               rows * (size_t)config->hidden_size * sizeof *kept->gate_rows);
 }
 
-static bool write_rows(const StepRun *run, const Block *block, float *rows, const char *path, Error *error) {
+static bool write_rows(const StepRun *run, const PromptGroup *group, int64_t first, const BlockResult *result,
+                       const char *path, Error *error) {
     const ModelConfig *config = &run->model->config;
-    int64_t index[BLOCK_PROMPTS];
-    for (int64_t i = 0; i < block->n; i++) index[i] = block->group->prompts[block->first + i].entry->index;
-    NamedTensor tensors[] = {
-        {"gate_grad",
-         {.data = rows,
-          .dtype = DTYPE_F32,
-          .n_dims = 4,
-          .shape = {block->n, config->n_moe_layers, config->n_experts, config->hidden_size}}},
-        {"prompt_index", tensor_vector(index, DTYPE_I64, block->n)}};
+    int64_t index[BLOCK_PROMPTS], n = result->measures.n_prompts;
+    for (int64_t i = 0; i < n; i++) index[i] = group->prompts[first + i].entry->index;
+    NamedTensor tensors[] = {{"gate_grad",
+                              {.data = result->gate_rows,
+                               .dtype = DTYPE_F32,
+                               .n_dims = 4,
+                               .shape = {n, config->n_moe_layers, config->n_experts, config->hidden_size}}},
+                             {"prompt_index", tensor_vector(index, DTYPE_I64, n)}};
     const char *const metadata[] = {
         "gate_grad", "d loss / d router row: P prompts, L expert layers, E experts, D hidden size"};
     return safetensors_write(path, tensors, 2, metadata, 1, error);
 }
 
-static bool write_kept(const StepRun *run, const Block *block, Kept *kept, Error *error) {
-    if (!kept->trace.logits && !kept->rows) return true;
-    const char *kind = kept->rows ? "gate_rows" : "traces";
-    char *path = step_block_path(run, kind, block->group, block->first, error);
-    bool ok = path && (kept->rows ? write_rows(run, block, kept->rows, path, error)
-                                  : trace_write(&kept->trace, &run->model->config, path, error));
+static bool write_kept(const StepRun *run, const PromptGroup *group, int64_t first, BlockResult *result,
+                       Error *error) {
+    if (!result->trace.logits && !result->gate_rows) return true;
+    char *path = step_block_path(run, result->gate_rows ? "gate_rows" : "traces", group, first, error);
+    bool ok = path && (result->gate_rows ? write_rows(run, group, first, result, path, error)
+                                         : trace_write(&result->trace, &run->model->config, path, error));
     mem_free(path);
     return ok;
 }
 
+bool step_save_block(const StepRun *run, const PromptGroup *group, int64_t first, BlockResult *result,
+                     Error *error) {
+    char *path = step_block_path(run, "blocks", group, first, error);
+    bool ok =
+        path && write_kept(run, group, first, result, error) && measures_save(&result->measures, path, error);
+    mem_free(path);
+    return ok;
+}
+
+/* ---- from several ranks ---- */
+static void gather_rows(const StepRun *run, BlockResult *part, const int64_t *rows, BlockResult *whole) {
+    const ModelConfig *config = &run->model->config;
+    Comm *comm = run->comm;
+    int64_t n = 0, row = config->n_moe_layers * config->n_experts * config->hidden_size;
+    for (int r = 0; comm->rank == 0 && r < comm->size; r++) n += rows[r];
+    whole->gate_rows = mem_alloc((size_t)(n * row) * sizeof *whole->gate_rows);
+    Error error = {0};
+    if (!whole->gate_rows) {
+        error_out_of_memory(&error, "gate gradients of a block (gate_rows)",
+                            (size_t)(n * row) * sizeof(float));
+        comm_fail(comm, &error);
+    }
+    comm_gather_rows(comm, tensor_matrix(whole->gate_rows, DTYPE_F32, n, row),
+                     tensor_matrix(part->gate_rows, DTYPE_F32, rows[comm->rank], row), rows);
+}
+
+void step_gather_block(const StepRun *run, BlockResult *part, const int64_t *rows, BlockResult *whole) {
+    *whole = (BlockResult){0};
+    if (run->comm->size == 1) {
+        *whole = *part;
+        *part = (BlockResult){0};
+        return;
+    }
+    if (part->trace.logits) trace_gather(run->comm, &part->trace, rows, &run->model->config, &whole->trace);
+    if (part->gate_rows) gather_rows(run, part, rows, whole);
+    measures_gather(run->comm, &part->measures, rows, &whole->measures);
+    step_free_block(part);
+}
+
 /* ---- the block ---- */
-static bool measure_batch(const StepRun *run, const Batch *batch, int64_t at, Measures *m, Kept *kept,
-                          Error *error) {
+static bool measure_batch(const StepRun *run, const Batch *batch, int64_t at, BlockResult *to, Error *error) {
+    Measures *m = &to->measures;
     if (run->step->kind == STEP_ACTIVATION)
         return routing_measure(run->model, batch, at, run->step->near_tie, m,
-                               kept->trace.logits ? &kept->trace : NULL, error);
+                               to->trace.logits ? &to->trace : NULL, error);
     GateGradientOptions options = {.recompute = run->step->recompute,
                                    .memory_limit_bytes = (size_t)run->job->options.memory_limit_mib << 20,
-                                   .rows = kept->rows};
+                                   .rows = to->gate_rows};
     return gate_gradient_measure(run->model, batch, at, &options, m, error);
 }
 
@@ -149,25 +185,24 @@ static bool name_prompts(const Block *block, int64_t at, int64_t n, Error *error
 }
 
 bool step_measure_block(const StepRun *run, const PromptGroup *group, int64_t first, int64_t n,
-                        int64_t n_before, Measures *m, Error *error) {
+                        int64_t n_before, BlockResult *result, Error *error) {
     const ModelConfig *config = &run->model->config;
+    *result = (BlockResult){0};
+    Measures *m = &result->measures;
     Block block = {.step = run->step, .group = group, .first = first, .n = n, .replies = m};
-    Kept kept = {0};
     bool ok = measures_make(run->step->kind, n, config->n_moe_layers, config->n_experts, m, error) &&
               (!step_generates(run->step) || generate_replies(run, &block, m, error)) &&
-              make_kept(run, &block, &kept, error);
+              make_kept(run, &block, result, error);
     for (int64_t at = 0; ok && at < n;) {
         int64_t n_batch = batch_size(&block, at, 0, step_limits(run->job));
         Batch batch;
         ok = batch_make(&block, at, n_batch, &batch, error) &&
-             (measure_batch(run, &batch, at, m, &kept, error) || name_prompts(&block, at, n_batch, error));
-        if (ok && kept.trace.logits) trace_put_batch(&kept.trace, &batch, group, first + at);
+             (measure_batch(run, &batch, at, result, error) || name_prompts(&block, at, n_batch, error));
+        if (ok && result->trace.logits) trace_put_batch(&result->trace, &batch, group, first + at);
         at += n_batch;
         ok = ok && step_goes_on(run, error) &&
              progress_update(run->progress, n_before + at, run->progress->n_tokens + batch.n_tokens, error);
         batch_free(&batch);
     }
-    ok = ok && write_kept(run, &block, &kept, error);
-    kept_free(&kept);
     return ok;
 }

@@ -175,3 +175,59 @@ bool trace_read(const char *path, const ModelConfig *config, Trace *t, Error *er
 }
 
 RouteReplay trace_replay(const Trace *trace) { return (RouteReplay){trace->ids, trace->weights}; }
+
+/* ---- from several ranks ---- */
+/* [L,T,width] or, with one layer, [T]: T is the extent that ranks share. */
+static void gather_layers(Comm *comm, Tensor to, Tensor from, const int64_t *n_tokens) {
+    for (int64_t l = 0; l < from.shape[0]; l++)
+        comm_gather_rows(comm, tensor_entry(to, l), tensor_entry(from, l), n_tokens);
+}
+
+static void gather_arrays(Comm *comm, const Trace *part, const int64_t *n_tokens, Trace *whole) {
+    const int64_t L = part->n_layers, E = part->n_experts, K = part->n_chosen, T = part->n_tokens,
+                  U = whole->n_tokens;
+    const struct {
+        void *to, *from;
+        DType dtype;
+        int64_t layers, width;
+    } arrays[] = {{whole->logits, part->logits, DTYPE_F32, L, E},
+                  {whole->probs, part->probs, DTYPE_F32, part->choice == TRACE_FULL ? L : 0, E},
+                  {whole->ids, part->ids, DTYPE_I32, L, K},
+                  {whole->weights, part->weights, DTYPE_F32, L, K},
+                  {whole->margin, part->margin, DTYPE_F32, L, 1},
+                  {whole->tokens, part->tokens, DTYPE_I32, 1, 1},
+                  {whole->roles, part->roles, DTYPE_I32, 1, 1},
+                  {whole->spans, part->spans, DTYPE_I32, 1, 1}};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        gather_layers(comm, tensor_cube(arrays[i].to, arrays[i].dtype, arrays[i].layers, U, arrays[i].width),
+                      tensor_cube(arrays[i].from, arrays[i].dtype, arrays[i].layers, T, arrays[i].width),
+                      n_tokens);
+}
+
+void trace_gather(Comm *comm, Trace *part, const int64_t *rows, const ModelConfig *config, Trace *whole) {
+    if (comm->size == 1) {
+        *whole = *part;
+        *part = (Trace){0};
+        return;
+    }
+    int64_t n_tokens[COMM_MAX_RANKS], n_prompts = 0, n_all = 0, at = 0, before = 0;
+    Error error = {0};
+    comm_all_gather(comm, NULL, tensor_vector(n_tokens, DTYPE_I64, comm->size),
+                    tensor_vector(&part->n_tokens, DTYPE_I64, 1));
+    for (int r = 0; comm->rank == 0 && r < comm->size; r++) {
+        n_prompts += rows[r];
+        n_all += n_tokens[r];
+    }
+    if (!trace_make(part->choice, config, n_prompts, n_all, whole, &error)) comm_fail(comm, &error);
+    gather_arrays(comm, part, n_tokens, whole);
+    comm_gather_rows(comm, tensor_vector(whole->prompt_index, DTYPE_I64, n_prompts),
+                     tensor_vector(part->prompt_index, DTYPE_I64, part->n_prompts), rows);
+    comm_gather_rows(comm, tensor_vector(whole->prompt_offsets + 1, DTYPE_I64, n_prompts),
+                     tensor_vector(part->prompt_offsets + 1, DTYPE_I64, part->n_prompts), rows);
+    for (int r = 0; comm->rank == 0 && r < comm->size; r++) {
+        for (int64_t p = 0; p < rows[r]; p++) whole->prompt_offsets[++at] += before;
+        before += n_tokens[r];
+    }
+    if (comm->rank) trace_free(whole);
+    trace_free(part);
+}

@@ -31,6 +31,9 @@ void trace_copy_layer(Trace *trace, const HookSite *site, const RouteView *view)
 /* After the pass: the batch is done; its prompts are those from `at` of the group on. */
 void trace_put_batch(Trace *trace, const Batch *batch, const PromptGroup *group, int64_t at);
 
+/* Collective, as measures_gather: the traces of the ranks' prompts of one block, one after another. */
+void trace_gather(Comm *comm, Trace *part, const int64_t *rows, const ModelConfig *config, Trace *whole);
+
 bool trace_write(Trace *trace, const ModelConfig *config, const char *path, Error *error);
 
 /* The routes of a file that trace_write made, for a model of the same shape: ids, weights, tokens,

@@ -57,6 +57,8 @@ typedef struct {
 } CommOptions;
 /* Collective. ERROR_UNAVAILABLE when a plug-in or library is missing, with what to install. */
 bool comm_open(const CommOptions *options, Comm *comm, Error *error);
+/* One rank that nobody launched. */
+Comm comm_alone(const Device *device);
 /* Collective: every normal way out of a run. Nobody leaves before everybody came. */
 void comm_close(Comm *comm);
 /* This rank cannot go on: tells every rank, ends the job with the error's code. Does not return. */

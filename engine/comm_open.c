@@ -142,10 +142,17 @@ bool comm_mpi_open(Comm *comm, double deadline_s, Error *error) {
 }
 
 /* ---- open and close ---- */
+Comm comm_alone(const Device *device) {
+    return (Comm){.size = 1, .backend = &comm_self_backend, .device = device};
+}
+
 bool comm_open(const CommOptions *options, Comm *comm, Error *error) {
-    *comm = (Comm){.size = 1, .backend = &comm_self_backend, .device = options->device};
+    *comm = comm_alone(options->device);
     int launched = comm_launched();
     bool self = !strcmp(options->kind, "self"), any = !strcmp(options->kind, "auto");
+    if (!self && !any && strcmp(options->kind, "mpi") != 0)
+        return error_set(error, ERROR_BAD_INPUT, "--comm: expected auto, self or mpi: got \"%.40s\"",
+                         options->kind);
     if (self && launched > 1)
         return error_set(error, ERROR_BAD_INPUT,
                          "--comm self: expected one process: got %d from the launcher", launched);
@@ -161,5 +168,5 @@ void comm_close(Comm *comm) {
         watchdog_stop();
     }
     if (comm->backend) comm->backend->close(comm);
-    *comm = (Comm){.size = 1, .backend = &comm_self_backend};
+    *comm = comm_alone(NULL);
 }

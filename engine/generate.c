@@ -7,6 +7,7 @@
 #include "../kernels/cost.h"
 #include "alloc.h"
 #include "decoder.h"
+#include "watchdog.h"
 #include <string.h>
 
 typedef struct {
@@ -241,6 +242,7 @@ static bool run_steps(Generator *g) {
     const GenerateOptions *o = g->options;
     for (int64_t step = 0; g->n_running > 0; step++) {
         if (step) step_rows(g);
+        watchdog_tick();
         if (!compute_step(g)) return false;
         take_drawn(g);
         if (!step && !fork_sequences(g)) return false;

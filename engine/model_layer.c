@@ -6,6 +6,7 @@
  * other attention or more experts gets its own block here; what surrounds it stays. */
 #include "../kernels/check.h"
 #include "decoder.h"
+#include "watchdog.h"
 
 /* ---- attention ---- */
 static Rope rope_of(const Decoder *d) {
@@ -56,6 +57,7 @@ static bool computes(const Context *c) { return c->device->computes; }
 static void route_grad_hook(Context *c, void *arguments) {
     LayerRun *run = arguments;
     Decoder *d = run->decoder;
+    if (computes(c)) watchdog_tick();
     decoder_check(d, c, CHECK_ROUTER_GRAD, run->layer, run->logits->g);
     if (!computes(c) || !d->hooks->route_grad) return;
     RouteGradView view = {.layer = run->layer,
@@ -168,6 +170,7 @@ static void run_layer(LayerRun *run, Context *c) {
     const Decoder *d = run->decoder;
     const ModelConfig *config = &d->model->config;
     int64_t rows = tensor_rows(run->x->x);
+    if (computes(c)) watchdog_tick();
     run->middle = next_place(c, run->x);
     run->out = next_place(c, run->middle);
     if (c->tape) {

@@ -19,6 +19,9 @@ for program in "${programs[@]}"; do
 done | sort -u | while read -r library; do
     case "$library" in *libcuda.so*) ;; *) cp -L "$library" "$out/lib/" ;; esac
 done
+mkdir "$out/mpi" # several ranks: the plug-in, and its source for the site's own mpicc (docs/ranks.md)
+cp engine/comm_mpi.[ch] engine/alloc.[ch] "$out/mpi/"
+[ ! -f "$build/gatetape_mpi.so" ] || cp "$build/gatetape_mpi.so" "$out/mpi/"
 cp -r configs "$out/configs"
 cp -r tests/golden "$out/tests/golden"
 cp tools/compare_training.awk "$out/tests/"
@@ -33,6 +36,7 @@ for program in "$out"/bin/*; do
 #!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
 export GATETAPE_CONFIGS="${GATETAPE_CONFIGS:-$here/configs}"
+export GATETAPE_MPI="${GATETAPE_MPI:-$here/mpi/gatetape_mpi.so}"
 cuda="${CUDA_HOME:-/usr/local/cuda}/lib64"
 exec "$here/lib/ld-linux-x86-64.so.2" --library-path "$here/lib:${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$cuda:/usr/lib/x86_64-linux-gnu:/usr/lib64" \
     "$here/bin/$(basename "$0")" "$@"

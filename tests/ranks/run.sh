@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# The program on ranks: a run folder has the same bytes for 1, 2, 3, 4 and 8 ranks, also of steps that keep traces, gate
+# rows and generated replies, and of steps that rank 0 runs alone; a run whose rank was killed or stopped, or that was
+# asked to end, is gone on with by another number of ranks, with the same bytes; ranks that differ are refused.
+#   run.sh BUILD_FOLDER SOURCE_FOLDER short|long
+set -uo pipefail
+here=$(dirname "$(readlink -f "$0")")
+. "$here/mpi.sh"
+build=$1 source=$2 how=$3 status=0
+program=$build/gatetape
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cp -r "$source/configs" "$folder/"
+cd "$folder" || exit 1
+fail() {
+    echo "WRONG: $1"
+    status=1
+}
+same() { diff -rq -x manifest.json -x events.jsonl whole "$1"; }
+
+cat >configs/jobs/ranks.json <<'JOB'
+{
+  "schema_version": 1,
+  "models": {"demo": {"path": "../demo/model", "chat_template": "phi35moe"}},
+  "prompts": {
+    "ordinary": {"path": "../demo/prompts/rank_ordinary.jsonl"},
+    "restricted": {"path": "../demo/prompts/rank_restricted.jsonl"},
+    "test": {"path": "../demo/prompts/test_restricted.jsonl", "limit": 6}
+  },
+  "steps": [
+    {"name": "activation", "kind": "activation", "model": "demo", "groups": ["ordinary", "restricted"], "trace": "full"},
+    {"name": "reply", "kind": "activation", "tokens": "generated", "max_new_tokens": 8, "model": "demo",
+     "groups": ["ordinary", "restricted"], "trace": "full"},
+    {"name": "gradient", "kind": "gradient", "loss": "target", "model": "demo", "groups": ["ordinary", "restricted"],
+     "gate_rows": true},
+    {"name": "silenced", "kind": "intervention", "model": "demo", "groups": ["test"], "max_new_tokens": 4,
+     "from": ["activation"], "rank_groups": ["restricted", "ordinary"], "top": [2]}
+  ]
+}
+JOB
+timeout 120 "$program" run configs/jobs/ranks.json --out whole 2>log || { cat log; exit 1; }
+counts=(2 3 8)
+[ "$how" = long ] && counts=(1 2 3 4 5 6 7 8 12)
+for n in "${counts[@]}"; do
+    timeout 120 mpirun -n $n "$program" run configs/jobs/ranks.json --out ranks 2>log || { fail "$n ranks"; cat log; }
+    if same ranks; then echo "$n ranks: same bytes"; else fail "$n ranks: other bytes"; fi
+    grep -q "\"ranks\": $n," ranks/manifest.json || fail "$n ranks: the manifest does not say so"
+    rm -rf ranks
+done
+
+# ---- ended in the middle, gone on with by another number of ranks ----
+slow=(--set batch_prompts=1)
+# name, ranks at first, ranks then, and what happens in between
+interrupted() {
+    local name=$1 first=$2 then=$3 meet=$4 code line left begun took n_blocks
+    begun=$(date +%s.%N)
+    timeout -s KILL 100 mpirun -n "$first" "$program" run configs/jobs/ranks.json --out ranks --deadline 3 "${slow[@]}" 2>log &
+    pid=$!
+    for _ in $(seq 400); do
+        n_blocks=$(find ranks -path '*blocks*' -name '*.safetensors' 2>/dev/null | wc -l)
+        [ -d ranks/reply ] && [ "$n_blocks" -gt 0 ] && break
+        sleep 0.02
+    done
+    mapfile -t ranks < <(pgrep -f "^$program run configs/jobs/ranks.json --out ranks" | sort -n)
+    $meet
+    wait $pid 2>/dev/null
+    code=$?
+    took=$(seconds_since "$begun")
+    line=$(grep -m1 'gatetape: error:' log | cut -c1-200)
+    sleep 0.2
+    left=$(pgrep -fc "^$program run configs/jobs/ranks.json --out ranks")
+    [ $code != 0 ] || fail "$name: expected a code that is not 0"
+    [ -n "$line" ] || { fail "$name: expected a line"; cat log; }
+    [ "$left" = 0 ] || fail "$name: $left processes left"
+    [ -f ranks/silenced/step.json ] && fail "$name: came too late"
+    printf '%s: code %s after %s s: %s\n' "$name" $code "$took" "$line"
+    timeout 120 mpirun -n "$then" "$program" run configs/jobs/ranks.json --out ranks "${slow[@]}" 2>log || { fail "$name: not resumed"; cat log; }
+    diff -rq -x manifest.json -x events.jsonl -x job.json whole ranks || fail "$name: other bytes"
+    rm -rf ranks
+}
+killed() { kill -KILL "${ranks[2]}"; }
+stopped() { kill -STOP "${ranks[1]}"; }
+asked() { kill -USR1 "$(pgrep -P $pid)"; }
+one_asked() { kill -TERM "${ranks[1]}"; }
+interrupted "killed rank of 4, gone on with by 3" 4 3 killed
+[ "$how" = long ] && interrupted "stopped rank of 2, gone on with by 1" 2 1 stopped
+interrupted "USR1 to mpirun of 3, gone on with by 8" 3 8 asked
+[ "$how" = long ] && interrupted "TERM to one rank of 3, gone on with by 2" 3 2 one_asked
+
+# ---- ranks that differ, a full disk, nowhere to go ----
+cp "$program" other && printf 'x' >>other
+cp "$build/gatetape_mpi.so" .
+cat >each <<'RANK'
+#!/bin/sh
+case $WHAT:$OMPI_COMM_WORLD_RANK in
+program:2) exec ./other "$@" ;;
+job:1) exec "$PROGRAM" "$@" --set seed=7 ;;
+isa:1) GATETAPE_ISA=generic exec "$PROGRAM" "$@" ;;
+file:1) exec "$PROGRAM" "$@" --set prompts.test.path=nowhere ;;
+disk:*) export OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo ;;
+esac
+case $WHAT:$OMPI_COMM_WORLD_RANK in
+disk:0) trap "" XFSZ; ulimit -f 40; exec "$PROGRAM" "$@" ;;
+esac
+exec "$PROGRAM" "$@"
+RANK
+chmod +x each
+refused() { # what, code, text
+    local got code
+    got=$(PROGRAM=$program WHAT=$1 timeout 60 mpirun -n 3 ./each run configs/jobs/ranks.json --out "refused-$1" 2>&1)
+    code=$?
+    [ $code = "$2" ] || fail "$1: expected code $2: got $code: $got"
+    grep -q "gatetape: error: .*$3" <<<"$got" || fail "$1: expected \"$3\": got $got"
+    [ "$(grep -c 'gatetape: error:' <<<"$got")" = 1 ] || fail "$1: expected one line: got $got"
+    echo "$1: $(grep -m1 'gatetape: error:' <<<"$got" | cut -c1-180)"
+}
+refused program 2 'expected the same program on all: rank 0 on .* has .*, rank 2 on'
+refused job 2 'expected the same job and inputs on all: rank 0 .* rank 1 on'
+refused isa 2 'expected the same instruction set on all: .* rank 1 on .* generic (GATETAPE_ISA'
+refused file 2 'rank 1: .*nowhere'
+refused disk 1 'rank 0: .*File too large'
+timeout 120 mpirun -n 2 "$program" run configs/jobs/ranks.json --out refused-disk 2>log || { fail "full disk: not resumed"; cat log; }
+diff -rq -x manifest.json -x events.jsonl whole refused-disk || fail "full disk: other bytes"
+exit $status
