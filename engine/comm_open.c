@@ -26,6 +26,19 @@ int comm_launched(void) {
     return 1;
 }
 
+/* srun gives MPI its ranks only when it is told how; Open MPI then ends the process with a page of its
+ * own. */
+static bool check_srun(Error *error) {
+    if (!getenv("SLURM_STEP_NUM_TASKS") || getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_SIZE") ||
+        getenv("PMIX_RANK") || comm_launched() == 1)
+        return true;
+    return error_set(
+        error, ERROR_BAD_INPUT,
+        "srun: expected --mpi=pmix, so that its %d processes find each other: got neither PMIX_RANK "
+        "nor PMI_SIZE",
+        comm_launched());
+}
+
 /* ---- the plug-in ---- */
 static const char plugin_name[] = "gatetape_mpi.so";
 
@@ -119,7 +132,7 @@ bool comm_mpi_open(Comm *comm, double deadline_s, Error *error) {
     WatchdogAddress hub = {.port = 0};
     Error first = {0};
     char why[COMM_WHY] = "", host[64] = "";
-    if (!load_plugin(comm, error)) return false;
+    if (!check_srun(error) || !load_plugin(comm, error)) return false;
     alarm((unsigned)deadline_s + 60); /* a rank that never comes: MPI would wait for ever */
     bool ok =
         mpi_says(comm->mpi->start(&comm->rank, &comm->size, why), why, error) && check_size(comm, error);

@@ -26,7 +26,8 @@ expect() { # text, then a command that must fail with that text and code 2 or 3
     if [ $code = 2 ] || [ $code = 3 ]; then grep -q "$says" <<<"$got" || fail "$*: expected \"$says\": got $got"; else fail "$*: code $code: $got"; fi
 }
 expect 'nowhere.so: expected the MPI plug-in.*libopenmpi-dev' env GATETAPE_MPI=nowhere.so "$build/rank_collectives" mpi
-expect 'expected the 3 processes that the launcher started: MPI sees 1' env SLURM_STEP_NUM_TASKS=3 "$build/rank_collectives" mpi
+expect 'srun: expected --mpi=pmix' env SLURM_STEP_NUM_TASKS=3 "$build/rank_collectives" mpi
+expect 'expected the 3 processes that the launcher started: MPI sees 1' env PMI_SIZE=3 "$build/rank_collectives" mpi
 expect 'comm self: expected one process: got 2' mpirun -n 2 "$build/rank_collectives" self
 ldd "$build/rank_collectives" | grep -qi 'libmpi' && fail "expected a program that is not linked with MPI"
 exit $status
