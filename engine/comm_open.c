@@ -105,6 +105,12 @@ static void mark(Comm *comm, Queue *queue, int64_t number) {
     watchdog_leave(number);
 }
 
+/* The host's transfers are done when they return. */
+static void wait_host(Comm *comm, Queue *queue) {
+    (void)comm;
+    (void)queue;
+}
+
 void comm_mpi_close(Comm *comm) {
     char why[COMM_WHY];
     alarm(30); /* nobody watches MPI_Finalize */
@@ -112,7 +118,7 @@ void comm_mpi_close(Comm *comm) {
     alarm(0);
 }
 
-static const CommBackend mpi_backend = {"mpi", comm_mpi_transfer, mark, comm_mpi_close};
+static const CommBackend mpi_backend = {"mpi", comm_mpi_transfer, mark, wait_host, comm_mpi_close};
 
 /* Which of the ranks on this machine we are. */
 static void find_local_rank(Comm *comm, const char *host) {
@@ -163,15 +169,19 @@ bool comm_open(const CommOptions *options, Comm *comm, Error *error) {
     *comm = comm_alone(options->device);
     int launched = comm_launched();
     bool self = !strcmp(options->kind, "self"), any = !strcmp(options->kind, "auto");
-    if (!self && !any && strcmp(options->kind, "mpi") != 0)
-        return error_set(error, ERROR_BAD_INPUT, "--comm: expected auto, self or mpi: got \"%.40s\"",
+    bool by_nccl = !strcmp(options->kind, "nccl");
+    if (!self && !any && !by_nccl && strcmp(options->kind, "mpi") != 0)
+        return error_set(error, ERROR_BAD_INPUT, "--comm: expected auto, self, mpi or nccl: got \"%.40s\"",
                          options->kind);
     if (self && launched > 1)
         return error_set(error, ERROR_BAD_INPUT,
                          "--comm self: expected one process: got %d from the launcher", launched);
     if (self || (any && launched == 1))
         return watchdog_start(&(WatchdogAddress){.port = 0}, 0, 1, options->deadline_s, error);
-    return comm_mpi_open(comm, options->deadline_s, error);
+    if (by_nccl && (!options->device || !options->device->streams))
+        return error_set(error, ERROR_BAD_INPUT, "--comm nccl: expected a device with streams: got %s",
+                         options->device ? options->device->name : "none");
+    return comm_mpi_open(comm, options->deadline_s, error) && (!by_nccl || comm_nccl_open(comm, error));
 }
 
 void comm_close(Comm *comm) {

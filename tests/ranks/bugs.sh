@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Every planted communication bug must be seen by the stand-in for NCCL, and nothing else. Usage: bugs.sh BUILD_FOLDER
+# Every planted communication bug must be seen by the stand-in for NCCL, and nothing else. `short`: a few.
+#   bugs.sh BUILD_FOLDER [short]
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/mpi.sh"
 build=$1 status=0 n=0
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-for bug in $("$build/nccl_bugs"); do
+bugs=$("$build/nccl_bugs")
+[ "${2:-long}" = long ] || bugs="good_late write_too_early send_count no_group"
+for bug in $bugs; do
     timeout -s KILL 60 mpirun -n 4 "$build/nccl_bugs" "$bug" >"$log" 2>&1
     code=$?
     case $bug in

@@ -91,6 +91,10 @@ static const Case cases[] = {
     {"float_order", ncclSuccess, 15,
      ""}, /* two float AllReduces of the same data must not promise the same bits */
     {"abort", ncclSuccess, 15, ""},
+    {"gather_type", ncclInvalidUsage, 0, "AllGather"},
+    {"skipped", ncclInvalidUsage, 0, "AllReduce"}, /* rank 2 leaves one call out */
+    {"root_differs", ncclInProgress, 5, ""},       /* rank 2 names another root: it and the root hang */
+    {"wrong_peer", ncclInProgress, 3, ""},         /* rank 0 waits for 2, rank 1 sends: both hang */
 };
 
 #define IS(x) (!strcmp(name, x))
@@ -141,6 +145,12 @@ static ncclResult_t plant(int *good_so_far) {
     }
     if (IS("collective_count")) ncclAllReduce(in, out, rank == 2 ? 60 : 64, ncclInt32, ncclSum, comm, s);
     if (IS("reduce_op")) ncclAllReduce(in, out, 64, ncclInt32, rank == 2 ? ncclMax : ncclSum, comm, s);
+    if (IS("gather_type")) ncclAllGather(in, out, 64, rank == 2 ? ncclInt8 : ncclUint8, comm, s);
+    if (IS("skipped") && rank != 2) ncclAllReduce(in, out, 64, ncclInt32, ncclSum, comm, s);
+    if (IS("skipped")) ncclAllReduce(in, out, 32, ncclInt32, ncclSum, comm, s);
+    if (IS("root_differs")) ncclBroadcast(in, out, 64, ncclUint8, rank == 2, comm, s);
+    if (IS("wrong_peer") && rank == 0) ncclRecv(out, 64, ncclUint8, 2, comm, s);
+    if (IS("wrong_peer") && rank == 1) ncclSend(in, 64, ncclUint8, 0, comm, s);
     if (IS("comm_order")) {
         ncclAllGather(in, out, 64, ncclUint8, rank ? comm : comm2, s);
         ncclAllGather(in, out, 64, ncclUint8, rank ? comm2 : comm, s);
@@ -212,11 +222,13 @@ int main(int argc, char **argv) {
     for (int r = 0; r < size && !IS("before_ready"); r++) good &= same(out + (size_t)r * N, 16 * r + rank, N);
     memset(out, 0, (size_t)size * N);
     ncclResult_t ret = plant(&good);
-    rc = IS("before_ready")   ? rc
-         : ret != ncclSuccess ? ret
-                              : wait_for(IS("peer_dead_silent")                     ? 0.4
-                                         : IS("peer_stopped") || IS("missing_recv") ? 2
-                                                                                    : 8);
+    rc = IS("before_ready") ? rc
+         : ret != ncclSuccess
+             ? ret
+             : wait_for(IS("peer_dead_silent") ? 0.4
+                        : IS("peer_stopped") || IS("missing_recv") || IS("root_differs") || IS("wrong_peer")
+                            ? 2
+                            : 8);
     if (IS("good") || IS("good_late"))
         for (int r = 0; r < size; r++) good &= same(out + (size_t)r * N, 16 * r + rank, N);
     if (IS("write_too_early")) {
@@ -231,7 +243,8 @@ int main(int argc, char **argv) {
     int must = c->ranks_that_must >> rank & 1;
     if (must) good &= rc == c->want && strstr(ncclGetLastError(comm), c->says) != NULL;
     if (IS("missing_recv"))
-        good &= rc == (rank == 1 ? ncclInProgress : ncclSuccess); /* a hang of one rank alone: the watchdog's
+        good &= rc == (rank == 1 ? ncclInProgress : ncclSuccess); /* a hang of one rank alone: the
+                                                                     watchdog's
                                                                  case */
     if (IS("abort")) good &= ncclCommAbort(comm) == ncclSuccess;
     const char *said = comm2 && !ncclGetLastError(comm)[0] ? ncclGetLastError(comm2) : ncclGetLastError(comm);
