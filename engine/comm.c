@@ -84,6 +84,8 @@ static void gather(Comm *comm, Queue *queue, char *out, const void *in, size_t n
 
 static void mark(Comm *comm, Queue *queue) { comm->backend->mark(comm, queue, comm->number); }
 
+void comm_wait(Comm *comm, Queue *queue) { comm->backend->wait(comm, queue); }
+
 /* ---- tensors ---- */
 void comm_all_gather(Comm *comm, Queue *queue, Tensor out, Tensor in) {
     check(out.dtype == in.dtype && tensor_count(out) == comm->size * tensor_count(in),

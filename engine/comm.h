@@ -2,9 +2,8 @@
  * point-to-point transfers.
  *
  * Three rules make results bit-equal for any number of ranks:
- *   1. Floats are moved, never added, by the transport. The only float sum is comm_tree_sum, whose order
- * is a
- *      binary tree over global leaf numbers (prompts), whichever rank holds which leaf.
+ *   1. Floats are moved, never added, by the transport. The only float sum is comm_tree_sum, whose order is
+ *      a binary tree over global leaf numbers (prompts), whichever rank holds which leaf.
  *   2. Integers are summed freely: that is exact in any order.
  *   3. Every rank makes the same calls. A rank with nothing to say passes a tensor of 0 rows.
  *
@@ -28,8 +27,10 @@ typedef struct Comm Comm;
 typedef struct {
     const char *name; /* "self", "mpi", "nccl" */
     void (*transfer)(Comm *comm, Queue *queue, const Transfer *transfers, int n);
-    void (*mark)(Comm *comm, Queue *queue,
-                 int64_t number); /* the collective has ended, in order on the queue */
+    /* the collective has ended, in order on the queue */
+    void (*mark)(Comm *comm, Queue *queue, int64_t number);
+    /* until all on the queue is done; a transport's failure ends the job instead of the wait */
+    void (*wait)(Comm *comm, Queue *queue);
     void (*close)(Comm *comm);
 } CommBackend;
 
@@ -39,8 +40,7 @@ struct Comm {
     const CommBackend *backend;
     const Device *device;  /* of the queues that calls name */
     int64_t number;        /* of the collective entered last */
-    int tag;               /* a hash of all calls so far: ranks out of step block and exchange nothing wrong
-                             */
+    int tag;               /* a hash of all calls so far: ranks out of step exchange nothing wrong */
     uint64_t n_bytes_sent; /* to other ranks, counted by the transport */
     const CommMpi *mpi;    /* NULL with one rank */
     void *state;           /* the backend's own */
@@ -92,6 +92,9 @@ void comm_max_i64(Comm *comm, int64_t *x, int64_t n);
 void comm_tree_sum(Comm *comm, Queue *queue, Tensor out, Tensor leaves, const int32_t *leaf_rank,
                    int64_t n_leaves, Tensor scratch);
 void comm_barrier(Comm *comm);
+/* Waits for the device where a collective may be among the work: before sync, and before reading results.
+ * */
+void comm_wait(Comm *comm, Queue *queue);
 
 /* ---- for comm_*.c ---- */
 extern const CommBackend comm_self_backend;
@@ -100,5 +103,7 @@ bool comm_mpi_open(Comm *comm, double deadline_s, Error *error);
 /* Host memory through MPI; what every backend of several ranks does with queue NULL. */
 void comm_mpi_transfer(Comm *comm, Queue *queue, const Transfer *transfers, int n);
 void comm_mpi_close(Comm *comm);
+/* Collective, after comm_mpi_open: the library, the communicator, marks that the device writes. */
+bool comm_nccl_open(Comm *comm, Error *error);
 
 #endif

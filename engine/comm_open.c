@@ -26,6 +26,19 @@ int comm_launched(void) {
     return 1;
 }
 
+/* srun gives MPI its ranks only when it is told how; Open MPI then ends the process with a page of its
+ * own. */
+static bool check_srun(Error *error) {
+    if (!getenv("SLURM_STEP_NUM_TASKS") || getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_SIZE") ||
+        getenv("PMIX_RANK") || comm_launched() == 1)
+        return true;
+    return error_set(
+        error, ERROR_BAD_INPUT,
+        "srun: expected --mpi=pmix, so that its %d processes find each other: got neither PMIX_RANK "
+        "nor PMI_SIZE",
+        comm_launched());
+}
+
 /* ---- the plug-in ---- */
 static const char plugin_name[] = "gatetape_mpi.so";
 
@@ -92,6 +105,12 @@ static void mark(Comm *comm, Queue *queue, int64_t number) {
     watchdog_leave(number);
 }
 
+/* The host's transfers are done when they return. */
+static void wait_host(Comm *comm, Queue *queue) {
+    (void)comm;
+    (void)queue;
+}
+
 void comm_mpi_close(Comm *comm) {
     char why[COMM_WHY];
     alarm(30); /* nobody watches MPI_Finalize */
@@ -99,7 +118,7 @@ void comm_mpi_close(Comm *comm) {
     alarm(0);
 }
 
-static const CommBackend mpi_backend = {"mpi", comm_mpi_transfer, mark, comm_mpi_close};
+static const CommBackend mpi_backend = {"mpi", comm_mpi_transfer, mark, wait_host, comm_mpi_close};
 
 /* Which of the ranks on this machine we are. */
 static void find_local_rank(Comm *comm, const char *host) {
@@ -119,7 +138,7 @@ bool comm_mpi_open(Comm *comm, double deadline_s, Error *error) {
     WatchdogAddress hub = {.port = 0};
     Error first = {0};
     char why[COMM_WHY] = "", host[64] = "";
-    if (!load_plugin(comm, error)) return false;
+    if (!check_srun(error) || !load_plugin(comm, error)) return false;
     alarm((unsigned)deadline_s + 60); /* a rank that never comes: MPI would wait for ever */
     bool ok =
         mpi_says(comm->mpi->start(&comm->rank, &comm->size, why), why, error) && check_size(comm, error);
@@ -150,15 +169,19 @@ bool comm_open(const CommOptions *options, Comm *comm, Error *error) {
     *comm = comm_alone(options->device);
     int launched = comm_launched();
     bool self = !strcmp(options->kind, "self"), any = !strcmp(options->kind, "auto");
-    if (!self && !any && strcmp(options->kind, "mpi") != 0)
-        return error_set(error, ERROR_BAD_INPUT, "--comm: expected auto, self or mpi: got \"%.40s\"",
+    bool by_nccl = !strcmp(options->kind, "nccl");
+    if (!self && !any && !by_nccl && strcmp(options->kind, "mpi") != 0)
+        return error_set(error, ERROR_BAD_INPUT, "--comm: expected auto, self, mpi or nccl: got \"%.40s\"",
                          options->kind);
     if (self && launched > 1)
         return error_set(error, ERROR_BAD_INPUT,
                          "--comm self: expected one process: got %d from the launcher", launched);
     if (self || (any && launched == 1))
         return watchdog_start(&(WatchdogAddress){.port = 0}, 0, 1, options->deadline_s, error);
-    return comm_mpi_open(comm, options->deadline_s, error);
+    if (by_nccl && (!options->device || !options->device->streams))
+        return error_set(error, ERROR_BAD_INPUT, "--comm nccl: expected a device with streams: got %s",
+                         options->device ? options->device->name : "none");
+    return comm_mpi_open(comm, options->deadline_s, error) && (!by_nccl || comm_nccl_open(comm, error));
 }
 
 void comm_close(Comm *comm) {

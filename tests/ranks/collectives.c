@@ -1,24 +1,30 @@
 /* Every collective against what it must give, on any number of ranks: shapes of 0 rows, unequal counts,
  * sums in an order that does not depend on who holds what, agreement on errors, and the transport's count
  * of bytes.
- *   mpirun -n N rank_collectives [KIND]   prints "ok N ranks HASH": the hash of float sums, the same for
- * every N */
+ *   mpirun -n N rank_collectives [auto|self|mpi|nccl]   prints "ok N ranks HASH": the hash of float sums,
+ * the same for every N */
 #include "engine/alloc.h"
 #include "engine/comm.h"
 #include "engine/hash.h"
 #include "engine/text.h"
+#include "standin_device.h"
 #include "kernels/check.h"
 #include <stdlib.h>
 #include <string.h>
 
+/* Where tensors travel: NULL, the host; with NCCL the stand-in's stream. */
+static Queue *queue;
+
 static void test_gather(Comm *c) {
     int64_t mine[3] = {c->rank, 10 + c->rank, -c->rank}, *all = mem_alloc((size_t)c->size * sizeof mine);
     comm_phase("gather");
-    comm_all_gather(c, NULL, tensor_matrix(all, DTYPE_I64, c->size, 3), tensor_matrix(mine, DTYPE_I64, 1, 3));
+    comm_all_gather(c, queue, tensor_matrix(all, DTYPE_I64, c->size, 3),
+                    tensor_matrix(mine, DTYPE_I64, 1, 3));
+    comm_wait(c, queue);
     for (int r = 0; r < c->size; r++)
         check(all[3 * r] == r && all[3 * r + 1] == 10 + r && all[3 * r + 2] == -r, "rank %d gathered wrong",
               r);
-    comm_all_gather(c, NULL, tensor_matrix(all, DTYPE_I64, 0, 3), tensor_matrix(mine, DTYPE_I64, 0, 3));
+    comm_all_gather(c, queue, tensor_matrix(all, DTYPE_I64, 0, 3), tensor_matrix(mine, DTYPE_I64, 0, 3));
     mem_free(all);
 }
 
@@ -41,8 +47,9 @@ static void test_all_to_all(Comm *c) {
             in[2 * at + 1] = (int32_t)i;
         }
     uint64_t before = c->n_bytes_sent;
-    comm_all_to_all(c, NULL, tensor_matrix(out, DTYPE_I32, n_out, 2), out_rows,
+    comm_all_to_all(c, queue, tensor_matrix(out, DTYPE_I32, n_out, 2), out_rows,
                     tensor_matrix(in, DTYPE_I32, n_in, 2), in_rows);
+    comm_wait(c, queue);
     check(c->n_bytes_sent - before == 8 * (uint64_t)(n_in - in_rows[c->rank]), "%llu bytes sent",
           (unsigned long long)(c->n_bytes_sent - before));
     at = 0;
@@ -136,9 +143,10 @@ static void test_tree(Comm *c, Hash *hash) {
                 for (int k = 0; k < N; k++) leaves[mine * N + k] = leaf(i, k);
                 mine++;
             }
-            comm_tree_sum(c, NULL, tensor_vector(out, DTYPE_F32, N),
+            comm_tree_sum(c, queue, tensor_vector(out, DTYPE_F32, N),
                           tensor_matrix(leaves, DTYPE_F32, mine, N), rank, n_leaves,
                           tensor_vector(scratch, DTYPE_F32, N));
+            comm_wait(c, queue);
             if (spread == 0 || c->size > 1) hash_add(hash, out, spread == 0 ? sizeof out : 0);
             static float first[N];
             if (spread == 0) memcpy(first, out, sizeof first);
@@ -151,6 +159,7 @@ int main(int n, char **texts) {
     CommOptions options = {.kind = n > 1 ? texts[1] : "auto", .deadline_s = 20};
     Comm comm;
     Error error = {0};
+    if (!strcmp(options.kind, "nccl")) options.device = standin_device(&queue);
     if (!comm_open(&options, &comm, &error)) {
         text_print_error(&error);
         return (int)error.code;
