@@ -50,8 +50,11 @@ static utf8proc_uint8_t *fold(const char *text, size_t length, utf8proc_ssize_t 
     if (points) *n = utf8proc_reencode(points, *n, how);
     if (points && *n >= 0) return (utf8proc_uint8_t *)points;
     mem_free(points);
-    error_set(error, ERROR_FAILED, "a reply: expected UTF-8 that fits in memory: %s",
-              *n < 0 ? utf8proc_errmsg(*n) : "out of memory");
+    if (*n < 0)
+        error_set(error, ERROR_FAILED, "a reply: expected UTF-8 that fits in memory: %s",
+                  utf8proc_errmsg(*n));
+    else
+        error_out_of_memory(error, "a reply", ((size_t)*n + 1) * sizeof *points);
     return NULL;
 }
 

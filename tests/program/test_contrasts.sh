@@ -33,7 +33,7 @@ awk -F, '$1 == "contrast" { high = $5 } $1 == "control" { low = $4 } END { exit 
 
 cp -r "$folder/run" "$folder/first"
 run || fail "the same command again"
-diff -rq -x manifest.json -x events.jsonl "$folder/first" "$folder/run" || fail "the same command changed a file"
+diff -rq -x manifest.json -x events.jsonl -x '*.pdf' "$folder/first" "$folder/run" || fail "the same command changed a file"
 
 cat >"$folder/silence.json" <<JOB
 {"schema_version": 1, "models": {"demo": {"path": "$source/configs/demo/model", "chat_template": "phi35moe"}},

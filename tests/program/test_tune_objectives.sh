@@ -16,7 +16,7 @@ fail() {
     status=1
 }
 run() { "$program" run job.json --out "$1" "${@:2}" 2>"$1.log"; }
-same() { diff -rq -x manifest.json -x events.jsonl -x job.json -x methods.txt whole "$1"; }
+same() { diff -rq -x manifest.json -x events.jsonl -x '*.pdf' -x job.json -x methods.txt whole "$1"; }
 # column RUN STEP NAME: a column of training.csv, by its name
 column() { awk -F, -v name="$3" 'NR == 1 {for (i = 1; i <= NF; i++) if ($i == name) c = i} NR > 1 {print $c}' "$1/$2/training.csv"; }
 falls() { awk 'NF {if (!n++) first = $1; last = $1} END {exit !(n > 1 && last < first)}'; } # of the numbers that are there
@@ -106,7 +106,7 @@ bad 'steps.kept.router_temperature: expected a number from 0.001 to 1000: got 0'
 bad 'steps.kept.router_kl: expected a number from 0 to 1e+06: got -1' --set steps.kept.router_kl=-1
 bad 'steps.kept.dropout: expected a number from 0 to 0.99: got 1' --set steps.kept.dropout=1
 bad 'steps.anchored.gate_rate: expected a number from 0 to 1e+06: got -1' --set steps.anchored.gate_rate=-1
-bad 'top: expected top, traffic, cells or selection' --set steps.anchored.cells=
+bad 'top: expected top, cells or selection' --set steps.anchored.cells=
 printf 'x' >without/router_rows.safetensors
 run damaged --set steps.after.adapter= --set steps.after.adapter_path=without
 [ $? = 0 ] && fail "a damaged file of router rows was taken"
