@@ -319,7 +319,8 @@ bool run_job(const RunRequest *request, Error *error) {
     Inputs inputs = {0};
     const Device *device = NULL;
     char *out = NULL;
-    bool ok = job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
+    bool ok = ranks_set_gpu(comm, error) &&
+              job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
               check_sets(&job, error) &&
               devices_pick((DeviceChoice)job.options.device, "device", &device, error) &&
               pick_dense(job.options.dense, device, error);
