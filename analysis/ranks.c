@@ -2,6 +2,7 @@
 #include "ranks.h"
 #include "../engine/alloc.h"
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -55,4 +56,35 @@ bool ranks_check_alike(Comm *comm, const RunFacts *facts, Error *error) {
     }
     mem_free(all);
     return ok;
+}
+
+/* ---- GPUs of a machine ---- */
+bool ranks_choose_gpu(const char *visible, int local_rank, char to[64], Error *error) {
+    if (!visible) {
+        snprintf(to, 64, "%d", local_rank);
+        return true;
+    }
+    int at = 0, n = 1;
+    for (const char *p = visible; *p; p++) n += *p == ',';
+    if (n == 1) {
+        snprintf(to, 64, "%s", visible);
+        return true;
+    }
+    while (at < local_rank && *visible) at += *visible++ == ',';
+    if (local_rank >= n)
+        return error_set(
+            error, ERROR_UNAVAILABLE,
+            "CUDA_VISIBLE_DEVICES: expected a GPU for each rank of the machine: got %d for rank %d "
+            "of it, counted from 0",
+            n, local_rank);
+    snprintf(to, 64, "%.*s", (int)strcspn(visible, ","), visible);
+    return true;
+}
+
+bool ranks_set_gpu(const Comm *comm, Error *error) {
+    char name[64];
+    if (comm->size == 1) return true;
+    return ranks_choose_gpu(getenv("CUDA_VISIBLE_DEVICES"), comm->local_rank, name, error) &&
+           (setenv("CUDA_VISIBLE_DEVICES", name, 1) == 0 ||
+            error_set(error, ERROR_FAILED, "CUDA_VISIBLE_DEVICES: expected to set it: out of memory"));
 }

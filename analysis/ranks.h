@@ -12,4 +12,11 @@
  * 0. */
 bool ranks_check_alike(Comm *comm, const RunFacts *facts, Error *error);
 
+/* Which GPU a rank takes: a text for CUDA_VISIBLE_DEVICES, in `to`. visible: that variable, NULL when it
+ * is not set. Of a list each rank of a machine takes its own entry; a list of one is what a launcher gives
+ * each rank. ERROR_UNAVAILABLE when the list is too short. */
+bool ranks_choose_gpu(const char *visible, int local_rank, char to[64], Error *error);
+/* Sets that variable for this process, before its first call of the device. */
+bool ranks_set_gpu(const Comm *comm, Error *error);
+
 #endif

@@ -362,7 +362,8 @@ bool run_job(const RunRequest *request, Error *error) {
     Comm alone = comm_alone(NULL), *comm = request->comm ? request->comm : &alone;
     Job job = {0};
     char *out = NULL;
-    bool ok = job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
+    bool ok = ranks_set_gpu(comm, error) &&
+              job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
               check_sets(&job, request->dry_run, error);
     if (ok) out = request->out ? mem_copy_text(request->out, strlen(request->out)) : default_folder(&job);
     ok = ok && (out || error_out_of_memory(error, "a path", 1));

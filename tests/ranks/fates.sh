@@ -45,7 +45,7 @@ try slow 2
 i=0
 for fate in "${fates[@]}"; do
     if [ "$how" = short ]; then
-        case $fate in segfault | aborted | exits | spins | leaves) continue ;; esac
+        case $fate in segfault | aborted | exits | spins | leaves | other) continue ;; esac
         whos=($((i % 2 ? 3 : 0)))
     else
         whos=(0 2 3)
