@@ -1,5 +1,5 @@
-/* The plan's memory (rank_plan.h) of a full pass of every step of a model, against what the device has free.
- * */
+/* The plan's memory (rank_plan.h) of a full pass of every step of a model, against what the device has
+ * free. */
 #include "residency.h"
 #include "../engine/weight_stream.h"
 #include "run_plan_parts.h"

@@ -47,7 +47,6 @@ static void restore_signals(const struct sigaction before[N_SIGNALS]) {
     for (int i = 0; i < N_SIGNALS; i++) sigaction(signals[i], &before[i], NULL);
 }
 
-/* ---- device ---- */
 /* ---- sets ---- */
 /* False when the files of two groups have a prompt in common; `why` is said then. */
 static bool check_apart(const PromptOptions *x, const PromptOptions *y, const char *why, Error *error) {
@@ -232,6 +231,7 @@ static bool is_finished(Run *run, const StepOptions *step, const char *facts) {
 static bool do_step(Run *run, const StepOptions *step, const char *folder, Error *error) {
     if (run->comm->rank && !runs_on_all(step)) return true;
     bool ok = put_event(run, "step/begin", step, error);
+    if (runs_on_all(step)) ok = comm_agree(run->comm, ok, error);
     if (ok && step->kind == STEP_REPORT)
         ok = report_write(run->folder->path, run->progress, error);
     else
@@ -362,8 +362,8 @@ bool run_job(const RunRequest *request, Error *error) {
     Comm alone = comm_alone(NULL), *comm = request->comm ? request->comm : &alone;
     Job job = {0};
     char *out = NULL;
-    bool ok = ranks_set_gpu(comm, error) &&
-              job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
+    bool ok = job_read(request->job, (JobSettings){request->sets, request->n_sets}, &job, error) &&
+              (job.options.device == DEVICE_CPU || ranks_set_gpu(comm, error)) &&
               check_sets(&job, request->dry_run, error);
     if (ok) out = request->out ? mem_copy_text(request->out, strlen(request->out)) : default_folder(&job);
     ok = ok && (out || error_out_of_memory(error, "a path", 1));

@@ -86,8 +86,8 @@ bool plan_print_training(const Planner *p, const PromptGroup *groups, Error *err
             100 * (double)n_values / (double)n_total, adapter_form_names[step->form], (long long)step->rank,
             4e0 * (double)(n_values * plan_lora_copies(step)) / (1 << 20));
         plan_print_text(p->to, p->out, strlen(p->out));
-        fprintf(p->to, "/%s/{step.json,training.csv,updates.csv,adapter-%s}\n", step->name,
-                adapter_form_names[step->form]);
+        fprintf(p->to, "/%s/{step.json,training.csv,updates.csv,%sadapter-%s}\n", step->name,
+                step->gate_rows ? "router_rows.csv," : "", adapter_form_names[step->form]);
     }
     return ok;
 }

@@ -29,6 +29,9 @@ static bool weight_norm(const Tuning *t, const AdapterCell *cell, double *norm, 
     const Tensor weight = weight_of(&t->model, cell);
     void *data = mem_alloc(tensor_bytes(weight));
     if (!data) return error_out_of_memory(error, "a weight", tensor_bytes(weight));
+    /* layers that are streamed share buffers: this one's weights, not those that were there last */
+    weight_stream_need(t->model.weights.stream, t->training.queue,
+                       model_config_moe_layer(&t->model.config, cell->layer), false);
     t->model.device->copy_out(t->training.queue, data, weight);
     const bool ok = queue_wait(t->model.device, t->training.queue, error);
     if (ok) *norm = norm_of(data, weight.dtype, tensor_count(weight));

@@ -51,7 +51,8 @@ struct Comm {
  * without. */
 int comm_launched(void);
 typedef struct {
-    const char *kind;     /* "auto" (what the launcher and the device ask for), "self", "mpi", "nccl" */
+    const char
+        *kind; /* "auto" (what the launcher asks for), "self", "mpi"; "nccl" needs a device with streams */
     const Device *device; /* whose memory travels */
     double deadline_s;    /* see watchdog_start */
 } CommOptions;
@@ -92,8 +93,8 @@ void comm_max_i64(Comm *comm, int64_t *x, int64_t n);
 void comm_tree_sum(Comm *comm, Queue *queue, Tensor out, Tensor leaves, const int32_t *leaf_rank,
                    int64_t n_leaves, Tensor scratch);
 void comm_barrier(Comm *comm);
-/* Waits for the device where a collective may be among the work: before sync, and before reading results.
- * */
+/* Waits for the device where a collective may be among the work: before sync, and before reading
+ * results. */
 void comm_wait(Comm *comm, Queue *queue);
 
 /* ---- for comm_*.c ---- */

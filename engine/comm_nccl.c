@@ -4,8 +4,8 @@
  * 2.14 (tests/ranks compares where that header is). The communicator is non-blocking, so that no call can
  * hold this thread for ever: each is followed by asking until it is no longer in progress. The way out of
  * a failure is the watchdog's _exit, not ncclCommAbort, which can hang itself when ranks do not abort
- * together (nccl issues 549, 863, 1013, 1777). MPI carries the id at start-up, and host memory ever after.
- * */
+ * together (nccl issues 549, 863, 1013, 1777). MPI carries the id at start-up, and host memory ever
+ * after. */
 #include "../kernels/check.h"
 #include "comm.h"
 #include "comm_nccl.h"

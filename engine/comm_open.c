@@ -92,7 +92,7 @@ static bool check_size(const Comm *comm, Error *error) {
 /* ---- the mpi backend ---- */
 void comm_mpi_transfer(Comm *comm, Queue *queue, const Transfer *transfers, int n) {
     char why[COMM_WHY] = "";
-    check(!queue || !comm->device->streams, "memory of device %s over MPI", comm->device->name);
+    check(!queue || !comm->device->copies, "memory of device %s over MPI", comm->device->name);
     if (n == 0 || comm->mpi->transfer(transfers, n, comm->tag, why)) return;
     Error error = {0};
     error_set(&error, ERROR_FAILED, "collective #%lld: %s", (long long)comm->number, why);
@@ -171,7 +171,7 @@ bool comm_open(const CommOptions *options, Comm *comm, Error *error) {
     bool self = !strcmp(options->kind, "self"), any = !strcmp(options->kind, "auto");
     bool by_nccl = !strcmp(options->kind, "nccl");
     if (!self && !any && !by_nccl && strcmp(options->kind, "mpi") != 0)
-        return error_set(error, ERROR_BAD_INPUT, "--comm: expected auto, self, mpi or nccl: got \"%.40s\"",
+        return error_set(error, ERROR_BAD_INPUT, "--comm: expected auto, self or mpi: got \"%.40s\"",
                          options->kind);
     if (self && launched > 1)
         return error_set(error, ERROR_BAD_INPUT,

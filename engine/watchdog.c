@@ -126,7 +126,7 @@ Beat beat_own(BeatKind kind) {
     memcpy(beat.op, call->op, sizeof beat.op);
     memcpy(beat.phase, call->phase, sizeof beat.phase);
     pthread_mutex_unlock(&own.lock);
-    beat.kind = kind;
+    beat.kind = (int32_t)kind;
     return beat;
 }
 
@@ -182,9 +182,8 @@ void watchdog_fail(const Error *error) {
     if (watchdog_place.size == 1) watchdog_end(code, error->text);
     if (watchdog_place.rank == 0) watchdog_hub_verdict(code, text, NULL);
     beat.code = code;
-    beat_send(own.hub.fd, &beat);
-    sleep_seconds(watchdog_place.deadline_s); /* the hub's verdict ends us; if it cannot, we end ourselves
-                                                 */
+    /* the hub's verdict ends us; if it cannot, we end ourselves */
+    if (beat_send(own.hub.fd, &beat)) sleep_seconds(watchdog_place.deadline_s);
     watchdog_end(code, text);
 }
 
@@ -195,8 +194,8 @@ static void hear_hub(Peer *hub) {
     _exit(hub->last.code); /* rank 0 prints the line */
 }
 
-/* Rank 0 is gone or silent: each of the others ends itself, the lowest one speaks first, and mostly alone.
- * */
+/* Rank 0 is gone or silent: each of the others ends itself, the lowest one speaks first, and mostly
+ * alone. */
 static _Noreturn void end_without_hub(bool open) {
     char where[200], text[600];
     Beat me = beat_own(BEAT_ALIVE);
@@ -220,9 +219,8 @@ static void *spoke_run(void *unused) {
         struct pollfd fd = {own.hub.fd, POLLIN, 0};
         poll(&fd, 1, WATCHDOG_POLL_MS);
         double now = clock_seconds();
-        if (now - before > watchdog_place.deadline_s / 2)
-            own.hub.heard = now; /* we were stopped ourselves
-                                                                                  */
+        const bool was_stopped = now - before > watchdog_place.deadline_s / 2; /* this process itself */
+        if (was_stopped) own.hub.heard = now;
         before = now;
         if (now - told > watchdog_place.period_s) {
             told = now;

@@ -4,8 +4,8 @@
  * One thread a rank over TCP connections of its own, never MPI or NCCL, which may be what hangs. Rank 0 is
  * the hub: ten times a deadline each rank tells it which collective it entered last, whether that ended,
  * and how long ago it last showed a sign of life. The hub judges (watchdog_hub.c); every rank leaves by
- * _exit, so that no library can hold it. There is one watchdog a process: what it watches is the process.
- * */
+ * _exit, so that no library can hold it. There is one watchdog a process: what it watches is the
+ * process. */
 #ifndef GATETAPE_WATCHDOG_H
 #define GATETAPE_WATCHDOG_H
 #include "error.h"
@@ -45,8 +45,8 @@ void watchdog_phase(const char *format, ...) __attribute__((format(printf, 1, 2)
 /* A sign of life between collectives: long work calls it at least once a deadline. Cheap; any thread. */
 void watchdog_tick(void);
 
-/* This rank cannot go on: every rank ends with the error's code and one line is printed. Does not return.
- * */
+/* This rank cannot go on: every rank ends with the error's code and one line is printed. Does not
+ * return. */
 _Noreturn void watchdog_fail(const Error *error);
 
 #endif

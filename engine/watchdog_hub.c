@@ -2,9 +2,9 @@
  *   gone          a connection ended and no goodbye came     that rank died or left early
  *   silent        no message for a deadline                  stopped, or its machine is gone
  *   out of step   the hash of a rank's calls differs         both are named at once, without waiting
- *   missing       a rank waits a deadline in a collective that another, which shows no sign of life, has
- * not
- *                 entered                                     that other rank is named
+ *   missing       a rank waits a deadline in a           that other rank is named
+ *                 collective that another, which shows
+ *                 no sign of life, has not entered
  *   stuck         all are inside and none moved for a deadline
  * A hub that was stopped itself (a suspended job, a laptop's lid) forgives the time in which it did not
  * run. */
@@ -46,7 +46,7 @@ void watchdog_hub_goodbye(void) {
 void watchdog_hub_verdict(int code, const char *text, const Beat *culprit) {
     Beat verdict = beat_own(BEAT_VERDICT);
     verdict.code = code;
-    for (int r = 1; r < watchdog_place.size; r++) beat_send(hub.peers[r].fd, &verdict);
+    for (int r = 1; hub.peers && r < watchdog_place.size; r++) beat_send(hub.peers[r].fd, &verdict);
     if (culprit) watchdog_kill_neighbour(culprit);
     watchdog_end(code, text);
 }

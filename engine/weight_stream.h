@@ -20,8 +20,8 @@ void weight_stream_free(WeightStream *stream); /* NULL: nothing */
 
 /* Whether the moe_layer-th layer with experts is streamed; never when stream is NULL. */
 bool weight_stream_has(const WeightStream *stream, int64_t moe_layer);
-/* Pinned memory for the two tensors of a streamed layer, which get its addresses, to be filled by the host.
- * */
+/* Pinned memory for the two tensors of a streamed layer, which get its addresses, to be filled by the
+ * host. */
 bool weight_stream_take(WeightStream *stream, int64_t moe_layer, Tensor *gate_up, Tensor *down, Error *error);
 /* After all layers were taken and filled: the tensors get the addresses of their buffers on the device;
  * *n_bytes of device memory more. */

@@ -2,6 +2,7 @@
  * then read in pieces straight into place, each piece looked through for NaN and infinity. There is never
  * a second copy of a model. */
 #include "weights.h"
+#include "watchdog.h"
 #include "../kernels/check.h"
 #include "alloc.h"
 #include "tensor_names.h"
@@ -201,6 +202,7 @@ static bool read_wanted(const Loader *l, const WantedTensor *w, Queue *queue, vo
     int64_t step = (int64_t)(PART_BYTES / item), n_all = (int64_t)(entry->n_bytes / item);
     for (int64_t at = 0; at < n_all; at += step) {
         int64_t n = n_all - at < step ? n_all - at : step;
+        watchdog_tick();
         if (!safetensors_read(l->set, entry, (uint64_t)at * item, part, (size_t)n * item, l->error))
             return false;
         int64_t bad = first_nonfinite(part, dtype, n);

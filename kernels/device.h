@@ -82,7 +82,7 @@ struct Device {
     /* Dense products by the vendor's library from now on, or by our own kernels again; false and *why where
      * there is none. NULL: this backend knows no library. */
     bool (*dense_by_library)(bool on, const char **why);
-    const DeviceStreams *streams; /* NULL: ops run when they are called, in the host's memory */
+    const DeviceStreams *streams; /* NULL: no transport between devices works on its queues */
     const DeviceCopies *copies;   /* NULL: this backend computes in the host's memory */
 };
 

@@ -28,5 +28,6 @@ for bug in $bugs; do
     fi
 done
 if compgen -G '/dev/shm/nccl_standin_*' >/dev/null; then echo "WRONG: shared memory left behind"; status=1; fi
+[ "$n" -gt 0 ] || { echo "WRONG: no bug was planted"; status=1; }
 echo "$n bugs"
 exit $status
