@@ -340,7 +340,7 @@ const Option option_table[] = {
     {STEP(TUNE, seed), INTEGER(-1, 9007199254740991, "-1"),
      .help = "of the first A and the order of examples; -1: the job's"},
     {STEP(TUNE, form), CHOICE(adapter_form_names, "\"dense\""),
-     .help = "of the adapter that is written: dense (zeros for all other experts of a layer, as PEFT on "
+     .help = "of the adapter that is written: dense (zeros for all other experts, as PEFT on "
              "transformers 5 reads it), sparse (the updates alone) or fused"},
     {STEP(TUNE, evaluate), .type = OPTION_NAMES, .preset = "[]",
      .help = "groups that are held out: their loss by the objective, without what is held of routers, is "

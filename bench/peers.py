@@ -2,12 +2,17 @@
 """The peers' side of the model bench: the same checkpoint, prompts and thread count in Hugging Face transformers on
 torch, and in llama.cpp, then one table.
 
-    peers.py CHECKPOINT OWN_ROWS.csv OUT.csv
+    peers.py CHECKPOINT OWN_ROWS.csv OUT.csv [--only BEGIN] [--prompts N]
 
 OWN_ROWS.csv is what `gatetape bench model` printed (no header). A row of ours is repeated once per peer with peer, peer_rate
 and ratio (ours / theirs); rows that no installed peer can do stay as they are. Peers that are not installed are left
 out, and said so on stderr. transformers runs its eager experts and its grouped-mm experts, the faster one counts.
+--only: rows whose case begins so; --prompts: as given to `gatetape bench model` (16), for a quick try.
+
+lora_forward and lora_step are transformers with PEFT. PEFT can only update all experts of a parameter, so it gets the
+layers that have one of our cells, whole, as its peer name says; at our rank, though gate and up share it there.
 """
+import argparse
 import csv
 import os
 import statistics
@@ -17,6 +22,7 @@ import time
 
 HEADER = "case,backend,threads,dtype,seconds_median,rate,unit,ceiling,share,peer,peer_rate,ratio".split(",")
 N_PROMPTS, PROMPT_TOKENS, VOCABULARY, DECODE_TOKENS, RUNS = 16, 128, 8192, 24, 3
+LORA_RANK, LORA_SCALE, CELLS_OF_ALL = 16, 2, 20  # of bench_model.c
 
 
 def prompts(n):
@@ -48,6 +54,13 @@ def gate_gradient(torch, model, ids, checkpointing):
     if checkpointing:
         model.gradient_checkpointing_disable()
         model.eval()
+
+
+def lora_layers(config):
+    """Layers in which `gatetape bench model` updates a cell: every CELLS_OF_ALL-th of the model's."""
+    experts = getattr(config, "num_local_experts", None) or config.num_experts
+    cells = range(CELLS_OF_ALL // 2, config.num_hidden_layers * experts, CELLS_OF_ALL)
+    return sorted({cell // experts for cell in cells})
 
 
 class Transformers:
@@ -101,6 +114,46 @@ class Transformers:
             return ids.numel()
         return self.best(run)
 
+    def lora(self, training):
+        """A forward with PEFT's updates; or a step: forward, backward, AdamW on them, activations kept."""
+        try:
+            import peft
+        except ImportError as problem:
+            print(f"left out: {problem}", file=sys.stderr)
+            return None
+        ids = self.torch.tensor(prompts(N_PROMPTS))
+        rates = []
+        for experts, model in self.models.items():
+            names = [f"layers.{layer}.mlp.experts.{parameter}" for layer in lora_layers(model.config)
+                     for parameter in ("gate_up_proj", "down_proj")]
+            adapted = peft.get_peft_model(model, peft.LoraConfig(
+                r=LORA_RANK, lora_alpha=LORA_SCALE * LORA_RANK, target_modules=[], target_parameters=names)).eval()
+            weights = [p for p in adapted.parameters() if p.requires_grad]
+            optimizer = self.torch.optim.AdamW(weights, lr=1e-4)
+
+            def run():
+                if not training:
+                    with self.torch.no_grad():
+                        self.loss(adapted, ids)
+                    return
+                optimizer.zero_grad()
+                self.loss(adapted, ids).backward()
+                optimizer.step()
+            try:
+                rates.append(ids.numel() / median_seconds(run))
+            except (RuntimeError, NotImplementedError) as problem:
+                print(f"transformers {experts} with PEFT: {problem}", file=sys.stderr)
+            self.models[experts] = adapted.unload()
+        return max(rates) if rates else None
+
+    def name_of(self, case):
+        if not case.startswith("lora_"):
+            return self.name
+        import peft
+        config = next(iter(self.models.values())).config
+        return (f"{self.name} peft {peft.__version__} (all experts of {len(lora_layers(config))} of "
+                f"{config.num_hidden_layers} layers)")
+
     def decode(self, n):
         ids = self.torch.tensor(prompts(n))
 
@@ -118,6 +171,8 @@ class Transformers:
         return {"forward": self.forward,
                 "forward_gate_gradient_kept": lambda: self.gradient(False),
                 "forward_gate_gradient": lambda: self.gradient(True),
+                "lora_forward": lambda: self.lora(False),
+                "lora_step": lambda: self.lora(True),
                 "decode_batch_1": lambda: self.decode(1),
                 "decode_batch_16": lambda: self.decode(16)}.get(case, lambda: None)()
 
@@ -200,6 +255,9 @@ class LlamaCpp:
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         os.remove(path)
 
+    def name_of(self, _case):
+        return self.name
+
     def decode_batch(self, rows):
         """rows: (token, position, sequence); logits for the last row of each sequence only."""
         batch = self.api.llama_batch_init(len(rows), 0, 1)
@@ -240,13 +298,23 @@ class LlamaCpp:
 
 
 def main():
-    folder, own_path, out_path = sys.argv[1:4]
-    with open(own_path, encoding="utf-8") as file:
+    global N_PROMPTS
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("checkpoint", "own_rows", "out"):
+        parser.add_argument(name)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--prompts", type=int, default=N_PROMPTS)
+    args = parser.parse_args()
+    folder, out_path, N_PROMPTS = args.checkpoint, args.out, args.prompts
+    with open(args.own_rows, encoding="utf-8") as file:
         own = [dict(zip(HEADER, row)) for row in csv.reader(file)]
+    own = [row for row in own if row["case"].startswith(args.only)]
+    if not own:
+        sys.exit(f"{args.own_rows}: expected rows whose case begins with {args.only!r}: got none")
     threads, dtype = int(own[0]["threads"]), own[0]["dtype"]
     rows = []
     peers = []
-    for peer in (Transformers, LlamaCpp):
+    for peer in (Transformers,) if args.only.startswith("lora") else (Transformers, LlamaCpp):
         try:
             peers.append(peer(folder, dtype, threads))
         except ImportError as problem:
@@ -256,7 +324,7 @@ def main():
         for peer in peers:
             rate = peer.rate(row["case"])
             if rate:
-                beside.append(row | {"peer": peer.name, "peer_rate": f"{rate:.4g}",
+                beside.append(row | {"peer": peer.name_of(row["case"]), "peer_rate": f"{rate:.4g}",
                                      "ratio": f"{float(row['rate']) / rate:.3f}"})
         rows += beside or [row]
     with open(out_path, "w", encoding="utf-8", newline="") as file:

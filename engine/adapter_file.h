@@ -1,6 +1,6 @@
 /* Adapters as PEFT stores them: a folder with adapter_config.json and adapter_model.safetensors.
  *
- *   dense    per-expert names, every expert of each touched layer, zeros where nothing is updated: what PEFT
+ *   dense    per-expert names, every expert of every layer that has any, zeros where nothing is updated: what PEFT
  *            on transformers 5, vLLM and llama.cpp stack into their fused experts
  *   sparse   per-expert names, the updated matrices alone: PEFT on transformers 4, gatetape
  *   fused    names of the fused parameters (target_parameters, PEFT 0.19.1 on), gate and up side by side at
@@ -26,7 +26,7 @@ typedef struct {
     bool fused;
     int64_t n_tensors;
     int64_t n_zero;    /* matrices whose A and B are zero: not updated, not among the cells */
-    int64_t n_touched; /* layers with a tensor in the file */
+    int64_t n_touched; /* layers with a cell */
 } AdapterAbout;
 
 /* The cells of a folder. `reading` and `about` may be NULL. Errors name file, tensor or key: another kind of

@@ -121,13 +121,13 @@ static bool read_matrix(AdapterReader *r, AdapterCell like) {
 }
 
 static bool read_layer(AdapterReader *r, int64_t layer) {
-    int64_t before = r->adapter->n + r->about->n_zero;
+    int64_t before = r->adapter->n;
     if (!adapter_read_fused(r, layer)) return false;
     for (int64_t e = 0; e < r->model->n_experts; e++)
         for (int p = 0; p < N_PROJECTIONS; p++)
             if (!read_matrix(r, (AdapterCell){.layer = layer, .expert = e, .projection = (Projection)p}))
                 return false;
-    r->about->n_touched += r->adapter->n + r->about->n_zero > before;
+    r->about->n_touched += r->adapter->n > before;
     return true;
 }
 

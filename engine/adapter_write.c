@@ -47,7 +47,7 @@ static bool open_writer(Writer *w, AdapterForm form) {
     int64_t widest = c->hidden_size > c->expert_size ? c->hidden_size : c->expert_size;
     w->capacity = form == ADAPTER_SPARSE  ? 2 * w->adapter->n
                   : form == ADAPTER_FUSED ? 4 * n_layers
-                                          : 2 * N_PROJECTIONS * n_layers * c->n_experts;
+                                          : 2 * N_PROJECTIONS * c->n_moe_layers * c->n_experts;
     w->zeros = mem_zeroed((size_t)(widest * w->rank), sizeof *w->zeros);
     w->tensors = mem_zeroed((size_t)w->capacity, sizeof *w->tensors);
     w->names = mem_zeroed((size_t)w->capacity, sizeof *w->names);
@@ -119,9 +119,11 @@ static bool add_sparse(Writer *w) {
     return true;
 }
 
+/* Layers without a cell too: PEFT on transformers 5 turns target_modules into the names of the fused parameters,
+ * without their layers, so it makes an update in every layer and warns of those that the file lacks. */
 static bool add_dense(Writer *w) {
     for (int64_t layer = 0; layer < w->config->n_layers; layer++)
-        for (int64_t e = 0; w->touched[layer] && e < w->config->n_experts; e++)
+        for (int64_t e = 0; !w->config->layer_is_dense[layer] && e < w->config->n_experts; e++)
             for (int p = 0; p < N_PROJECTIONS; p++)
                 if (!add_matrix(w, (Projection)p, layer, e,
                                 adapter_find(w->adapter, layer, (Projection)p, e)))
