@@ -4,8 +4,8 @@ torch, and in llama.cpp, then one table.
 
     peers.py CHECKPOINT OWN_ROWS.csv OUT.csv [--only BEGIN] [--prompts N]
 
-OWN_ROWS.csv is what `gatetape bench model` printed (no header). A row of ours is repeated once per peer with peer, peer_rate
-and ratio (ours / theirs); rows that no installed peer can do stay as they are. Peers that are not installed are left
+OWN_ROWS.csv is what `gatetape bench model` printed (no header). A row of ours is repeated once per peer with peer,
+peer_rate and ratio (ours / theirs); rows that no installed peer can do stay as they are. Peers that are not installed are left
 out, and said so on stderr. transformers runs its eager experts and its grouped-mm experts, the faster one counts.
 --only: rows whose case begins so; --prompts: as given to `gatetape bench model` (16), for a quick try.
 

@@ -1,7 +1,7 @@
 /* Adapters as PEFT stores them: a folder with adapter_config.json and adapter_model.safetensors.
  *
- *   dense    per-expert names, every expert of every layer that has any, zeros where nothing is updated: what PEFT
- *            on transformers 5, vLLM and llama.cpp stack into their fused experts
+ *   dense    per-expert names, every expert of every layer that has any, zeros where nothing is updated: what
+ *            PEFT on transformers 5, vLLM and llama.cpp stack into their fused experts
  *   sparse   per-expert names, the updated matrices alone: PEFT on transformers 4, gatetape
  *   fused    names of the fused parameters (target_parameters, PEFT 0.19.1 on), gate and up side by side at
  *            twice the rank

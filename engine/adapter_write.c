@@ -119,8 +119,9 @@ static bool add_sparse(Writer *w) {
     return true;
 }
 
-/* Layers without a cell too: PEFT on transformers 5 turns target_modules into the names of the fused parameters,
- * without their layers, so it makes an update in every layer and warns of those that the file lacks. */
+/* Layers without a cell too: PEFT on transformers 5 turns target_modules into the names of the fused
+ * parameters, without their layers, so it makes an update in every layer and warns of those that the file
+ * lacks. */
 static bool add_dense(Writer *w) {
     for (int64_t layer = 0; layer < w->config->n_layers; layer++)
         for (int64_t e = 0; !w->config->layer_is_dense[layer] && e < w->config->n_experts; e++)

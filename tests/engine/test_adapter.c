@@ -75,8 +75,8 @@ static Adapter read_back(const char *folder, const AdapterReading *reading, Adap
     return adapter;
 }
 
-/* One rank and scale: the numbers come back as they were. Several: the same updates, padded and scaled. The dense
- * form holds all three layers, the fused one those two that have cells. */
+/* One rank and scale: the numbers come back as they were. Several: the same updates, padded and scaled. The
+ * dense form holds all three layers, the fused one those two that have cells. */
 static void test_forms_come_back(void **state) {
     (void)state;
     Error error = {0};
