@@ -16,7 +16,7 @@
 #include "hopper.cuh"
 
 constexpr int OWN_ROWS = 128, GROUP_ROWS = 64, STEP_ROWS = 64, GROUP_THREADS = 128;
-constexpr int HOPPER_THREADS = 3 * GROUP_THREADS, MULTIPLYING_WARPS = 8;
+constexpr int HOPPER_THREADS = 3 * GROUP_THREADS, MULTIPLYING_THREADS = 2 * GROUP_THREADS;
 
 /* Shared memory. N_OWN operands are owned, in one of PLACES; the ring has STAGES. */
 template <int C, int N_OWN, int PLACES, int STAGES, bool STATISTICS> struct Layout {
@@ -58,21 +58,19 @@ template <class L> DEVICE void begin_barriers(uint32_t shared) {
         for (unsigned n = 0; n < L::N_STAGES; n++) {
             const Stage<L> s(shared, n);
             mbarrier_init(s.full, GROUP_THREADS);
-            mbarrier_init(s.empty, MULTIPLYING_WARPS);
+            mbarrier_init(s.empty, MULTIPLYING_THREADS);
         }
 #pragma unroll 1
         for (unsigned n = 0; n < L::OWN_PLACES; n++)
-            mbarrier_init(Place<L>(shared, n).empty, MULTIPLYING_WARPS);
+            mbarrier_init(Place<L>(shared, n).empty, MULTIPLYING_THREADS);
         mbarrier_init_fence();
     }
     __syncthreads();
 }
 
-/* A warp is done with it. */
-DEVICE void release(uint32_t empty) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
-}
+/* A thread is done with it. Each arrives for itself: what it read with plain loads is ordered before what
+ * comes there next, without a word between lanes. */
+DEVICE void release(uint32_t empty) { mbarrier_arrive(empty); }
 
 /* ---- which tiles ---- */
 /* The number of a block's i-th tile: forth and back, as early tiles are longer. */
