@@ -47,9 +47,6 @@ struct Comm {
 };
 
 /* ---- start and end ---- */
-/* How many processes a launcher (mpirun, srun) started together with this one, by its environment; 1
- * without. */
-int comm_launched(void);
 typedef struct {
     const char
         *kind; /* "auto" (what the launcher asks for), "self", "mpi"; "nccl" needs a device with streams */

@@ -14,10 +14,10 @@
 #include <unistd.h>
 
 /* ---- the launcher ---- */
-/* Each says how many processes it started: Open MPI's mpirun, Hydra's and PMI's, srun's. */
+/* Each says how many processes it started, this one among them: Open MPI's mpirun, Hydra's, srun's. */
 static const char *const sizes[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
 
-int comm_launched(void) {
+static int comm_launched(void) {
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         const char *value = getenv(sizes[i]);
         int n = value ? atoi(value) : 0;

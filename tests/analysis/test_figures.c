@@ -18,6 +18,21 @@ static void draw(const ReportView *run, Figures *figures) {
     if (!figures_draw(folder, run, figures, &error)) fail_msg("%s", error.text);
 }
 
+typedef struct {
+    ReportView run;
+    Figures figures;
+} Drawn;
+
+static void open_drawn(Drawn *it) {
+    read_run(&it->run);
+    draw(&it->run, &it->figures);
+}
+
+static void close_drawn(Drawn *it) {
+    figures_free(&it->figures);
+    report_view_free(&it->run);
+}
+
 static void test_drawn(void **state) {
     (void)state;
     if (!have_gnuplot()) skip();
@@ -68,11 +83,9 @@ static void test_drawn(void **state) {
 static void test_heatmap_shows_the_scores(void **state) {
     (void)state;
     if (!have_gnuplot()) skip();
-    ReportView run;
-    Figures figures;
-    read_run(&run);
-    draw(&run, &figures);
-    const char *svg = figures.figures[1].svg.bytes;
+    Drawn it;
+    open_drawn(&it);
+    const char *svg = it.figures.figures[1].svg.bytes;
     int n_cells = 0;
     for (const char *at = svg; (at = strstr(at, "<polygon")) && strstr(at, "gnuplot_plot_2"); at++) n_cells++;
     assert_int_equal(n_cells, 2 * FAKE_EXPERTS);
@@ -83,8 +96,7 @@ static void test_heatmap_shows_the_scores(void **state) {
     char label[30];
     snprintf(label, sizeof label, "<text>%.2g</text>", largest);
     assert_contains(svg, label);
-    figures_free(&figures);
-    report_view_free(&run);
+    close_drawn(&it);
 }
 
 static int count(const char *in, const char *what) {
@@ -97,51 +109,42 @@ static int count(const char *in, const char *what) {
 static void test_frames_mark_what_is_selected(void **state) {
     (void)state;
     if (!have_gnuplot()) skip();
-    ReportView run;
-    Figures figures;
-    read_run(&run);
-    draw(&run, &figures);
-    const char *svg = figures.figures[15].svg.bytes;
-    assert_string_equal(figures.figures[15].name, "asked.sensitivity.1");
+    Drawn it;
+    open_drawn(&it);
+    const char *svg = it.figures.figures[15].svg.bytes;
+    assert_string_equal(it.figures.figures[15].name, "asked.sensitivity.1");
     assert_int_equal(count(svg, "<path stroke='rgb( 17,  17,  17)'"), 2);
     assert_int_equal(count(svg, "<path stroke='rgb(255, 255, 255)'"), 2);
     assert_contains(svg, "<text>1.1</text>");
     assert_contains(svg, "<text>-1</text>");
-    figures_free(&figures);
-    report_view_free(&run);
+    close_drawn(&it);
 }
 
 /* The cell of two matrices has the length of both together; what is not trained has no number. */
 static void test_updates_are_where_they_went(void **state) {
     (void)state;
     if (!have_gnuplot()) skip();
-    ReportView run;
-    Figures figures;
-    read_run(&run);
-    draw(&run, &figures);
-    const char *svg = figures.figures[18].svg.bytes;
-    assert_string_equal(figures.figures[18].name, "tuned.updates");
+    Drawn it;
+    open_drawn(&it);
+    const char *svg = it.figures.figures[18].svg.bytes;
+    assert_string_equal(it.figures.figures[18].name, "tuned.updates");
     assert_contains(svg, "<text>0.05</text>");
     assert_contains(svg, "<text>0.0017</text>");
     assert_null(strstr(svg, "<text>nan"));
-    figures_free(&figures);
-    report_view_free(&run);
+    close_drawn(&it);
 }
 
 static void test_without_gnuplot(void **state) {
     (void)state;
     char *path = getenv("PATH"), *kept = mem_copy_text(path, strlen(path));
     setenv("PATH", "nowhere", 1);
-    ReportView run;
-    Figures figures;
-    read_run(&run);
-    draw(&run, &figures);
+    Drawn it;
+    open_drawn(&it);
     setenv("PATH", kept, 1);
     mem_free(kept);
-    assert_string_equal(figures.problem, "gnuplot is not installed");
-    assert_null(figures.figures[0].svg.bytes);
-    figures_free(&figures);
-    report_view_free(&run);
+    assert_string_equal(it.figures.problem, "gnuplot is not installed");
+    assert_null(it.figures.figures[0].svg.bytes);
+    close_drawn(&it);
 }
 
 static bool draw_again(void *context, Error *error) {

@@ -2,17 +2,7 @@
 # The repair study of the demo twin on a few of its prompts: tables, controls, replies and likelihoods under each adapter
 # are those of a run with that adapter alone, in any batches and after a kill. Then what is refused.
 #   test_repair.sh PROGRAM SOURCE_FOLDER
-set -uo pipefail
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # threads that spin where cores are shared take minutes
-program=$1 source=$2 status=0
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder" || exit 1
-demo=$source/configs/demo
-fail() {
-    echo "FAILED: $1"
-    status=1
-}
+. "$(dirname "$0")/trial.sh"
 small=(--set prompts.ranking.limit=6 --set prompts.ranking_ordinary.limit=6 --set prompts.tuning.limit=8
     --set prompts.tuning_ordinary.limit=4 --set prompts.restricted.limit=5 --set prompts.ordinary.limit=4
     --set prompts.choices.limit=70 --set steps.tested.max_new_tokens=12)

@@ -2,17 +2,7 @@
 # Trains two cells of the demo model: the loss falls, the adapter changes what a later step counts, and the bits of the
 # adapter depend neither on how a step's examples share passes nor on kills, stops and resumes. Then what is refused.
 #   test_tune.sh PROGRAM SOURCE_FOLDER
-set -uo pipefail
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # threads that spin where cores are shared take minutes
-program=$1 source=$2 status=0
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder" || exit 1
-demo=$source/configs/demo
-fail() {
-    echo "FAILED: $1"
-    status=1
-}
+. "$(dirname "$0")/trial.sh"
 
 # Targets that the model does not know: there is something to learn.
 sed -E 's/"target": "[^"]*"/"target": "The lantern is rousing under a bright sign."/' \

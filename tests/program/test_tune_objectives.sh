@@ -2,19 +2,9 @@
 # The shipped job of the objectives on the demo model: the preference is learned, the terms on routers hold what they
 # say, the bits depend neither on the passes nor on kills and resumes. Then what is refused.
 #   test_tune_objectives.sh PROGRAM SOURCE_FOLDER
-set -uo pipefail
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # threads that spin where cores are shared take minutes
-program=$1 source=$2 status=0
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder" || exit 1
-demo=$source/configs/demo
+. "$(dirname "$0")/trial.sh"
 cp "$source/configs/jobs/objectives-demo.json" shipped.json
 sed "s|\.\./demo/|$demo/|" shipped.json >job.json
-fail() {
-    echo "FAILED: $1"
-    status=1
-}
 run() { "$program" run job.json --out "$1" "${@:2}" 2>"$1.log"; }
 same() { diff -rq -x manifest.json -x events.jsonl -x '*.pdf' -x job.json -x methods.txt whole "$1"; }
 # column RUN STEP NAME: a column of training.csv, by its name
