@@ -12,6 +12,7 @@
 #ifndef GATETAPE_CUDA_GEMM_CUH
 #define GATETAPE_CUDA_GEMM_CUH
 #include "gating.cuh"
+#include "row_tiles.cuh"
 
 /* y as the gradient da of hidden rows: dz [rows, 2 columns] the gradient of the gate function at z for
  * weights[pairs[row]] da; dots [rows, columns / 16] f32: of every 16 elements of da with the hidden row. dz
@@ -69,39 +70,19 @@ static inline unsigned blocks_of_tiles(const Product &p, int tile_columns) {
 }
 
 /* ---- where a block works ---- */
-struct TilePlace {
-    int group, first, end; /* rows [first, end) of y, no more than the tile has */
+struct TilePlace : RowTile { /* rows of y */
     int column;
 };
 
-/* The rows of tile number `tile`. All lanes of a warp look together, 32 groups at a time. */
+/* The rows of tile number `tile`. */
 template <int TILE_ROWS> DEVICE bool find_rows(const Product &p, int tile, TilePlace &at) {
     if (!p.offsets) {
         at.group = 0, at.first = tile * TILE_ROWS, at.end = min(at.first + TILE_ROWS, p.rows);
         return at.first < p.rows;
     }
-    const int lane = threadIdx.x % 32;
-    for (int base = 0; base < p.groups; base += 32) {
-        const int group = min(base + lane, p.groups - 1);
-        const int begin = load(&p.offsets[group]), end = load(&p.offsets[group + 1]);
-        const int tiles = base + lane < p.groups ? (end - begin + TILE_ROWS - 1) / TILE_ROWS : 0;
-        int up_to = tiles; /* tiles of the groups from base to this lane's */
-#pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            const int below = __shfl_up_sync(~0u, up_to, d);
-            up_to += lane >= d ? below : 0;
-        }
-        const unsigned beyond = __ballot_sync(~0u, tile < up_to);
-        if (beyond) {
-            const int owner = __ffs(beyond) - 1;
-            at.group = base + owner;
-            at.first = __shfl_sync(~0u, begin + (tile - (up_to - tiles)) * TILE_ROWS, owner);
-            at.end = min(at.first + TILE_ROWS, __shfl_sync(~0u, end, owner));
-            return true;
-        }
-        tile -= __shfl_sync(~0u, up_to, 31);
-    }
-    return false;
+    return find_row_tile<TILE_ROWS>(p.groups, tile, at, [&](int group, int &begin, int &end) {
+        begin = load(&p.offsets[group]), end = load(&p.offsets[group + 1]);
+    });
 }
 
 /* Blocks that run together should share what they read: they go down bands of 16 row tiles, column tile by

@@ -12,33 +12,13 @@
  * rate. u of the forward pass stands in the queue's workspace, as many rows at a time as fit. */
 #include "lora.cuh"
 
-/* The tile number `tile` of the cells' rows within [first, end). All lanes of a warp look together, 32 cells
- * at a time. */
+/* The tile number `tile` of the cells' rows within [first, end); a group is a cell. */
 DEVICE bool find_tile(const Cells &c, int64_t tile, int64_t first, int64_t end, RowTile &at) {
-    const int lane = threadIdx.x % 32;
-    for (int base = 0; base < c.n_cells; base += 32) {
-        const int expert = load(&c.experts[min(base + lane, c.n_cells - 1)]);
-        const int begin = (int)max((int64_t)load(&c.offsets[expert]), first);
-        const int stop = (int)min((int64_t)load(&c.offsets[expert + 1]), end);
-        const int tiles =
-            base + lane < c.n_cells && stop > begin ? (stop - begin + LORA_ROWS - 1) / LORA_ROWS : 0;
-        int up_to = tiles;
-#pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            const int below = __shfl_up_sync(~0u, up_to, d);
-            up_to += lane >= d ? below : 0;
-        }
-        const unsigned beyond = __ballot_sync(~0u, tile < up_to);
-        if (beyond) {
-            const int owner = __ffs(beyond) - 1;
-            at.cell = base + owner;
-            at.first = __shfl_sync(~0u, begin + ((int)tile - (up_to - tiles)) * LORA_ROWS, owner);
-            at.end = min(at.first + LORA_ROWS, __shfl_sync(~0u, stop, owner));
-            return true;
-        }
-        tile -= __shfl_sync(~0u, up_to, 31);
-    }
-    return false;
+    return find_row_tile<LORA_ROWS>(c.n_cells, (int)tile, at, [&](int cell, int &begin, int &stop) {
+        const int expert = load(&c.experts[cell]);
+        begin = (int)max((int64_t)load(&c.offsets[expert]), first);
+        stop = (int)min((int64_t)load(&c.offsets[expert + 1]), end);
+    });
 }
 
 /* The cell whose rows `row` is one of; -1: its expert has none. */
@@ -93,7 +73,7 @@ template <class T, bool BACK, int RANKS, bool PACKED> struct Feed {
     Pack<float, 4> w_pack[S::W_PACKS];
 
     __device__ __forceinline__ Feed(const Projection<T> &p, const Cells &c, const RowTile &at, int from)
-        : w(&p.w[(int64_t)at.cell * c.rank * p.depth]), depth(p.depth), r0(from), ranks(c.rank) {
+        : w(&p.w[(int64_t)at.group * c.rank * p.depth]), depth(p.depth), r0(from), ranks(c.rank) {
 #pragma unroll
         for (int i = 0; i < X_PACKS; i++) {
             const int m = at.first + ((int)threadIdx.x + i * LORA_THREADS) / PER_ROW;
@@ -350,7 +330,7 @@ static __global__ void __launch_bounds__(LORA_THREADS, sizeof(T) == 4 ? 1 : 2) a
     RowTile at;
     for (int64_t n = blockIdx.x; find_tile(c, n / parts, p.first, p.end, at); n += gridDim.x) {
         const int64_t block_column = n % parts * COLUMNS, column = block_column + threadIdx.x % 32 * 8;
-        const float *w = &p.w[(int64_t)at.cell * c.rank * p.width], scale = load(&c.scales[at.cell]);
+        const float *w = &p.w[(int64_t)at.group * c.rank * p.width], scale = load(&c.scales[at.group]);
         __syncthreads(); /* the last tile's targets have been read */
         if (threadIdx.x < LORA_ROWS) {
             unsigned more;

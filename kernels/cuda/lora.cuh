@@ -3,11 +3,7 @@
 #define GATETAPE_CUDA_LORA_CUH
 #include "device.cuh"
 #include "row_threads.cuh"
-
-/* Rows [first, end) of one cell's expert, at most LORA_ROWS. */
-struct RowTile {
-    int cell, first, end;
-};
+#include "row_tiles.cuh"
 
 constexpr int LORA_ROWS = 32, LORA_THREADS = 256, LORA_BLOCKS = 132 * 16;
 
