@@ -8,8 +8,9 @@ struct RowTile {
     int group, first, end;
 };
 
-/* Tile number `tile` of n_groups groups, of which group i has the rows [begin, end) that rows_of(i, begin, end)
- * says; false behind the last one. All lanes of a warp look together, 32 groups at a time. */
+/* Tile number `tile` of n_groups groups, of which group i has the rows [begin, end) that
+ * rows_of(i, begin, end) says; false behind the last one. All lanes of a warp look together, 32 groups at
+ * a time. */
 template <int TILE_ROWS, class RowsOf>
 DEVICE bool find_row_tile(int n_groups, int tile, RowTile &at, RowsOf rows_of) {
     const int lane = threadIdx.x % 32;
