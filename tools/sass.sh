@@ -13,14 +13,14 @@ library=$(readlink -f "${1:-build/libgatetape_cuda.a}") out=${2:-}
 # the scheduler beside it issues as many instructions, so that 0.25 would do if nothing ever waited. The shapes for few
 # rows (gemm_mma.cu: medium, 64 x 128, skinny, 32 x 64, and thin, 32 x 32) multiply less for what they
 # read. Weights are their limit: of 96 rows a byte of them is worth 96 flops, where an H100 has 266 for each byte from
-# memory (798e12 / 3.0e12); 0.17 of the instructions still feed the tensor cores at two thirds of their rate.
+# memory (798e12 / 3.0e12); 0.16 of the instructions still feed the tensor cores at almost two thirds of their rate.
 # Attention has no bound: masks, copies and the softmax stand in its loop, whether or not they run.
 bounds() {
     cat <<'BOUNDS'
 multiply_bf16<Shape<2, 4, 4, 8, 0.45 large
-multiply_bf16<Shape<1, 4, 4, 4, 0.35 medium
+multiply_bf16<Shape<1, 4, 4, 4, 0.34 medium
 multiply_bf16<Shape<1, 4, 2, 2, 0.17 skinny
-multiply_bf16<Shape<1, 2, 2, 2, 0.17 thin
+multiply_bf16<Shape<1, 2, 2, 2, 0.16 thin
 BOUNDS
 }
 
