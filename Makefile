@@ -36,7 +36,7 @@ bench: ## speed and memory beside this machine's limits and the peers that are i
 	bench/statistics.sh $(BUILD)
 
 MUTATION_TESTS = test_parity test_rounds test_attention_cores test_products test_gated test_router test_hopper test_conformance
-mutation: deps ## plant bugs in the GPU's kernels and see which tests catch them, without a GPU (half an hour)
+mutation: deps ## plant bugs in the GPU's kernels and see which tests catch them, without a GPU (an hour)
 	@tools/install_deps.sh test
 	@cmake -S . -B $(BUILD) >/dev/null
 	@cmake --build $(BUILD) -j $(JOBS) --target $(MUTATION_TESTS)

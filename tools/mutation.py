@@ -107,6 +107,7 @@ TESTED_BY = {
     "gemm": [PRODUCTS, GATED] + [(PARITY, op) for op in ("dense", "dense_bwd", "moe_gate_up", "moe_gate_up_bwd",
                                                          "moe_hidden", "moe_hidden_bwd", "moe_down", "moe_down_bwd")],
     "gemm_hopper": [(*PRODUCTS, HOPPER), (*GATED, HOPPER)],
+    "lora": [(PARITY, "lora"), (PARITY, "lora_bwd")],
     "loss": [PRODUCTS],
     "products": [PRODUCTS, GATED],
     "route": [ROUTER],

@@ -18,7 +18,8 @@
 constexpr int OWN_ROWS = 128, GROUP_ROWS = 64, STEP_ROWS = 64, GROUP_THREADS = 128;
 constexpr int HOPPER_THREADS = 3 * GROUP_THREADS, MULTIPLYING_THREADS = 2 * GROUP_THREADS;
 
-/* Shared memory. N_OWN operands are owned, in one of PLACES; the ring has STAGES. */
+/* Shared memory. N_OWN operands are owned, in one of PLACES (with one, a block has one tile); the ring has
+ * STAGES. */
 template <int C, int N_OWN, int PLACES, int STAGES, bool STATISTICS> struct Layout {
     static constexpr int WIDTH = C, OPERANDS = N_OWN, OWN_PLACES = PLACES, N_STAGES = STAGES;
     static constexpr bool HAS_STATISTICS = STATISTICS;
@@ -51,7 +52,7 @@ template <class L> struct Place {
     }
 };
 
-/* By all threads. */
+/* By all threads, who alone use them: a fence for the async proxy is not needed. */
 template <class L> DEVICE void begin_barriers(uint32_t shared) {
     if (threadIdx.x == 0) {
 #pragma unroll 1
@@ -63,7 +64,6 @@ template <class L> DEVICE void begin_barriers(uint32_t shared) {
 #pragma unroll 1
         for (unsigned n = 0; n < L::OWN_PLACES; n++)
             mbarrier_init(Place<L>(shared, n).empty, MULTIPLYING_THREADS);
-        mbarrier_init_fence();
     }
     __syncthreads();
 }
@@ -147,17 +147,12 @@ template <class L, class Find> DEVICE void fetch_tiles(uint32_t shared, Find fin
     Walk w;
     for (int tile = 0; find(w, tile_number(tile)); tile++)
         for (int o = w.steps.from; o < w.steps.to; o += STEP_ROWS, n++) {
-            const bool first = o == w.steps.from;
-            if (first && L::OWN_PLACES == 1) { /* who holds the place needs all that has been copied */
-                cp_async_wait<0>();
-                hand_over<L>(shared, n_handed, n);
-                n_handed = n;
-            } else if (n - n_handed > 1) { /* two steps are under way: before waiting for room */
+            if (n - n_handed > 1) { /* two steps are under way: before waiting for room */
                 cp_async_wait<1>();
                 hand_over<L>(shared, n_handed, n - 1);
                 n_handed = n - 1;
             }
-            if (first) copy_own<L>(shared, w, (unsigned)tile);
+            if (o == w.steps.from) copy_own<L>(shared, w, (unsigned)tile);
             copy_step<L>(shared, w, o, n);
             cp_async_commit();
         }

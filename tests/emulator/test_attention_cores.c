@@ -29,6 +29,7 @@ static const Shape SHAPES[] = {
     {"head 64, cache, sinks", 64, 2, 1, 0, 100, true, {2, 1, 33, 0, 1, 40}, 0},
     {"head 128, GQA 8", 128, 8, 1, 0, 0, false, {17, 0, 64, 1, 2, 9}, 0},
     {"head 128, cache, window", 128, 2, 1, 70, 90, false, {1, 5, 0, 66, 1, 1}, 0},
+    {"head 64, cache, window of whole steps", 64, 1, 1, 174, 47, false, {200, 0, 3, 1, 0, 17}, 0},
     {"head 64, decoding", 64, 4, 2, 0, 150, true, {1, 1, 1, 1, 1, 1}, 0},
     {"head 128, decoding, window", 128, 4, 1, 33, 300, false, {1, 1, 1, 1, 1, 1}, 0},
     {"head 64, decoding many", 64, 8, 2, 0, 330, true, {0}, 70},

@@ -12,8 +12,8 @@ static int64_t lora_rank(const Problem *p) {
     return ranks[p->variant];
 }
 
-/* of variant 2 more than a block of the GPU has threads */
-static int64_t lora_out(const Problem *p) { return p->variant == 2 ? 131 : 37; }
+/* of variant 2 more than a block of the GPU has threads; of variant 3 whole packs, but no whole tile */
+static int64_t lora_out(const Problem *p) { return p->variant == 2 ? 131 : p->variant == 3 ? 136 : 37; }
 
 /* Four arguments: experts, a, b, scales. */
 static void add_lora(Problem *p) {
