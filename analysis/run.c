@@ -162,9 +162,9 @@ static bool open_model(Run *run, const ModelOptions *options, Error *error) {
     if (run->loaded == options) return true;
     close_model(run);
     double begun = clock_seconds();
-    int64_t n_streamed = 0;
-    if (!residency_choose(run->job, options, run->device, run->compute, &n_streamed, error) ||
-        !model_open_streamed(options->path, run->device, run->compute, n_streamed, &run->model, error))
+    Spread spread = {.residency = RESIDENCY_STREAMED};
+    if (!residency_choose(run->job, options, run->device, run->compute, &spread.n_streamed, error) ||
+        !model_open_spread(options->path, run->device, run->compute, &spread, &run->model, error))
         return error_add_place(error, "models.%s", options->name);
     if (!prompt_encoder_open(options, &run->model.config, &run->encoder, error)) {
         model_close(&run->model);
@@ -173,10 +173,10 @@ static bool open_model(Run *run, const ModelOptions *options, Error *error) {
     run->loaded = options;
     progress_note(run->progress, "model %s: %.1f MiB in %.1f s", options->name,
                   (double)run->model.weights.n_bytes / (1 << 20), clock_seconds() - begun);
-    if (n_streamed)
+    if (spread.n_streamed)
         progress_note(run->progress,
                       "model %s: experts of %lld of %lld layers are streamed, %.1f MiB on the host",
-                      options->name, (long long)n_streamed, (long long)run->model.config.n_moe_layers,
+                      options->name, (long long)spread.n_streamed, (long long)run->model.config.n_moe_layers,
                       (double)weight_stream_host_bytes(run->model.weights.stream) / (1 << 20));
     return true;
 }

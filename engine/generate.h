@@ -32,5 +32,8 @@ typedef struct {
 bool generate(const Model *model, const PromptBatch *batch, const GenerateOptions *options,
               const Hooks *hooks, Generation *generation, Error *error);
 void generation_free(Generation *generation);
+/* This rank's part in a generation of the others, on a spread model; see model_serve. options->progress
+ * is asked as in a generation; whoever says no interrupts all ranks. */
+bool generate_serve(const Model *model, const GenerateOptions *options, Error *error);
 
 #endif

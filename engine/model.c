@@ -4,14 +4,15 @@
 #include "alloc.h"
 
 bool model_open(const char *folder, const Device *device, DType compute, Model *model, Error *error) {
-    return model_open_streamed(folder, device, compute, 0, model, error);
+    return model_open_spread(folder, device, compute, &(Spread){.residency = RESIDENCY_RESIDENT}, model,
+                             error);
 }
 
-bool model_open_streamed(const char *folder, const Device *device, DType compute, int64_t n_streamed,
-                         Model *model, Error *error) {
-    *model = (Model){.device = device, .compute = compute};
+bool model_open_spread(const char *folder, const Device *device, DType compute, const Spread *spread,
+                       Model *model, Error *error) {
+    *model = (Model){.device = device, .compute = compute, .spread = *spread};
     if (model_config_read(folder, &model->config, error) &&
-        weights_load_streamed(&model->config, device, n_streamed, &model->weights, error)) {
+        weights_load_streamed(&model->config, device, spread->n_streamed, &model->weights, error)) {
         model->spare = mem_zeroed(1, sizeof *model->spare);
         if (model->spare) return true;
         error_out_of_memory(error, "a model", sizeof *model->spare);
@@ -36,4 +37,10 @@ bool model_plan(const ModelConfig *config, DType compute, DType weights, const P
     bool ok = model_pass(&model, &batch, options, NULL, plan, error);
     weights_free(&model.weights);
     return ok;
+}
+
+/* ---- on ranks ---- */
+int64_t model_agree_passes(const Model *model, int64_t n) {
+    if (spread_any(&model->spread)) comm_max_i64(model->spread.comm, &n, 1);
+    return n;
 }
