@@ -159,8 +159,8 @@ int main(int n, char **texts) {
     CommOptions options = {.kind = n > 1 ? texts[1] : "auto", .deadline_s = 20};
     Comm comm;
     Error error = {0};
-    if (!strcmp(options.kind, "nccl")) options.device = standin_device(&queue);
-    if (!comm_open(&options, &comm, &error)) {
+    const Device *device = !strcmp(options.kind, "nccl") ? standin_device(&queue) : cpu_device();
+    if (!comm_open(&options, &comm, &error) || !comm_use_device(&comm, device, true, &error)) {
         text_print_error(&error);
         return (int)error.code;
     }
