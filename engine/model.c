@@ -12,7 +12,7 @@ bool model_open_spread(const char *folder, const Device *device, DType compute, 
                        Model *model, Error *error) {
     *model = (Model){.device = device, .compute = compute, .spread = *spread};
     if (model_config_read(folder, &model->config, error) &&
-        weights_load_streamed(&model->config, device, spread->n_streamed, &model->weights, error)) {
+        weights_load_spread(&model->config, device, spread, &model->weights, error)) {
         model->spare = mem_zeroed(1, sizeof *model->spare);
         if (model->spare) return true;
         error_out_of_memory(error, "a model", sizeof *model->spare);
