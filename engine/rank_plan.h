@@ -59,8 +59,11 @@ typedef struct {
     RankMemory memory;
     double usable_bytes;
     bool fits;
-    double flops;          /* of a token, all that a pass does with it */
-    double sent_bytes;     /* of a token and layer, each way of an exchange */
+    double flops;      /* of a token, all that a pass does with it */
+    double sent_bytes; /* of a token and layer, each way of an exchange of rows */
+    double
+        moved_bytes; /* of a token, all that ranks send for it in a pass; with even experts, none updated */
+    double count_bytes;    /* sent by a rank in a pass beside that, for n_ranks of one group */
     int64_t n_exchanges;   /* of a layer and pass: 2 forward, 5 with the way back */
     double copied_bytes;   /* from the host, in a pass that follows another */
     double gathered_bytes; /* from peers, in a pass */
