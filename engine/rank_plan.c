@@ -1,5 +1,5 @@
-/* The formulas of memory, bytes and time (rank_plan.h). docs/ranks.md has them in words; they are counted as the
- * engine allocates and sends. */
+/* The formulas of memory, bytes and time (rank_plan.h). docs/ranks.md has them in words; they are
+ * counted as the engine allocates and sends. */
 #include "rank_plan.h"
 #include "../kernels/check.h"
 #include <math.h>
@@ -126,8 +126,8 @@ static double latency(const RankPlan *p) {
 
 /* What is sent for a token in a pass, were every expert elsewhere. Of each choice, forward: its row, the
  * result, the expert's number. Back: the row again, the gradient of the result, the combine weight and the
- * number; from the owner the gradient of the weight, and, f32, that of the row, which nobody wants in the lowest
- * layer. */
+ * number; from the owner the gradient of the weight, and, f32, that of the row, which nobody wants in the
+ * lowest layer. */
 static double moved_bytes(const Sizes *s, const RankWork *w) {
     const double number = sizeof(float), row = s->D * s->act, term = s->D * sizeof(float),
                  forward = 2 * row + number, back = 2 * row + term + 3 * number;

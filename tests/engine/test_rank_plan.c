@@ -142,8 +142,8 @@ static void efficiency_over_links(void **state) {
     }
     const RankWork back = work_of(true);
     const RankPlan p = plan_of(8, false, RESIDENCY_RESIDENT, &back, &nvlink);
-    /* four rows of 14.34 kB a layer and, but for the lowest, an f32 one: 190 rows, 6.81 us a token of 112.7, and
-     * 0.63 of latency */
+    /* four rows of 14.34 kB a layer and, but for the lowest, an f32 one: 190 rows, 6.81 us a token of 112.7,
+     * and 0.63 of latency */
     near(100 * p.efficiency, 93.80, 0.01);
     assert_int_equal(p.n_exchanges, 5);
 }
