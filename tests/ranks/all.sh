@@ -30,6 +30,7 @@ part() {
 part "fates of a rank of four in a loop of collectives: deadline 2 s; fates.sh" bash "$here/fates.sh" "$build" long
 part "fates of a rank of four in a run: deadline 2 s; ends.sh" bash "$here/ends.sh" "$build" "$source" long
 part "collectives on 1 to 8 ranks; collectives.sh" bash "$here/collectives.sh" "$build"
+part "tokens that travel, of a small model on 1 to 8 ranks; spread.sh" bash "$here/spread.sh" "$build" long
 part "planted communication bugs, seen by the stand-in for NCCL; bugs.sh" bash "$here/bugs.sh" "$build"
 part "run folders of 1 to 12 ranks; run.sh" bash "$here/run.sh" "$build" "$source" long
 part "golden cases on 1 to 8 ranks; conform.sh" bash "$here/conform.sh" "$build" "$source" long
