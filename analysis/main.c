@@ -28,7 +28,8 @@ static const Flag run_flags[] = {
     {"--set", "a.b=VALUE", "one option of the job, over what the file says", true},
     {"--dry-run", NULL, "print the plan (work, memory, time, files) and touch nothing", false},
     {"--ranks", "N", "--dry-run plans for so many ranks: --set ranks=N", false},
-    {"--comm", "NAME", "how ranks talk: auto (several under mpirun or srun, else one), self or mpi", false},
+    {"--comm", "NAME", "how ranks talk: auto (several under mpirun or srun, else one), self, mpi or nccl",
+     false},
     {"--deadline", "SECONDS", "a rank that gives no sign of life for so long ends all (600)", false},
     {0},
 };
