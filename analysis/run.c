@@ -191,7 +191,7 @@ static bool put_event(Run *run, const char *name, const StepOptions *step, Error
 
 /* The others are rank 0's alone. */
 static bool runs_on_all(const StepOptions *step) {
-    return step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT;
+    return step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT || step->kind == STEP_TUNE;
 }
 
 static bool run_measuring(Run *run, const StepOptions *step, const char *folder, Error *error) {

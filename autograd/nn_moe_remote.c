@@ -14,9 +14,7 @@ static Tensor take(Context *c, Tensor from, Tensor index) {
     return rows;
 }
 
-static Tensor as_column(Tensor t) {
-    return tensor_present(t) ? tensor_as_matrix(t, tensor_count(t), 1) : t;
-}
+static Tensor as_column(Tensor t) { return tensor_present(t) ? tensor_as_matrix(t, tensor_count(t), 1) : t; }
 
 /* in: x, weights, residual; saved: ids */
 static void remote_back(Context *c, const Step *s) {
