@@ -108,7 +108,7 @@ static double weight_bytes(const RankPlan *p, const Sizes *s) {
     if (p->residency == RESIDENCY_STREAMED)
         return s->shared_bytes + (s->L - (double)p->n_streamed + (double)buffers) * layer;
     if (p->residency == RESIDENCY_PEERS && p->group > 1)
-        return s->shared_bytes + s->L * layer + N_BUFFERS * s->E * s->expert_bytes;
+        return s->shared_bytes + s->L * layer + fmin(N_BUFFERS, s->L) * s->E * s->expert_bytes;
     return s->shared_bytes + s->L * layer;
 }
 
@@ -124,6 +124,12 @@ static double latency(const RankPlan *p) {
     return EXCHANGE_SECONDS + MESSAGE_SECONDS * (double)(p->group - 1);
 }
 
+/* Of the fullest rank's own weights, those that it sends to each of the others in a pass. */
+static double own_gathered(const RankPlan *p, const Sizes *s, bool walks_back) {
+    const int64_t n = placement_count_copies((int64_t)s->L, walks_back, false);
+    return (double)(n * p->n_experts) * s->expert_bytes;
+}
+
 static void time_pass(RankPlan *p, const Sizes *s, const RankWork *w, const RankDevice *d) {
     const bool tokens_travel = p->group > 1 && p->residency != RESIDENCY_PEERS;
     const double row = s->K * s->D * s->act, share = (double)(p->group - 1) / (double)p->group;
@@ -133,9 +139,9 @@ static void time_pass(RankPlan *p, const Sizes *s, const RankWork *w, const Rank
         p->sent_bytes = row * share;
         p->exchange_seconds = (double)p->n_exchanges * s->L * (s->T * send_seconds(p, d, row) + latency(p));
     } else if (p->group > 1) {
-        const double all = s->L * s->E * s->expert_bytes * (w->walks_back ? 2 : 1);
-        p->gathered_bytes = all * share;
-        p->copy_seconds = send_seconds(p, d, all);
+        const double own = own_gathered(p, s, w->walks_back);
+        p->gathered_bytes = own * (double)(p->group - 1);
+        p->copy_seconds = send_seconds(p, d, own * (double)p->group);
     }
     if (p->residency == RESIDENCY_STREAMED) {
         const int64_t n = placement_count_copies(p->n_streamed, w->walks_back, false);
@@ -157,7 +163,7 @@ static void time_step(RankPlan *p, const Sizes *s, const RankWork *w, const Rank
         copied = (double)(placement_count_copies(p->n_streamed, false, false) * p->n_experts) *
                  s->expert_bytes / d->host_bytes_per_s;
     if (p->group > 1 && p->residency == RESIDENCY_PEERS) {
-        copied = send_seconds(p, d, all);
+        copied = send_seconds(p, d, own_gathered(p, s, false) * (double)p->group);
         read = (s->shared_bytes + all) / d->dram_bytes_per_s;
     } else if (p->group > 1) {
         read += EXCHANGES_FORWARD * s->L * latency(p);

@@ -63,7 +63,7 @@ typedef struct {
     double sent_bytes;     /* of a token and layer, each way of an exchange */
     int64_t n_exchanges;   /* of a layer and pass: 2 forward, 5 with the way back */
     double copied_bytes;   /* from the host, in a pass that follows another */
-    double gathered_bytes; /* from peers, in a pass */
+    double gathered_bytes; /* sent to peers, in a pass that follows another */
     double compute_seconds, exchange_seconds, copy_seconds; /* of a pass */
     double hidden_from; /* tokens a rank and pass that hide copies or travelling weights; 0: there are none */
     double pass_seconds, step_seconds; /* of a pass; of one step of decoding, 0: none */

@@ -1,8 +1,8 @@
 /* Every collective against what it must give, on any number of ranks: shapes of 0 rows, unequal counts,
  * sums in an order that does not depend on who holds what, agreement on errors, and the transport's count
  * of bytes.
- *   mpirun -n N rank_collectives [auto|self|mpi|nccl]   prints "ok N ranks HASH": the hash of float sums,
- * the same for every N */
+ *   mpirun -n N rank_collectives [auto|self|mpi|nccl] [wrong_rows]   prints "ok N ranks HASH": the hash of
+ * float sums, the same for every N. wrong_rows: rank 1 thinks that rank 0 has a row more */
 #include "engine/alloc.h"
 #include "engine/comm.h"
 #include "engine/hash.h"
@@ -72,6 +72,32 @@ static void test_all_to_all(Comm *c) {
     mem_free(all);
     mem_free(in);
     mem_free(out);
+}
+
+/* One group, then the first 1 + size / 2 ranks and the rest; rows of unequal number. */
+static void test_groups(Comm *c, bool wrong) {
+    comm_phase("groups");
+    for (int groups = 0; groups < 2; groups++) {
+        const int n = groups && c->size > 2 ? 1 + c->size / 2 : c->size;
+        const int first = c->rank < n ? 0 : n, size = c->rank < n ? n : c->size - n;
+        int64_t rows[COMM_MAX_RANKS], n_all = 0, at = 0;
+        for (int i = 0; i < size; i++) n_all += rows[i] = 1 + (first + i) * 5 % 7;
+        const int64_t mine = rows[c->rank - first];
+        int32_t *in = mem_zeroed((size_t)mine, 8), *out = mem_zeroed((size_t)n_all + 1, 8);
+        for (int64_t i = 0; i < 2 * mine; i++) in[i] = (int32_t)(1000 * c->rank + i);
+        if (wrong && c->rank == 1) rows[0]++, n_all++;
+        const uint64_t before = c->n_bytes_sent;
+        comm_gather_group(c, queue, tensor_matrix(out, DTYPE_I32, n_all, 2),
+                          tensor_matrix(in, DTYPE_I32, mine, 2), rows, first, size);
+        comm_wait(c, queue);
+        check(c->n_bytes_sent - before == 8 * (uint64_t)(mine * (size - 1)), "%llu bytes sent",
+              (unsigned long long)(c->n_bytes_sent - before));
+        for (int r = 0; r < size; r++)
+            for (int64_t i = 0; i < 2 * rows[r]; i++, at++)
+                check(out[at] == 1000 * (first + r) + i, "element %lld of rank %d", (long long)i, first + r);
+        mem_free(in);
+        mem_free(out);
+    }
 }
 
 static void test_integers(Comm *c) {
@@ -170,6 +196,7 @@ int main(int n, char **texts) {
     hash_begin(&hash);
     test_gather(&comm);
     test_all_to_all(&comm);
+    test_groups(&comm, n > 2 && !strcmp(texts[2], "wrong_rows"));
     test_integers(&comm);
     test_agreement(&comm);
     test_tree(&comm, &hash);
