@@ -1,4 +1,4 @@
-/* A judge step: who labels by the options, what a guard says to each reply, shared by ranks, and step.json. */
+/* A judge step: who labels by the options, what a guard says to each reply, by all ranks, and step.json. */
 #include "judge_step.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"

@@ -4,7 +4,8 @@
  *
  * RUN/STEP gets utility.csv (one row a condition and group), questions.csv and choices.csv, or texts.csv (one
  * row a prompt), and last step.json. All conditions are measured on the same prompts, which are the units of
- * intervals and pairs. Ranks share the texts (share.h); finished blocks of 64 prompts are not measured again. */
+ * intervals and pairs. Ranks share the texts (share.h); finished blocks of 64 prompts are not measured again.
+ */
 #ifndef GATETAPE_UTILITY_H
 #define GATETAPE_UTILITY_H
 #include "adapted.h"
