@@ -78,6 +78,11 @@ void comm_all_to_all(Comm *comm, Queue *queue, Tensor out, const int64_t *out_ro
 /* Rank 0 gets all rows in the order of ranks: rows[r] of rank r, the same array on every rank; in has
  * rows[rank] rows; out is read on rank 0 alone. Host memory. */
 void comm_gather_rows(Comm *comm, Tensor out, Tensor in, const int64_t *rows);
+/* Each group of consecutive ranks gathers its own rows: out [sum of rows, ...] = the in of the n ranks from
+ * `first` on, in order, rows[i] of them of rank first + i; the same n counts on each rank of the group, to
+ * which this rank belongs. Every rank makes the call, and nothing leaves a group. */
+void comm_gather_group(Comm *comm, Queue *queue, Tensor out, Tensor in, const int64_t *rows, int first,
+                       int n);
 /* out_counts[r * n ...] = what rank r had in in_counts[me * n ...]: before comm_all_to_all. Host. */
 void comm_exchange_counts(Comm *comm, int64_t *out_counts, const int64_t *in_counts, int64_t n);
 /* x[i] = sum or maximum over ranks. Host. */

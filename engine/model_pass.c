@@ -318,10 +318,9 @@ static bool check_options(const Model *model, const PromptBatch *batch, const Pa
     return check_replay(&model->config, o->replay, n, error);
 }
 
-bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions *options, const Hooks *hooks,
-                PassResult *result, Error *error) {
+static bool run_pass(const Model *model, const PromptBatch *batch, const PassOptions *options,
+                     const Hooks *hooks, PassResult *result, Error *error) {
     const Hooks none = {0};
-    *result = (PassResult){0};
     if (!decoder_check_batch(model, batch, 0, error) || !check_options(model, batch, options, error))
         return false;
     Pass p = {.model = model, .batch = batch, .options = options, .hooks = hooks ? hooks : &none};
@@ -334,6 +333,14 @@ bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions 
     }
     pass_close(&p);
     if (!ok) pass_result_free(result);
+    return ok;
+}
+
+bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions *options, const Hooks *hooks,
+                PassResult *result, Error *error) {
+    *result = (PassResult){0};
+    const bool ok = run_pass(model, batch, options, hooks, result, error);
+    if (!ok && model->device->computes && spread_any(&model->spread)) comm_fail(model->spread.comm, error);
     return ok;
 }
 

@@ -11,6 +11,7 @@ table=$source/bench/results/ranks.txt
     bash "$here/fates.sh" "$build" long || status=1
 } > >(tee "$table")
 bash "$here/collectives.sh" "$build" || status=1
+bash "$here/spread.sh" "$build" long || status=1
 bash "$here/bugs.sh" "$build" || status=1
 bash "$here/run.sh" "$build" "$source" long || status=1
 bash "$here/slurm.sh" "$build" "$source" | tee -a "$table"
