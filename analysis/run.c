@@ -189,9 +189,9 @@ static bool put_event(Run *run, const char *name, const StepOptions *step, Error
     return event_append(&event, run->progress, error);
 }
 
-/* What computes with a model but for training; the others are rank 0's alone. */
+/* What computes with a model; the others are rank 0's alone. */
 static bool runs_on_all(const StepOptions *step) {
-    return step->kind != STEP_REPORT && step->kind != STEP_TUNE && step->model[0];
+    return step->kind != STEP_REPORT && step->model[0];
 }
 
 static bool run_measuring(Run *run, const StepOptions *step, const char *folder, Error *error) {
@@ -342,7 +342,7 @@ static bool compute_job(const Job *job, const char *out, const char *version, Co
     bool ok = check_ranks(job, comm, error) &&
               devices_pick((DeviceChoice)job->options.device, "device", &device, error) &&
               devices_pick_dense(job->options.dense, device, error) && inputs_gather(job, &inputs, error);
-    ok = comm_agree(comm, ok, error);
+    ok = comm_agree(comm, ok, error) && comm_use_device(comm, device, false, error);
     if (ok) {
         Run run = {.job = job,
                    .inputs = &inputs,
