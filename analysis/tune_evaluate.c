@@ -1,5 +1,5 @@
-/* Held-out groups, shared by the ranks: their loss on the way, when it has stopped falling, and the values with
- * the least of it.
+/* Held-out groups, shared by the ranks: their loss on the way, when it has stopped falling, and the values
+ * with the least of it.
  * What is best follows from the rows alone, so that a resumed training decides as an undisturbed one. */
 #include "../engine/alloc.h"
 #include "likelihood.h"

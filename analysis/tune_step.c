@@ -1,11 +1,11 @@
 /* One optimizer step: its examples dealt over ranks, in passes of as many tokens as the job allows, their
- * gradients gathered, the updates changed on every rank alike. Which examples share a pass, or a rank, changes
- * no bit. */
+ * gradients gathered, the updates changed on every rank alike. Which examples share a pass, or a rank,
+ * changes no bit. */
 #include "tune_parts.h"
 #include <math.h>
 
-/* The end of the pass that begins with example `first` of a chunk that ends at `most`: at least one, its texts
- * together. */
+/* The end of the pass that begins with example `first` of a chunk that ends at `most`: at least one, its
+ * texts together. */
 static int64_t part_end(const TunePack *p, int64_t first, int64_t most) {
     const BatchLimits limits = step_limits(p->tuning->run->job);
     int64_t end = first + 1;

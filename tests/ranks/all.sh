@@ -13,6 +13,7 @@ table=$source/bench/results/ranks.txt
 bash "$here/collectives.sh" "$build" || status=1
 bash "$here/bugs.sh" "$build" || status=1
 bash "$here/run.sh" "$build" "$source" long || status=1
+bash "$here/tune.sh" "$build" "$source" long || status=1
 bash "$here/slurm.sh" "$build" "$source" | tee -a "$table"
 [ "${PIPESTATUS[0]}" = 0 ] || status=1
 exit $status
