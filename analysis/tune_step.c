@@ -51,7 +51,7 @@ static bool run_chunk(TunePack *p, int64_t chunk, int64_t number, int64_t *n, Er
         end = part_end(p, at, own.first + own.n);
         const TunePart part = {p, at * p->each, end * p->each, (at - own.first) * p->each};
         ++*n;
-        if (!tune_part_run(&part, error) || !step_goes_on(t->run, error)) return false;
+        if (!tune_part_run(&part, error) || !tune_goes_on(t->run, error)) return false;
     }
     return lora_leaves_keep(&t->leaves, &t->training, number, own.n * p->each, error);
 }
@@ -135,7 +135,7 @@ bool tune_step(Tuning *t, Error *error) {
     TunePack pack;
     double norm = 0;
     comm_phase("step %.40s, training step %lld", step->name, (long long)t->n_done + 1);
-    bool ok = tune_pack_make(t, t->n_done, &pack, error) && step_goes_on(t->run, error) &&
+    bool ok = tune_pack_make(t, t->n_done, &pack, error) && tune_goes_on(t->run, error) &&
               lora_leaves_open(&t->leaves, &t->training, &pack.deal, error);
     ok = comm_agree(comm, ok, error) && find_gradient(&pack, &norm, error);
     if (ok) ok = comm_agree(comm, lora_training_step(&t->training, &options, rate, norm, error), error);
