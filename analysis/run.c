@@ -342,7 +342,7 @@ static bool compute_job(const Job *job, const char *out, const char *version, Co
     bool ok = check_ranks(job, comm, error) &&
               devices_pick((DeviceChoice)job->options.device, "device", &device, error) &&
               devices_pick_dense(job->options.dense, device, error) && inputs_gather(job, &inputs, error);
-    ok = comm_agree(comm, ok, error);
+    ok = comm_agree(comm, ok, error) && comm_use_device(comm, device, false, error);
     if (ok) {
         Run run = {.job = job,
                    .inputs = &inputs,

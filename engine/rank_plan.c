@@ -1,5 +1,5 @@
-/* The formulas of memory, bytes and time (rank_plan.h). GB, seconds and links are those of the project's
- * notes on ranks; where the engine keeps more than they count, the engine's count stands here. */
+/* The formulas of memory, bytes and time (rank_plan.h). docs/ranks.md has them in words; they are
+ * counted as the engine allocates and sends. */
 #include "rank_plan.h"
 #include "../kernels/check.h"
 #include <math.h>
@@ -108,7 +108,7 @@ static double weight_bytes(const RankPlan *p, const Sizes *s) {
     if (p->residency == RESIDENCY_STREAMED)
         return s->shared_bytes + (s->L - (double)p->n_streamed + (double)buffers) * layer;
     if (p->residency == RESIDENCY_PEERS && p->group > 1)
-        return s->shared_bytes + s->L * layer + N_BUFFERS * s->E * s->expert_bytes;
+        return s->shared_bytes + s->L * layer + fmin(N_BUFFERS, s->L) * s->E * s->expert_bytes;
     return s->shared_bytes + s->L * layer;
 }
 
@@ -124,18 +124,42 @@ static double latency(const RankPlan *p) {
     return EXCHANGE_SECONDS + MESSAGE_SECONDS * (double)(p->group - 1);
 }
 
+/* What is sent for a token in a pass, were every expert elsewhere. Of each choice, forward: its row, the
+ * result, the expert's number. Back: the row again, the gradient of the result, the combine weight and the
+ * number; from the owner the gradient of the weight, and, f32, that of the row, which nobody wants in the
+ * lowest layer. */
+static double moved_bytes(const Sizes *s, const RankWork *w) {
+    const double number = sizeof(float), row = s->D * s->act, term = s->D * sizeof(float),
+                 forward = 2 * row + number, back = 2 * row + term + 3 * number;
+    return s->K * (s->L * forward + (w->walks_back ? s->L * back - term : 0));
+}
+
+/* Of a rank in a pass, whatever its tokens: two integers to each other one say what comes. */
+static double count_bytes(const RankPlan *p, const Sizes *s, const RankWork *w) {
+    return (w->walks_back ? 2 : 1) * s->L * (double)(p->group - 1) * 2 * sizeof(int64_t);
+}
+
+/* Of the fullest rank's own weights, those that it sends to each of the others in a pass. */
+static double own_gathered(const RankPlan *p, const Sizes *s, bool walks_back) {
+    const int64_t n = placement_count_copies((int64_t)s->L, walks_back, false);
+    return (double)(n * p->n_experts) * s->expert_bytes;
+}
+
 static void time_pass(RankPlan *p, const Sizes *s, const RankWork *w, const RankDevice *d) {
     const bool tokens_travel = p->group > 1 && p->residency != RESIDENCY_PEERS;
     const double row = s->K * s->D * s->act, share = (double)(p->group - 1) / (double)p->group;
     p->compute_seconds = s->T * p->flops / d->flops_per_s;
     if (tokens_travel) {
+        const double moved = moved_bytes(s, w);
         p->n_exchanges = EXCHANGES_FORWARD + (w->walks_back ? EXCHANGES_BACK : 0);
         p->sent_bytes = row * share;
-        p->exchange_seconds = (double)p->n_exchanges * s->L * (s->T * send_seconds(p, d, row) + latency(p));
+        p->moved_bytes = moved * share;
+        p->count_bytes = count_bytes(p, s, w);
+        p->exchange_seconds = s->T * send_seconds(p, d, moved) + (double)p->n_exchanges * s->L * latency(p);
     } else if (p->group > 1) {
-        const double all = s->L * s->E * s->expert_bytes * (w->walks_back ? 2 : 1);
-        p->gathered_bytes = all * share;
-        p->copy_seconds = send_seconds(p, d, all);
+        const double own = own_gathered(p, s, w->walks_back);
+        p->gathered_bytes = own * (double)(p->group - 1);
+        p->copy_seconds = send_seconds(p, d, own * (double)p->group);
     }
     if (p->residency == RESIDENCY_STREAMED) {
         const int64_t n = placement_count_copies(p->n_streamed, w->walks_back, false);
@@ -157,7 +181,7 @@ static void time_step(RankPlan *p, const Sizes *s, const RankWork *w, const Rank
         copied = (double)(placement_count_copies(p->n_streamed, false, false) * p->n_experts) *
                  s->expert_bytes / d->host_bytes_per_s;
     if (p->group > 1 && p->residency == RESIDENCY_PEERS) {
-        copied = send_seconds(p, d, all);
+        copied = send_seconds(p, d, own_gathered(p, s, false) * (double)p->group);
         read = (s->shared_bytes + all) / d->dram_bytes_per_s;
     } else if (p->group > 1) {
         read += EXCHANGES_FORWARD * s->L * latency(p);

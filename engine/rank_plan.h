@@ -59,11 +59,14 @@ typedef struct {
     RankMemory memory;
     double usable_bytes;
     bool fits;
-    double flops;          /* of a token, all that a pass does with it */
-    double sent_bytes;     /* of a token and layer, each way of an exchange */
+    double flops;      /* of a token, all that a pass does with it */
+    double sent_bytes; /* of a token and layer, each way of an exchange of rows */
+    double
+        moved_bytes; /* of a token, all that ranks send for it in a pass; with even experts, none updated */
+    double count_bytes;    /* sent by a rank in a pass beside that, for n_ranks of one group */
     int64_t n_exchanges;   /* of a layer and pass: 2 forward, 5 with the way back */
     double copied_bytes;   /* from the host, in a pass that follows another */
-    double gathered_bytes; /* from peers, in a pass */
+    double gathered_bytes; /* sent to peers, in a pass that follows another */
     double compute_seconds, exchange_seconds, copy_seconds; /* of a pass */
     double hidden_from; /* tokens a rank and pass that hide copies or travelling weights; 0: there are none */
     double pass_seconds, step_seconds; /* of a pass; of one step of decoding, 0: none */
