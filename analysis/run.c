@@ -189,9 +189,9 @@ static bool put_event(Run *run, const char *name, const StepOptions *step, Error
     return event_append(&event, run->progress, error);
 }
 
-/* The others are rank 0's alone. */
+/* What computes with a model; the others are rank 0's alone. */
 static bool runs_on_all(const StepOptions *step) {
-    return step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT || step->kind == STEP_TUNE;
+    return step->kind != STEP_REPORT && step->model[0];
 }
 
 static bool run_measuring(Run *run, const StepOptions *step, const char *folder, Error *error) {
