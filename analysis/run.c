@@ -190,9 +190,7 @@ static bool put_event(Run *run, const char *name, const StepOptions *step, Error
 }
 
 /* What computes with a model; the others are rank 0's alone. */
-static bool runs_on_all(const StepOptions *step) {
-    return step->kind != STEP_REPORT && step->model[0];
-}
+static bool runs_on_all(const StepOptions *step) { return step->kind != STEP_REPORT && step->model[0]; }
 
 static bool run_measuring(Run *run, const StepOptions *step, const char *folder, Error *error) {
     StepRun one = {.job = run->job,
