@@ -17,7 +17,8 @@ const Flag conform_flags[] = {
     {"--residency", "NAME",
      "experts: auto (the default: each rank has all), or spread over ranks: resident, streamed or peers",
      false},
-    {"--comm", "NAME", "how ranks talk: auto (several under mpirun or srun, else one), self or mpi", false},
+    {"--comm", "NAME", "how ranks talk: auto (several under mpirun or srun, else one), self, mpi or nccl",
+     false},
     {"--deadline", "SECONDS", "a rank that gives no sign of life for so long ends all (600)", false},
     {0},
 };
