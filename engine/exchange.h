@@ -19,8 +19,7 @@
 
 typedef struct Exchange Exchange;
 
-/* For a model whose tokens travel. NULL and an Error when out of memory, or where the transport does not reach
- * the device's memory. */
+/* For a model whose tokens travel; comm_use_device was called. NULL and an Error when out of memory. */
 Exchange *exchange_new(const Model *model, Error *error);
 void exchange_free(Exchange *exchange); /* NULL: nothing */
 /* Bytes of device memory that the block has. */

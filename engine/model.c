@@ -12,7 +12,9 @@ bool model_open(const char *folder, const Device *device, DType compute, Model *
 bool model_open_spread(const char *folder, const Device *device, DType compute, const Spread *spread,
                        Model *model, Error *error) {
     *model = (Model){.device = device, .compute = compute, .spread = *spread};
-    if (model_config_read(folder, &model->config, error) &&
+    /* first, as it is collective, and each of the others can fail on one rank alone */
+    if ((!spread_any(spread) || comm_use_device(spread->comm, device, true, error)) &&
+        model_config_read(folder, &model->config, error) &&
         weights_load_spread(&model->config, device, spread, &model->weights, error)) {
         model->spare = mem_zeroed(1, sizeof *model->spare);
         if (!model->spare)

@@ -122,12 +122,12 @@ bool device_sync(Queue *q) {
     return q->failed_op == NULL;
 }
 
-/* Room for n bytes in pinned memory; NULL: too large, or a recording's is full. */
+/* Room for n bytes in pinned memory; NULL: too large, or a recording's is full, or the queue has none. */
 void *stage(Queue *q, size_t n_bytes) {
     Stream *s = stream_of(q);
     Staging &room = s->recording ? s->recording->staging : s->staging;
     const size_t n = (n_bytes + 15) / 16 * 16;
-    if (n > STAGED_BYTES) return NULL;
+    if (n > STAGED_BYTES || !room.memory) return NULL;
     if (room.used + n > STAGING_BYTES && (s->recording || !device_sync(q))) return NULL;
     room.used += n;
     return room.memory + (room.used - n);

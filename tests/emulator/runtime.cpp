@@ -98,8 +98,8 @@ size_t emulator_peak_bytes(void) {
     return peak;
 }
 
-/* Does the stream's work up to a place; waits for what is not ready, or else leaves it. Asking a piece that waits
- * for another stream does that one's work; what it finds there of this stream is done, since it was put
+/* Does the stream's work up to a place; waits for what is not ready, or else leaves it. Asking a piece that
+ * waits for another stream does that one's work; what it finds there of this stream is done, since it was put
  * before. */
 static void work_until(cudaStream_t stream, uint64_t place, bool waits = true) {
     while (stream->n_done < place && !stream->running) {

@@ -3,8 +3,8 @@
  * of bytes.
  *   mpirun -n N rank_collectives [auto|self|mpi|nccl [device|wrong_rows]]
  * prints "ok N ranks HASH": the hash of float sums, the same for every N. Tensors travel between the memories
- * of travel_device with `nccl` or `device`, else between hosts. wrong_rows: rank 1 thinks that rank 0 has a row
- * more. */
+ * of travel_device with `nccl` or `device`, else between hosts. wrong_rows: rank 1 thinks that rank 0 has a
+ * row more. */
 #include "engine/alloc.h"
 #include "engine/comm.h"
 #include "engine/hash.h"
@@ -115,9 +115,11 @@ static void test_groups(Comm *c, bool wrong) {
         for (int64_t i = 0; i < 2 * mine; i++) in[i] = (int32_t)(1000 * c->rank + i);
         if (wrong && c->rank == 1) rows[0]++, n_all++;
         const uint64_t before = c->n_bytes_sent;
-        comm_gather_group(c, queue, tensor_matrix(out, DTYPE_I32, n_all, 2),
-                          tensor_matrix(in, DTYPE_I32, mine, 2), rows, first, size);
-        comm_wait(c, queue);
+        Tensor all = tensor_matrix(out, DTYPE_I32, n_all, 2), own = tensor_matrix(in, DTYPE_I32, mine, 2);
+        Tensor to = put(all), from = put(own);
+        comm_gather_group(c, queue, to, from, rows, first, size);
+        take(c, all, to);
+        take(c, own, from);
         check(c->n_bytes_sent - before == 8 * (uint64_t)(mine * (size - 1)), "%llu bytes sent",
               (unsigned long long)(c->n_bytes_sent - before));
         for (int r = 0; r < size; r++)
