@@ -102,8 +102,7 @@ static bool open_spread(const ConformOptions *options, const char *folder, Resid
     model_config_free(&config);
     if (residency == RESIDENCY_PEERS && n_ranks == 1)
         return error_set(error, ERROR_BAD_INPUT, "--residency peers: expected several ranks: got one");
-    return (n_ranks == 1 || comm_use_device(options->comm, options->device, spread_any(&spread), error)) &&
-           model_open_spread(folder, options->device, options->compute, &spread, model, error);
+    return model_open_spread(folder, options->device, options->compute, &spread, model, error);
 }
 
 bool conform_open_model(const ConformOptions *options, Residency residency, Model *model, Error *error) {

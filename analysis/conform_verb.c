@@ -96,7 +96,8 @@ bool conform_verb(const Arguments *a, const char *version, Error *error) {
                               .once = arguments_have(a, "--once"),
                               .comm = &comm};
     bool ok = comm_agree(&comm, read_options(a, &options, error), error) &&
-              check_alike(&options, version, error) && run_and_print(&options, &agrees, error);
+              comm_use_device(&comm, options.device, false, error) && check_alike(&options, version, error) &&
+              run_and_print(&options, &agrees, error);
     /* rank 0 says it, and before the others leave: a launcher ends those who come after a failed one */
     if (comm.size > 1 && comm.rank == 0 && error->text[0]) text_print_error(error);
     if (comm.size > 1 && comm.rank == 0) fflush(stdout);
