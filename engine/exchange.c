@@ -1,9 +1,10 @@
-/* Order at home, counts, and the memory of the owner's part (exchange.h), whose program runs on the cost device
- * first: that says how large the block must be. */
+/* Order at home, counts, and the memory of the owner's part (exchange.h), whose program runs on the cost
+ * device first: that says how large the block must be. */
 #include "../kernels/check.h"
 #include "alloc.h"
 #include "exchange_parts.h"
 #include "queue.h"
+#include "watchdog.h"
 #include <string.h>
 
 /* ---- start and end ---- */
@@ -161,24 +162,30 @@ static void announce(Owner *o, bool wants_dx) {
                   INT32_MAX, (long long)o->n);
         comm_fail(e->comm, &error);
     }
-    comm_all_to_all(e->comm, NULL, tensor_matrix(exchange_reserve(e, &e->received, o->n), DTYPE_I32, o->n, 1),
-                    e->in, tensor_matrix(exchange_reserve(e, &e->sent, n_out), DTYPE_I32, n_out, 1), e->out);
+    const Tensor sent = tensor_matrix(exchange_reserve(e, &e->sent, n_out), DTYPE_I32, n_out, 1),
+                 received = tensor_matrix(exchange_reserve(e, &e->received, o->n), DTYPE_I32, o->n, 1);
+    comm_all_to_all(e->comm, NULL, received, e->in, sent, e->out);
 }
 
-/* The program's memory, then the program. What the cost device is asked to count is the work of the rank's own
- * rows, as if it had their experts. */
-static void run_layer(Owner *o, Tensor y, Tensor x, const TravelGradients *back) {
+static size_t program_bytes(const Owner *o, Tensor y, Tensor x, const TravelGradients *back) {
     Owner plan = *o;
     plan.c.device = &cost_device;
     plan.c.arena = (Arena){.capacity = SIZE_MAX / 2};
-    if (o->c.device->computes) plan.c.queue = o->e->cost;
+    if (o->c.device->computes || !o->c.queue) plan.c.queue = o->e->cost;
     exchange_owner_run(&plan, y, x, back);
+    return plan.c.arena.peak;
+}
+
+/* The program's memory, then the program. What the cost device is asked to count is the work of the rank's
+ * own rows, as if it had their experts. */
+static void run_layer(Owner *o, Tensor y, Tensor x, const TravelGradients *back) {
+    const size_t n_bytes = program_bytes(o, y, x, back);
     if (!o->c.device->computes) return;
-    grow_block(o->e, plan.c.arena.peak);
+    watchdog_tick();
+    grow_block(o->e, n_bytes);
     o->c.arena = (Arena){.base = o->e->block, .capacity = o->e->block_bytes};
     exchange_owner_run(o, y, x, back);
-    check(o->c.arena.peak == plan.c.arena.peak, "%zu bytes planned, %zu used", plan.c.arena.peak,
-          o->c.arena.peak);
+    check(o->c.arena.peak == n_bytes, "%zu bytes planned, %zu used", n_bytes, o->c.arena.peak);
 }
 
 static void forward(const RemoteExperts *remote, Context *c, Tensor y, Tensor x) {
@@ -201,19 +208,50 @@ RemoteExperts exchange_experts(const Model *model, int64_t layer) {
         .site = model, .layer = layer, .arrange = arrange, .forward = forward, .backward = backward};
 }
 
-void exchange_serve(const Model *model, Queue *queue, int64_t layer, bool back) {
-    static int64_t nothing; /* where 0 rows lie */
-    Exchange *e = model->exchange;
+/* ---- without rows of its own ---- */
+static int64_t nothing; /* where 0 rows lie */
+
+static Context context_of(const Model *model, Queue *queue) {
     const DType real = model->compute == DTYPE_F64 ? DTYPE_F64 : DTYPE_F32;
-    const Context c = {.device = model->device, .queue = queue, .act = model->compute, .real = real};
-    const Tensor rows = tensor_matrix(&nothing, c.act, 0, model->config.hidden_size),
-                 terms = tensor_matrix(&nothing, real, 0, model->config.hidden_size),
-                 numbers = tensor_matrix(&nothing, real, 0, 1);
-    const TravelGradients home = {
-        .x = rows, .dout = rows, .weights = numbers, .dx = {terms, terms, terms}, .dweights = numbers};
+    return (Context){.device = model->device, .queue = queue, .act = model->compute, .real = real};
+}
+
+static Tensor no_rows(DType dtype, int64_t columns) { return tensor_matrix(&nothing, dtype, 0, columns); }
+
+static TravelGradients no_gradients(const Context *c, int64_t columns) {
+    const Tensor rows = no_rows(c->act, columns), terms = no_rows(c->real, columns);
+    return (TravelGradients){.x = rows,
+                             .dout = rows,
+                             .weights = no_rows(c->real, 1),
+                             .dx = {terms, terms, terms},
+                             .dweights = no_rows(c->real, 1)};
+}
+
+void exchange_serve(const Model *model, Queue *queue, int64_t layer, bool back) {
+    Exchange *e = model->exchange;
+    const Context c = context_of(model, queue);
+    const Tensor rows = no_rows(c.act, model->config.hidden_size);
+    const TravelGradients home = no_gradients(&c, model->config.hidden_size);
     Owner o = exchange_owner(model, layer, &c);
     wait_for(e, queue);
     memset(e->out, 0, sizeof e->out);
     announce(&o, false);
     run_layer(&o, rows, rows, back ? &home : NULL);
+}
+
+size_t exchange_expected_growth(const Model *model, int64_t n_tokens, bool walks_back) {
+    const Exchange *e = model->exchange;
+    const Context c = context_of(model, NULL);
+    const Tensor rows = no_rows(c.act, model->config.hidden_size);
+    const TravelGradients home = no_gradients(&c, model->config.hidden_size);
+    size_t most = 0;
+    for (int64_t layer = 0; layer < model->config.n_layers; layer++) {
+        if (model->config.layer_is_dense[layer]) continue;
+        Owner o = exchange_owner(model, layer, &c);
+        o.n = 2 * n_tokens * model->config.n_experts_per_token;
+        o.wants_dx = walks_back;
+        const size_t n_bytes = program_bytes(&o, rows, rows, walks_back ? &home : NULL);
+        if (n_bytes > most) most = n_bytes;
+    }
+    return most > e->block_bytes ? most - e->block_bytes : 0;
 }

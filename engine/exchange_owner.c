@@ -1,5 +1,5 @@
-/* The owner's part of an exchange (exchange.h): rows come in, its experts run, results go back in the order in
- * which the rows came. A row is a token of one choice here.
+/* The owner's part of an exchange (exchange.h): rows come in, its experts run, results go back in the order
+ * in which the rows came. A row is a token of one choice here.
  *
  * The plan is over all experts of the layer, of which this rank's alone get rows: so updates of experts find
  * theirs by the numbers that they have everywhere, and the products see the part of the offsets that is

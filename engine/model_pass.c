@@ -6,6 +6,7 @@
 #include "../kernels/check.h"
 #include "alloc.h"
 #include "decoder.h"
+#include "exchange.h"
 #include "io.h"
 #include <math.h>
 #include <stdio.h>
@@ -214,6 +215,10 @@ static bool choose(Pass *p, PassResult *result) {
     if (mode != RECOMPUTE_AUTO) return measure(p, mode == RECOMPUTE_ALWAYS, result);
     size_t limit = p->options->memory_limit_bytes;
     if (!limit) limit = memory_free(p->model->device) + (p->model->spare ? p->model->spare->n_bytes : 0);
+    if (p->model->exchange) {
+        const size_t rows_of_others = exchange_expected_growth(p->model, p->rows.n_rows, true);
+        limit -= rows_of_others < limit ? rows_of_others : limit;
+    }
     if (!measure(p, false, result)) return false;
     return result->activation_bytes <= limit || measure(p, true, result);
 }

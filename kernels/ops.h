@@ -196,8 +196,8 @@ typedef void moe_gate_up_fn(Queue *q, Tensor z, Tensor x, Tensor w, Tensor bias,
  * it had been stored; it is written only where keep is set, else its contents are undefined. */
 typedef void moe_hidden_fn(Queue *q, Tensor h, Tensor z, Tensor x, Tensor w, Tensor bias, MoePlan plan,
                            Activation act, bool keep);
-/* dx[t,:] += sum over k in order of dz[row(t,k),:] w[e]      scratch [M,D] real: the terms, by plan. dx absent:
- * they are all that is wanted */
+/* dx[t,:] += sum over k in order of dz[row(t,k),:] w[e]      scratch [M,D] real: the terms, by plan. dx
+ * absent: they are all that is wanted */
 typedef void moe_gate_up_bwd_fn(Queue *q, Tensor dx, Tensor scratch, Tensor dz, Tensor w, MoePlan plan);
 /* dx[t,:] += sum over k in order of rows[row(t,k),:]         dx [T,D] act, rows [M,D] real. Of plan, `rows`
  * alone is read */

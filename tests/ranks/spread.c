@@ -1,7 +1,8 @@
 /* Tokens that travel: on any number of ranks, with experts spread over them, every number that a hook or a
  * result shows of a prompt has the bits that the whole model gives it on one rank; and the transport has sent
  * the bytes that exchange.h says, counted from the choices themselves.
- *   mpirun -n N rank_spread     prints "ok N ranks, C cases, H bytes compared on rank 0" */
+ *   mpirun -n N rank_spread               prints "ok N ranks, C cases, B bytes compared on rank 0"
+ *   mpirun -n N rank_spread hook|memory   rank 1 fails in a hook, or has no memory for the others' rows */
 #include "engine/exchange.h"
 #include "engine/generate.h"
 #include "engine/lora.h"
@@ -123,8 +124,8 @@ static void open_part(Setup *s) {
     }
 }
 
-/* Cells of every projection, in layers with experts, several of a layer and experts of several ranks; and a row
- * of a router. */
+/* Cells of every projection, in layers with experts, several of a layer and experts of several ranks; and a
+ * row of a router. */
 static void open_adapter(Setup *s) {
     Error error = {0};
     uint64_t state = 5;
@@ -392,7 +393,45 @@ static size_t run_cases(Comm *comm, int *n_cases) {
     return n;
 }
 
-int main(void) {
+/* ---- a rank that fails inside a pass ends all ---- */
+static bool fail_in_last_layer(void *context, HookSite *site, const RouteView *v) {
+    (void)context;
+    return v->layer < R_LAYERS - 1 || error_set(site->error, ERROR_BAD_INPUT, "a hook of a test");
+}
+
+static void *no_memory(size_t n_bytes) {
+    (void)n_bytes;
+    return NULL;
+}
+
+/* Does not return. */
+static void run_failure(Comm *comm, bool in_hook) {
+    const Case c = {.r = like_mixtral(DTYPE_F32), .compute = DTYPE_F32};
+    Setup *s = mem_alloc(sizeof *s);
+    PassResult result;
+    Error error = {0};
+    open_setup(s, &c, comm);
+    Device device = *s->part.device;
+    const PromptBatch batch = {s->n_prompts, s->offsets, s->tokens};
+    const PassOptions options = {.want_nll = true};
+    const bool mine = comm->rank == 1;
+    if (!in_hook && mine) {
+        device.alloc = no_memory;
+        s->part.device = &device;
+        exchange_free(s->part.exchange);
+        s->part.exchange = exchange_new(&s->part, &error);
+    }
+    comm_phase("a failure");
+    if (s->n_prompts && (in_hook || !mine))
+        model_pass(&s->part, &batch, &options, in_hook && mine ? &(Hooks){.route = fail_in_last_layer} : NULL,
+                   &result, &error);
+    else
+        model_serve(&s->part, &options);
+    comm_barrier(comm);
+    check(false, "rank %d went on", comm->rank);
+}
+
+int main(int n_texts, char **texts) {
     Comm comm;
     Error error = {0};
     int n_cases = 0;
@@ -400,6 +439,7 @@ int main(void) {
         text_print_error(&error);
         return (int)error.code;
     }
+    if (n_texts > 1) run_failure(&comm, !strcmp(texts[1], "hook"));
     const int rank = comm.rank, size = comm.size;
     const size_t n = run_cases(&comm, &n_cases);
     comm_close(&comm);
