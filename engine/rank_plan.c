@@ -5,7 +5,7 @@
 #include <math.h>
 
 enum { N_BUFFERS = 2, EXCHANGES_FORWARD = 2, EXCHANGES_BACK = 3 };
-/* Rows that a rank can take of a layer, over its even share: what the receive buffers are made for. */
+/* Rows that a rank can take of a layer, over its even share, where nobody knows better. */
 static const double SKEW = 2;
 /* Of an exchange: start and count exchange, and one message a peer. */
 static const double EXCHANGE_SECONDS = 30e-6, MESSAGE_SECONDS = 5e-6;
@@ -61,16 +61,33 @@ static double saved_bytes(const Sizes *s, const RankWork *w) {
     return s->T * (s->n_layers * layer + s->D * s->act);
 }
 
-/* What a layer with experts holds beside that. Forward: z, h, the results, the normalised rows and the
- * stream. Back: z, its gradient and the sums of the products, f32, twice with different widths; rows and
- * their gradients. */
-static double expert_bytes(const Sizes *s, const RankWork *w, double skew) {
-    const double M = s->T * s->K * skew, row = s->T * s->D * s->act,
-                 routes = s->T * (2 * s->E + 5 * s->K) * sizeof(float),
-                 forward = M * (3 * s->F + s->D) * s->act + 2 * row + routes,
-                 sums = sizeof(float) * fmax(s->F, s->D),
-                 back = M * (4 * s->F * s->act + sums) + 4 * row + routes + s->T * s->E * sizeof(float);
-    return w->walks_back ? back : forward;
+/* Rows of tokens and numbers of their choices around a layer's experts. */
+static double around_bytes(const Sizes *s, const RankWork *w) {
+    const double row = s->T * s->D * s->act, routes = s->T * (2 * s->E + 5 * s->K) * sizeof(float);
+    return w->walks_back ? 4 * row + routes + s->T * s->E * sizeof(float) : 2 * row + routes;
+}
+
+/* What a layer with experts at home holds beside that. Forward: z, h and the results. Back: z, its gradient
+ * and the sums of the products, f32, twice with different widths. */
+static double expert_bytes(const Sizes *s, const RankWork *w) {
+    const double sums = sizeof(float) * fmax(s->F, s->D),
+                 pair = w->walks_back ? 4 * s->F * s->act + sums : (3 * s->F + s->D) * s->act;
+    return s->T * s->K * pair;
+}
+
+/* Where tokens travel. A home has rows of all pairs, on the way back of two kinds, and what comes back:
+ * results, and a copy by expert for who looks at them, or f32 terms. An owner has as many kinds for the pairs
+ * that come to it, f32 terms in both orders, and the work of its experts, the sums of both widths at once. */
+static void travel_bytes(const Sizes *s, const RankWork *w, RankMemory *m) {
+    const double pairs = s->T * s->K, comes = pairs * (w->skew > 0 ? w->skew : SKEW), row = s->D * s->act,
+                 term = s->D * sizeof(float), F = s->F;
+    if (w->walks_back) {
+        m->exchange = pairs * (2 * row + term) + comes * (2 * row + 2 * term);
+        m->experts = around_bytes(s, w) + comes * F * (4 * s->act + sizeof(float));
+    } else {
+        m->exchange = pairs * 3 * row + comes * 2 * row;
+        m->experts = around_bytes(s, w) + comes * F * 3 * s->act;
+    }
 }
 
 static double lora_bytes(const Sizes *s, const RankWork *w, double group) {
@@ -81,10 +98,9 @@ static double lora_bytes(const Sizes *s, const RankWork *w, double group) {
 /* All but the weights. */
 static RankMemory work_memory(const Sizes *s, const RankWork *w, int64_t group, bool tokens_travel) {
     RankMemory m = {.saved = saved_bytes(s, w),
-                    .experts = expert_bytes(s, w, tokens_travel ? SKEW : 1),
+                    .experts = around_bytes(s, w) + expert_bytes(s, w),
                     .lora = lora_bytes(s, w, tokens_travel ? (double)group : 1)};
-    const double contributions = s->T * s->K * s->D * s->act;
-    if (tokens_travel) m.exchange = 2 * contributions * (1 + SKEW) + contributions;
+    if (tokens_travel) travel_bytes(s, w, &m);
     if (w->walks_back) m.gates = (double)w->n_prompts * s->E * s->D * sizeof(float);
     if (w->n_decoded)
         m.cache =
