@@ -161,7 +161,7 @@ static void close_model(Run *run) {
 
 /* The others are rank 0's alone. */
 static bool runs_on_all(const StepOptions *step) {
-    return step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT;
+    return step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT || step->kind == STEP_TUNE;
 }
 
 /* A training has its tokens at home, and so has whatever rank 0 does alone. */
@@ -349,7 +349,7 @@ static bool compute_job(const Job *job, const char *out, const char *version, Co
     bool ok = check_ranks(job, comm, error) &&
               devices_pick((DeviceChoice)job->options.device, "device", &device, error) &&
               devices_pick_dense(job->options.dense, device, error) && inputs_gather(job, &inputs, error);
-    ok = comm_agree(comm, ok, error);
+    ok = comm_agree(comm, ok, error) && comm_use_device(comm, device, false, error);
     if (ok) {
         Run run = {.job = job,
                    .inputs = &inputs,

@@ -155,8 +155,10 @@ static void print_ranks(const Planner *p, const RankShare *share, const RankPlan
 
 static void print_bytes(const Planner *p, const RankPlan *plan) {
     if (plan->n_exchanges)
-        fprintf(p->to, "  moves: %.2f kB a token and layer each way, %lld exchanges a layer\n",
-                plan->sent_bytes / 1e3, (long long)plan->n_exchanges);
+        fprintf(p->to,
+                "  moves: %.2f kB a token and layer each way, %lld exchanges a layer, %.1f kB a token in a "
+                "pass\n",
+                plan->sent_bytes / 1e3, (long long)plan->n_exchanges, plan->moved_bytes / 1e3);
     if (plan->gathered_bytes > 0)
         fprintf(p->to, "  moves: %.1f GB of weights from peers a pass, hidden from %.0f tokens a rank\n",
                 plan->gathered_bytes / gb, plan->hidden_from);

@@ -2,6 +2,7 @@
 #include "model.h"
 #include "../kernels/cost.h"
 #include "alloc.h"
+#include "exchange.h"
 
 bool model_open(const char *folder, const Device *device, DType compute, Model *model, Error *error) {
     return model_open_spread(folder, device, compute, &(Spread){.residency = RESIDENCY_RESIDENT}, model,
@@ -11,11 +12,15 @@ bool model_open(const char *folder, const Device *device, DType compute, Model *
 bool model_open_spread(const char *folder, const Device *device, DType compute, const Spread *spread,
                        Model *model, Error *error) {
     *model = (Model){.device = device, .compute = compute, .spread = *spread};
-    if (model_config_read(folder, &model->config, error) &&
+    /* first, as it is collective, and each of the others can fail on one rank alone */
+    if ((!spread_any(spread) || comm_use_device(spread->comm, device, true, error)) &&
+        model_config_read(folder, &model->config, error) &&
         weights_load_spread(&model->config, device, spread, &model->weights, error)) {
         model->spare = mem_zeroed(1, sizeof *model->spare);
-        if (model->spare) return true;
-        error_out_of_memory(error, "a model", sizeof *model->spare);
+        if (!model->spare)
+            error_out_of_memory(error, "a model", sizeof *model->spare);
+        else if (!spread_tokens_travel(spread) || (model->exchange = exchange_new(model, error)))
+            return true;
     }
     model_close(model);
     return false;
@@ -24,6 +29,7 @@ bool model_open_spread(const char *folder, const Device *device, DType compute, 
 void model_close(Model *model) {
     if (model->spare && model->spare->block) model->device->free(model->spare->block);
     mem_free(model->spare);
+    exchange_free(model->exchange);
     weights_free(&model->weights);
     model_config_free(&model->config);
     *model = (Model){0};

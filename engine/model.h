@@ -18,6 +18,7 @@ typedef struct {
 
 typedef struct LoraWeights LoraWeights;   /* lora.h */
 typedef struct LoraTraining LoraTraining; /* lora.h */
+typedef struct Exchange Exchange;         /* exchange.h */
 
 typedef struct {
     ModelConfig config;
@@ -27,6 +28,7 @@ typedef struct {
     SpareBlock *spare;          /* owned; NULL: nothing is kept between passes */
     const LoraWeights *adapter; /* the caller's: updates of experts that every run has; NULL: none */
     Spread spread;
+    Exchange *exchange; /* owned; NULL: no tokens travel */
 } Model;
 
 /* Opens a checkpoint folder. On the cost device the files' headers are read, no weights. Caller closes. One

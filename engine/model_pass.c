@@ -6,6 +6,7 @@
 #include "../kernels/check.h"
 #include "alloc.h"
 #include "decoder.h"
+#include "exchange.h"
 #include "io.h"
 #include <math.h>
 #include <stdio.h>
@@ -214,6 +215,10 @@ static bool choose(Pass *p, PassResult *result) {
     if (mode != RECOMPUTE_AUTO) return measure(p, mode == RECOMPUTE_ALWAYS, result);
     size_t limit = p->options->memory_limit_bytes;
     if (!limit) limit = memory_free(p->model->device) + (p->model->spare ? p->model->spare->n_bytes : 0);
+    if (p->model->exchange) {
+        const size_t rows_of_others = exchange_expected_growth(p->model, p->rows.n_rows, true);
+        limit -= rows_of_others < limit ? rows_of_others : limit;
+    }
     if (!measure(p, false, result)) return false;
     return result->activation_bytes <= limit || measure(p, true, result);
 }
@@ -318,10 +323,9 @@ static bool check_options(const Model *model, const PromptBatch *batch, const Pa
     return check_replay(&model->config, o->replay, n, error);
 }
 
-bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions *options, const Hooks *hooks,
-                PassResult *result, Error *error) {
+static bool run_pass(const Model *model, const PromptBatch *batch, const PassOptions *options,
+                     const Hooks *hooks, PassResult *result, Error *error) {
     const Hooks none = {0};
-    *result = (PassResult){0};
     if (!decoder_check_batch(model, batch, 0, error) || !check_options(model, batch, options, error))
         return false;
     Pass p = {.model = model, .batch = batch, .options = options, .hooks = hooks ? hooks : &none};
@@ -334,6 +338,14 @@ bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions 
     }
     pass_close(&p);
     if (!ok) pass_result_free(result);
+    return ok;
+}
+
+bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions *options, const Hooks *hooks,
+                PassResult *result, Error *error) {
+    *result = (PassResult){0};
+    const bool ok = run_pass(model, batch, options, hooks, result, error);
+    if (!ok && model->device->computes && spread_any(&model->spread)) comm_fail(model->spread.comm, error);
     return ok;
 }
 

@@ -31,9 +31,10 @@ bool rank_device_read(const char *path, RankDevice *device, Error *error);
 typedef struct {
     int64_t n_tokens, n_prompts; /* of one pass */
     double mean_length;          /* of the prompts, for attention's work; 0: it is left out */
-    bool walks_back;             /* layers are computed again on the way */
-    int64_t n_decoded;           /* steps of decoding after the pass, whose tokens n_tokens has; 0: none */
-    int64_t n_cells, lora_rank;  /* trained cells, of all ranks; 0: none */
+    double skew; /* most rows of a layer that travel to a rank, over its even share; 0: 2, to be prepared */
+    bool walks_back;            /* layers are computed again on the way */
+    int64_t n_decoded;          /* steps of decoding after the pass, whose tokens n_tokens has; 0: none */
+    int64_t n_cells, lora_rank; /* trained cells, of all ranks; 0: none */
     int64_t lora_copies; /* values kept for each trained one: 4 (itself, gradient, two moments) and more */
     DType compute, weights;
 } RankWork;
@@ -59,8 +60,11 @@ typedef struct {
     RankMemory memory;
     double usable_bytes;
     bool fits;
-    double flops;          /* of a token, all that a pass does with it */
-    double sent_bytes;     /* of a token and layer, each way of an exchange */
+    double flops;      /* of a token, all that a pass does with it */
+    double sent_bytes; /* of a token and layer, each way of an exchange of rows */
+    double
+        moved_bytes; /* of a token, all that ranks send for it in a pass; with even experts, none updated */
+    double count_bytes;    /* sent by a rank in a pass beside that, for n_ranks of one group */
     int64_t n_exchanges;   /* of a layer and pass: 2 forward, 5 with the way back */
     double copied_bytes;   /* from the host, in a pass that follows another */
     double gathered_bytes; /* sent to peers, in a pass that follows another */

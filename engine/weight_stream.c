@@ -48,17 +48,6 @@ bool weight_stream_possible(const Device *device, Error *error) {
                device->name);
 }
 
-/* Sends and receives of a device's memory are ordered by its queues. */
-static bool peers_possible(const Device *device, const Comm *comm, Error *error) {
-    const bool reaches = strcmp(comm->backend->name, "mpi") != 0 && device->streams;
-    return !device->copies || reaches ||
-           error_set(
-               error, ERROR_UNAVAILABLE,
-               "residency peers: expected a transport between the memories of devices %s: got %s, which "
-               "moves the host's",
-               device->name, comm->backend->name);
-}
-
 static void set_peers(WeightStream *s, const Spread *spread) {
     s->comm = spread->comm;
     s->group = placement_group(&spread->placement, s->comm->rank);
@@ -83,8 +72,7 @@ static bool make_marks(WeightStream *s) {
 
 WeightStream *weight_stream_new(const Device *device, int64_t n_layers, const Spread *spread, Error *error) {
     const bool peers = spread_weights_travel(spread);
-    if (!(peers ? peers_possible(device, spread->comm, error) : weight_stream_possible(device, error)))
-        return NULL;
+    if (!peers && !weight_stream_possible(device, error)) return NULL;
     const int64_t n_streamed = peers ? n_layers : spread->n_streamed;
     WeightStream *s = mem_zeroed(1, sizeof *s);
     if (s) {

@@ -19,8 +19,8 @@ typedef struct WeightStream WeightStream;
 /* False and an Error on a device that computes in the host's memory: there nothing is gained. */
 bool weight_stream_possible(const Device *device, Error *error);
 /* Of n_layers layers with experts those that placement_is_streamed says, spread->n_streamed of them; all of
- * them where weights travel. NULL and an Error when out of memory, or when the device cannot do it: from the
- * host one that computes in the host's memory, from peers one whose memory the transport does not reach. */
+ * them where weights travel (comm_use_device was called). NULL and an Error when out of memory, or, from the
+ * host, when the device computes in the host's memory. */
 WeightStream *weight_stream_new(const Device *device, int64_t n_layers, const Spread *spread, Error *error);
 void weight_stream_free(WeightStream *stream); /* NULL: nothing */
 

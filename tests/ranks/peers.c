@@ -1,7 +1,9 @@
-/* Weights that travel: passes of several ranks, forward and back, give each prompt the bits that one rank
- * gives it; layers are gathered as often as the formula says, with the bytes of the plan; a rank without
- * prompts serves the others' passes.
- *   mpirun -n N rank_peers MODEL f32|bf16 RANKS_OF_A_NODE   prints "ok N ranks HASH", the same for every N */
+/* A spread model: passes of several ranks, forward and back, give each prompt the bits that one rank gives
+ * it, whatever travels; layers of peers are gathered as often as the formula says, with the bytes of the plan;
+ * a rank without prompts serves the others' passes.
+ *   mpirun -n N rank_peers MODEL f32|bf16 RANKS_OF_A_NODE [RESIDENCY [COMM]]
+ * prints "ok N ranks HASH", the same for every N and residency (peers unless said). With COMM (mpi, nccl) on
+ * the device cuda, else on the CPU. */
 #include "engine/hash.h"
 #include "engine/model.h"
 #include "engine/rank_plan.h"
@@ -101,12 +103,13 @@ static void check_traffic(const Model *model, int kind, int64_t n_passes, int64_
           (unsigned long long)n_bytes, (double)(n_passes - 1) * sent);
 }
 
-static void run_kind(const Model *model, int kind, Queue *queue, int64_t digests[PROMPTS]) {
+static void run_kind(const Model *model, int kind, int64_t digests[PROMPTS]) {
     Comm *comm = model->spread.comm;
     WeightStream *stream = model->weights.stream;
     const int64_t mine = (PROMPTS - comm->rank + comm->size - 1) / comm->size,
                   n = model_agree_passes(model, (mine + A_PASS - 1) / A_PASS);
-    const int64_t lowest_back = kind == FORWARD ? model->config.n_moe_layers : 0;
+    const float any = 1;
+    const PassOptions options = {.loss_weights = kind == FORWARD ? NULL : &any};
     int64_t n_copies = 0;
     uint64_t n_bytes = 0;
     check(n > 1 || comm->size > 5, "%lld passes: none that follows another", (long long)n);
@@ -115,51 +118,56 @@ static void run_kind(const Model *model, int kind, Queue *queue, int64_t digests
         if (first < PROMPTS)
             run_pass(model, kind, first, comm->size, digests);
         else
-            weight_stream_serve(stream, queue, lowest_back);
+            model_serve(model, &options);
         if (i == 0) n_copies = weight_stream_copies(stream), n_bytes = comm->n_bytes_sent;
     }
-    if (stream)
+    if (spread_weights_travel(&model->spread))
         check_traffic(model, kind, n, weight_stream_copies(stream) - n_copies, comm->n_bytes_sent - n_bytes);
 }
 
-static void open_model(const char *folder, DType compute, int64_t per_node, Comm *comm, Model *model) {
+static void open_model(char **texts, int n, Comm *comm, Model *model) {
     ModelConfig config = {0};
     Error error = {0};
-    bool ok = model_config_read(folder, &config, &error);
+    const Device *device = n > 5 ? cuda_device(NULL) : cpu_device();
+    const DType compute = strcmp(texts[2], "bf16") ? DTYPE_F32 : DTYPE_BF16;
+    Residency residency = n > 4 ? RESIDENCY_AUTO : RESIDENCY_PEERS;
+    while (n > 4 && residency < N_RESIDENCIES && strcmp(residency_names[residency], texts[4]) != 0)
+        residency++;
+    check(device && residency < N_RESIDENCIES, "no such device or residency");
+    bool ok = model_config_read(texts[1], &config, &error);
     const Spread spread = {.comm = comm,
-                           .residency = RESIDENCY_PEERS,
-                           .placement = {comm->size, ok ? config.n_experts : 1, per_node, false}};
-    ok = ok && model_open_spread(folder, cpu_device(), compute, &spread, model, &error);
+                           .residency = residency,
+                           .placement = {comm->size, ok ? config.n_experts : 1, atoi(texts[3]), false},
+                           .n_streamed = residency == RESIDENCY_STREAMED ? config.n_moe_layers : 0};
+    ok = ok && model_open_spread(texts[1], device, compute, &spread, model, &error);
     if (!ok) comm_fail(comm, &error);
-    check(!!model->weights.stream == spread_any(&spread), "a stream without peers: %d ranks", comm->size);
+    check(residency != RESIDENCY_PEERS || !!model->weights.stream == spread_any(&spread),
+          "a stream without peers: %d ranks", comm->size);
     model_config_free(&config);
 }
 
 int main(int n, char **texts) {
-    const CommOptions options = {.kind = "auto", .deadline_s = 20};
+    const CommOptions options = {.kind = n > 5 ? texts[5] : "auto", .deadline_s = 20};
     Comm comm;
     Model model;
     Error error = {0};
     int64_t digests[N_KINDS][PROMPTS] = {{0}};
     char text[HASH_TEXT];
     Hash hash;
-    if (n != 4 || !comm_open(&options, &comm, &error)) {
+    if (n < 4 || !comm_open(&options, &comm, &error)) {
         text_print_error(&error);
         return 2;
     }
-    open_model(texts[1], strcmp(texts[2], "bf16") ? DTYPE_F32 : DTYPE_BF16, atoi(texts[3]), &comm, &model);
-    Queue *queue = model.device->queue_new();
-    check(queue != NULL, "no queue on %s", model.device->name);
+    open_model(texts, n, &comm, &model);
     for (int kind = 0; kind < N_KINDS; kind++) {
         comm_phase("kind %d", kind);
-        run_kind(&model, kind, queue, digests[kind]);
+        run_kind(&model, kind, digests[kind]);
     }
     comm_sum_i64(&comm, digests[0], N_KINDS * PROMPTS); /* others' are 0 */
     hash_begin(&hash);
     hash_add(&hash, digests, sizeof digests);
     hash_end(&hash, text);
     if (comm.rank == 0) printf("ok %d ranks %s\n", comm.size, text);
-    model.device->queue_free(queue);
     model_close(&model);
     comm_close(&comm);
     return 0;
