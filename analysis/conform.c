@@ -258,9 +258,14 @@ static bool run_edits(Run *run, Error *error) {
     return ok;
 }
 
+/* Training has all experts at home: where tokens travel it opens the model anew. */
 static bool run_lora(Run *run, Error *error) {
     ConformCount count = {run->n_checked, run->n_failed};
-    bool ok = conform_lora(run->options, &run->c, &run->model, run->to, &count, error);
+    Model other = {0};
+    const bool travel = spread_tokens_travel(&run->model.spread);
+    bool ok = (!travel || conform_open_model(run->options, RESIDENCY_PEERS, &other, error)) &&
+              conform_lora(run->options, &run->c, travel ? &other : &run->model, run->to, &count, error);
+    if (travel) model_close(&other);
     run->n_checked = count.n_checked, run->n_failed = count.n_failed;
     return ok;
 }
@@ -312,29 +317,6 @@ static bool list_unchecked(const Run *run, Error *error) {
     return true;
 }
 
-static bool write_actual(const Run *run, Error *error) {
-    if (!run->options->out) return true;
-    const ConformCase *c = &run->c;
-    NamedTensor tensors[N_CONFORM_TENSORS + 3];
-    int64_t n = 0, *tokens = mem_alloc((size_t)c->n_tokens * sizeof *tokens);
-    char *path = io_join(run->options->out, "actual.safetensors");
-    bool ok = (tokens && path) || error_out_of_memory(error, "actual.safetensors", 0);
-    ok = ok && io_make_folders(run->options->out, error);
-    for (int64_t t = 0; ok && t < c->n_tokens; t++) tokens[t] = c->tokens[t];
-    tensors[n++] = (NamedTensor){"tokens", tensor_vector(tokens, DTYPE_I64, c->n_tokens)};
-    tensors[n++] = (NamedTensor){"prompt_offsets", tensor_vector(c->offsets, DTYPE_I64, c->n_prompts + 1)};
-    if (c->target_starts)
-        tensors[n++] =
-            (NamedTensor){"target_starts", tensor_vector(c->target_starts, DTYPE_I64, c->n_prompts)};
-    for (int i = 0; i < N_CONFORM_TENSORS; i++)
-        if (tensor_present(run->values.tensors[i]))
-            tensors[n++] = (NamedTensor){conform_infos[i].name, run->values.tensors[i]};
-    ok = ok && safetensors_write(path, tensors, n, NULL, 0, error);
-    mem_free(tokens);
-    mem_free(path);
-    return ok;
-}
-
 /* All that is computed a second time, or beside the case's own tensors. */
 static bool check_more(Run *run, Error *error) {
     int64_t n = run->c.n_prompts;
@@ -366,8 +348,8 @@ static bool run_checks(Run *run, Error *error) {
     print_head(run);
     bool ok = conform_case_fits(&run->c, &run->model.config, error) &&
               conform_compute(&run->model, &run->c, 1, RECOMPUTE_ALWAYS, &run->values, error) &&
-              write_actual(run, error) && check_tensors(run, error) && check_more(run, error) &&
-              list_unchecked(run, error);
+              (!run->options->out || conform_values_write(&run->values, &run->c, run->options->out, error)) &&
+              check_tensors(run, error) && check_more(run, error) && list_unchecked(run, error);
     if (!ok) return false;
     if (device->each_kernel) device->each_kernel(print_kernel, run->to);
     if (run->n_failed)
@@ -377,18 +359,23 @@ static bool run_checks(Run *run, Error *error) {
     return true;
 }
 
+static bool read_case(const ConformOptions *options, ConformCase *c, Error *error) {
+    bool ok = conform_case_read(options->folder, c, error);
+    c->comm = options->comm;
+    return options->comm ? comm_agree(options->comm, ok, error) : ok;
+}
+
 bool conform_run(const ConformOptions *options, FILE *to, bool *agrees, Error *error) {
     Run run = {.options = options, .to = to, .bounds = bounds_of(options)};
     *agrees = false;
-    if (!conform_case_read(options->folder, &run.c, error)) return false;
-    const char *folder = options->model ? options->model : options->folder;
-    bool ok = model_open(folder, options->device, options->compute, &run.model, error);
-    if (ok) {
-        ok = run_checks(&run, error);
-        conform_values_free(&run.values);
-        conform_edits_free(&run.edits);
-        model_close(&run.model);
-    }
+    bool opened = read_case(options, &run.c, error) &&
+                  conform_open_model(options, options->residency, &run.model, error),
+         ok = opened && run_checks(&run, error);
+    /* the others may be inside a pass */
+    if (opened && !ok && conform_is_shared(&run.c)) comm_fail(options->comm, error);
+    conform_values_free(&run.values);
+    conform_edits_free(&run.edits);
+    if (opened) model_close(&run.model);
     conform_case_free(&run.c);
     *agrees = ok && run.n_failed == 0;
     return ok;

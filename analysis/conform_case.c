@@ -135,3 +135,25 @@ bool conform_case_fits(const ConformCase *c, const ModelConfig *config, Error *e
                              (long long)t, (long long)config->vocab_size, (int)c->tokens[t]);
     return true;
 }
+
+bool conform_values_write(const ConformValues *values, const ConformCase *c, const char *folder,
+                          Error *error) {
+    NamedTensor tensors[N_CONFORM_TENSORS + 3];
+    int64_t n = 0, *tokens = mem_alloc((size_t)c->n_tokens * sizeof *tokens);
+    char *path = io_join(folder, "actual.safetensors");
+    bool ok = (tokens && path) || error_out_of_memory(error, "actual.safetensors", 0);
+    ok = ok && io_make_folders(folder, error);
+    for (int64_t t = 0; ok && t < c->n_tokens; t++) tokens[t] = c->tokens[t];
+    tensors[n++] = (NamedTensor){"tokens", tensor_vector(tokens, DTYPE_I64, c->n_tokens)};
+    tensors[n++] = (NamedTensor){"prompt_offsets", tensor_vector(c->offsets, DTYPE_I64, c->n_prompts + 1)};
+    if (c->target_starts)
+        tensors[n++] =
+            (NamedTensor){"target_starts", tensor_vector(c->target_starts, DTYPE_I64, c->n_prompts)};
+    for (int i = 0; i < N_CONFORM_TENSORS; i++)
+        if (tensor_present(values->tensors[i]))
+            tensors[n++] = (NamedTensor){conform_infos[i].name, values->tensors[i]};
+    ok = ok && safetensors_write(path, tensors, n, NULL, 0, error);
+    mem_free(tokens);
+    mem_free(path);
+    return ok;
+}

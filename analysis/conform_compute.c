@@ -173,6 +173,18 @@ static PromptBatch part_batch(const Part *part) {
     return (PromptBatch){part->n_prompts, part->offsets, part->c->tokens + part->first_token};
 }
 
+/* The passes that every part makes, and every rank with it. */
+static PassOptions pass_options(const Part *part, const float *loss_weights, bool target) {
+    if (part->edits) return (PassOptions){.edits = part->edits, .want_nll = true, .want_logits = true};
+    return (PassOptions){
+        .loss_weights = loss_weights, .recompute = part->recompute, .want_nll = true, .want_logits = !target};
+}
+
+static GenerateOptions greedy_options(const Part *part) {
+    return (GenerateOptions){.max_new_tokens = part->c->n_steps,
+                             .rule = {.top_p = 1, .n_valid = part->model->config.vocab_size}};
+}
+
 static bool run_pass(Part *part, bool target, Error *error) {
     Hooks hooks = {.context = part, .route_grad = on_route_grad};
     if (!target)
@@ -183,10 +195,7 @@ static bool run_pass(Part *part, bool target, Error *error) {
                         .embedding_grad = on_embedding_grad};
     part->gate_grad = target ? CONFORM_GATE_GRAD_TARGET : CONFORM_GATE_GRAD;
     set_loss_weights(part, target);
-    PassOptions options = {.loss_weights = part->loss_weights,
-                           .recompute = part->recompute,
-                           .want_nll = true,
-                           .want_logits = !target};
+    PassOptions options = pass_options(part, part->loss_weights, target);
     PromptBatch batch = part_batch(part);
     PassResult result = {0};
     bool ok = model_pass(part->model, &batch, &options, &hooks, &result, error);
@@ -201,7 +210,7 @@ static bool run_pass(Part *part, bool target, Error *error) {
 
 static bool run_edited(Part *part, Error *error) {
     Hooks hooks = {.context = part, .route = on_route};
-    PassOptions options = {.edits = part->edits, .want_nll = true, .want_logits = true};
+    PassOptions options = pass_options(part, NULL, false);
     PromptBatch batch = part_batch(part);
     PassResult result = {0};
     bool ok = model_pass(part->model, &batch, &options, &hooks, &result, error);
@@ -217,8 +226,7 @@ static bool run_edited(Part *part, Error *error) {
 static bool run_greedy(Part *part, Error *error) {
     int64_t n = part->c->n_steps;
     if (!n) return true;
-    GenerateOptions options = {.max_new_tokens = n,
-                               .rule = {.top_p = 1, .n_valid = part->model->config.vocab_size}};
+    GenerateOptions options = greedy_options(part);
     PromptBatch batch = part_batch(part);
     Generation made = {0};
     bool ok = generate(part->model, &batch, &options, NULL, &made, error);
@@ -256,32 +264,79 @@ static bool part_run(Part *part, Error *error) {
     return ok;
 }
 
+/* The passes of a part that this rank does not have. */
+static bool part_serve(const Part *part, Error *error) {
+    static const float no_weights[1];
+    const PassOptions whole = pass_options(part, no_weights, false),
+                      target = pass_options(part, no_weights, true);
+    const GenerateOptions greedy = greedy_options(part);
+    model_serve(part->model, &whole);
+    if (part->edits) return true;
+    if (part->c->target_starts) model_serve(part->model, &target);
+    return !part->c->n_steps || generate_serve(part->model, &greedy, error);
+}
+
 static bool run_parts(const Part *like, int64_t n_parts, Error *error) {
     const ConformCase *c = like->c;
+    const int64_t n = n_parts < c->n_prompts ? n_parts : c->n_prompts,
+                  n_all = model_agree_passes(like->model, n);
     bool ok = true;
-    for (int64_t i = 0; ok && i < n_parts; i++) {
+    for (int64_t i = 0; ok && i < n; i++) {
         Part part = *like;
-        part.first_prompt = i * c->n_prompts / n_parts;
-        part.n_prompts = (i + 1) * c->n_prompts / n_parts - part.first_prompt;
+        part.first_prompt = i * c->n_prompts / n;
+        part.n_prompts = (i + 1) * c->n_prompts / n - part.first_prompt;
         part.first_token = c->offsets[part.first_prompt];
         part.n_tokens = c->offsets[part.first_prompt + part.n_prompts] - part.first_token;
-        if (part.n_prompts > 0) ok = part_run(&part, error);
+        ok = part_run(&part, error);
     }
+    for (int64_t i = n; ok && i < n_all; i++) ok = part_serve(like, error);
+    return ok;
+}
+
+/* ---- all of them ---- */
+static bool gather_values(const ConformCase *c, const ConformValues *own, ConformValues *whole,
+                          Error *error) {
+    bool ok = true;
+    for (ConformName i = 0; ok && i < N_CONFORM_TENSORS; i++) {
+        const ConformRows rows = conform_infos[i].rows;
+        const Tensor t = whole->tensors[i];
+        const bool by_prompt = rows == ROWS_PROMPT || i == CONFORM_GREEDY_TOKENS;
+        if (!tensor_present(t) || i == CONFORM_MOE_LAYERS) continue;
+        ok = conform_gather(c, by_prompt, !by_prompt && t.n_dims == 3, own->tensors[i], t, error);
+    }
+    return ok;
+}
+
+static bool compute(const Part *like, unsigned names, int64_t n_parts, ConformValues *values, Error *error) {
+    const ConformCase *c = like->c;
+    Part part = *like;
+    ConformCase own = {0};
+    ConformValues own_values = {0};
+    bool ok = values_new(&part.model->config, c, names, values, error);
+    if (conform_is_shared(c)) {
+        part.c = &own;
+        part.values = &own_values;
+        ok = ok && conform_own(c, &own, error) &&
+             values_new(&part.model->config, &own, names, &own_values, error) &&
+             run_parts(&part, n_parts, error) && gather_values(c, &own_values, values, error);
+        conform_own_free(&own);
+        conform_values_free(&own_values);
+    } else {
+        part.values = values;
+        ok = ok && run_parts(&part, n_parts, error);
+    }
+    if (!ok) conform_values_free(values);
     return ok;
 }
 
 bool conform_compute(const Model *model, const ConformCase *c, int64_t n_parts, Recompute recompute,
                      ConformValues *values, Error *error) {
-    Part part = {.model = model, .c = c, .values = values, .recompute = recompute};
-    bool ok = values_new(&model->config, c, ALL_NAMES, values, error) && run_parts(&part, n_parts, error);
-    if (!ok) conform_values_free(values);
-    return ok;
+    const Part part = {.model = model, .c = c, .recompute = recompute};
+    return compute(&part, ALL_NAMES, n_parts, values, error);
 }
 
 bool conform_compute_edited(const Model *model, const ConformCase *c, int64_t n_parts, const EditTable *edits,
                             ConformValues *values, Error *error) {
-    Part part = {.model = model, .c = c, .values = values, .edits = edits};
-    bool ok = values_new(&model->config, c, EDITED_NAMES, values, error) && run_parts(&part, n_parts, error);
-    if (!ok) conform_values_free(values);
-    return ok;
+    const Part part = {.model = model, .c = c, .edits = edits};
+    return compute(&part, EDITED_NAMES, n_parts, values, error);
 }

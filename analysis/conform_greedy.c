@@ -90,8 +90,8 @@ static bool greedy_new(const ConformCase *c, ConformGreedy *greedy, Error *error
     return error_out_of_memory(error, "greedy tokens", n * sizeof(int64_t));
 }
 
-bool conform_greedy(const Model *model, const ConformCase *c, const ConformValues *values, float bound,
-                    ConformGreedy *greedy, Error *error) {
+static bool look_again(const Model *model, const ConformCase *c, const int64_t *continuations, float bound,
+                       ConformGreedy *greedy, Error *error) {
     const ModelConfig *config = &model->config;
     Again again = {
         .model = model, .c = c, .bound = bound, .n_tokens = c->n_tokens + c->n_prompts * (c->n_steps - 1)};
@@ -107,10 +107,12 @@ bool conform_greedy(const Model *model, const ConformCase *c, const ConformValue
             error_out_of_memory(error, "router logits", n * (size_t)config->n_experts * sizeof *again.logits);
     for (int64_t p = 0; ok && p <= c->n_prompts; p++) again.offsets[p] = c->offsets[p] + p * (c->n_steps - 1);
     PassResult result = {0};
-    if (ok) {
-        join_tokens(&again, values->tensors[CONFORM_GREEDY_TOKENS].data);
+    const PassOptions options = {.want_logits = true};
+    if (ok && !c->n_prompts) {
+        if (spread_any(&model->spread)) model_serve(model, &options);
+    } else if (ok) {
+        join_tokens(&again, continuations);
         PromptBatch batch = {c->n_prompts, again.offsets, again.tokens};
-        PassOptions options = {.want_logits = true};
         Hooks hooks = {.context = &again, .route = on_route};
         ok = model_pass(model, &batch, &options, &hooks, &result, error);
     }
@@ -124,6 +126,34 @@ bool conform_greedy(const Model *model, const ConformCase *c, const ConformValue
     mem_free(again.tokens);
     mem_free(again.ids);
     mem_free(again.logits);
+    return ok;
+}
+
+/* Own choices to those of all. */
+static bool gather_greedy(const ConformCase *c, const ConformCase *own, const ConformGreedy *mine,
+                          ConformGreedy *all, Error *error) {
+    const int64_t n = own->n_prompts, p = c->n_prompts, steps = c->n_steps;
+    return conform_gather(c, true, 0, tensor_matrix(mine->margins, DTYPE_F32, n, steps),
+                          tensor_matrix(all->margins, DTYPE_F32, p, steps), error) &&
+           conform_gather(c, true, 0, tensor_matrix(mine->argmax, DTYPE_I64, n, steps),
+                          tensor_matrix(all->argmax, DTYPE_I64, p, steps), error) &&
+           conform_gather(c, true, 0, tensor_vector(mine->sure, DTYPE_I64, n),
+                          tensor_vector(all->sure, DTYPE_I64, p), error);
+}
+
+bool conform_greedy(const Model *model, const ConformCase *c, const ConformValues *values, float bound,
+                    ConformGreedy *greedy, Error *error) {
+    const int64_t *tokens = values->tensors[CONFORM_GREEDY_TOKENS].data;
+    ConformCase own = {0};
+    ConformGreedy mine = {0};
+    if (!conform_is_shared(c)) return look_again(model, c, tokens, bound, greedy, error);
+    tokens += conform_prompts(c, c->comm->rank).first * c->n_steps;
+    bool ok = greedy_new(c, greedy, error) && conform_own(c, &own, error) &&
+              look_again(model, &own, tokens, bound, &mine, error) &&
+              gather_greedy(c, &own, &mine, greedy, error);
+    conform_own_free(&own);
+    conform_greedy_free(&mine);
+    if (!ok) conform_greedy_free(greedy);
     return ok;
 }
 

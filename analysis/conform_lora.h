@@ -23,12 +23,12 @@ bool conform_plan_read(const char *folder, const ConformCase *expected, const Mo
                        ConformPlan *plan, Error *error);
 void conform_plan_free(ConformPlan *plan);
 
-/* Trains on the model, which has no adapter before nor after. n_parts: passes of a step. Caller frees, also
- * after an error. */
+/* Trains on the model, which has no adapter before nor after. n_parts: passes of a step, or of as
+ * much of it as a rank has. Collective on ranks that share the case. Caller frees, also after an error. */
 bool conform_train(Model *model, const ConformCase *c, const ConformPlan *plan, int64_t n_parts,
                    Recompute recompute, ConformTrained *trained, Error *error);
 void conform_trained_free(ConformTrained *trained);
-/* Logits [T,V] of the case under an adapter; caller frees the data. */
+/* Logits [T,V] of the case under an adapter, all of them by each rank; caller frees the data. */
 bool conform_adapted_logits(Model *model, const ConformCase *c, const Adapter *adapter, Tensor *logits,
                             Error *error);
 

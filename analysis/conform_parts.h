@@ -20,6 +20,7 @@ typedef struct {
     TensorSet *expected;
     char *path;         /* of expected.safetensors */
     const char *prefix; /* of the expected tensors' names; NULL: none */
+    Comm *comm;         /* whose ranks share the prompts; NULL: one */
 } ConformCase;
 
 bool conform_case_read(const char *folder, ConformCase *c, Error *error);
@@ -73,10 +74,28 @@ typedef struct {
 bool conform_compute(const Model *model, const ConformCase *c, int64_t n_parts, Recompute recompute,
                      ConformValues *values, Error *error);
 void conform_values_free(ConformValues *values);
+/* FOLDER/actual.safetensors: the prompts and every tensor that is there. */
+bool conform_values_write(const ConformValues *values, const ConformCase *c, const char *folder,
+                          Error *error);
 /* The same of a forward pass under set 0 of the edits: moe_layers, router_logits (before the edits),
  * topk_ids, topk_weights, logits, nll. */
 bool conform_compute_edited(const Model *model, const ConformCase *c, int64_t n_parts, const EditTable *edits,
                             ConformValues *values, Error *error);
+
+/* ---- several ranks (conform_ranks.c) ---- */
+bool conform_is_shared(const ConformCase *c);
+/* The prompts that a rank computes: consecutive ones, evenly many. */
+Range conform_prompts(const ConformCase *c, int64_t rank);
+/* The case with this rank's prompts alone, maybe none. It borrows from the whole one but for its offsets; the
+ * caller frees with conform_own_free. */
+bool conform_own(const ConformCase *c, ConformCase *own, Error *error);
+void conform_own_free(ConformCase *own);
+/* Collective: all ranks' parts of a tensor whose dimension `axis` counts the case's prompts, or its tokens.
+ * own: absent where this rank has none. */
+bool conform_gather(const ConformCase *c, bool by_prompt, int axis, Tensor own, Tensor whole, Error *error);
+/* Opens a checkpoint as the options say; ranks open it together. residency: that of the options, or another
+ * one. */
+bool conform_open_model(const ConformOptions *options, Residency residency, Model *model, Error *error);
 
 /* ---- interventions.json ---- */
 typedef struct {

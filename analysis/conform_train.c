@@ -1,6 +1,7 @@
 /* Training as lora.json says: what is read from the case, the steps, and the logits afterwards. */
 #include "../engine/alloc.h"
 #include "../engine/json.h"
+#include "../engine/lora_ranks.h"
 #include "conform_lora.h"
 #include <math.h>
 #include <string.h>
@@ -111,11 +112,14 @@ typedef struct {
     const ConformPlan *plan;
     LoraWeights weights;
     LoraTraining training;
+    LoraLeaves leaves;
+    LoraDeal deal; /* of the step's prompts over ranks */
     int64_t n_parts;
     Recompute recompute;
     int32_t *tokens; /* of a step's prompts, packed */
-    int64_t *offsets;
+    int64_t *offsets, *lengths;
     float *loss_weights;
+    int64_t *losses; /* bits of the tokens' f32 losses, 0 where another rank has them: their sum is exact */
 } Trainer;
 
 /* The step's prompts, and 1 / number of target tokens where a token predicts one. Returns that number. */
@@ -129,6 +133,7 @@ static int64_t pack_step(Trainer *t, int64_t step) {
         for (int64_t k = 0; k < length; k++)
             t->loss_weights[n + k] = k >= c->target_starts[p] - 1 && k + 1 < length;
         n_targets += length - c->target_starts[p];
+        t->lengths[i] = length;
         t->offsets[i] = n;
         t->offsets[i + 1] = n += length;
     }
@@ -136,35 +141,84 @@ static int64_t pack_step(Trainer *t, int64_t step) {
     return n_targets;
 }
 
-/* Prompts [first, end) of the step: their part of the gradient, and of the sum of losses. */
-static bool run_part(Trainer *t, int64_t first, int64_t end, double *loss, Error *error) {
+static PassOptions pass_options(const Trainer *t, const float *loss_weights, int64_t first_example) {
+    return (PassOptions){.loss_weights = loss_weights,
+                         .training = &t->training,
+                         .first_example = first_example,
+                         .recompute = t->recompute};
+}
+
+/* Prompts [first, end) of the step, the first_example-th of their chunk and so on: their part of its
+ * gradient, and their losses. */
+static bool run_part(Trainer *t, int64_t first, int64_t end, int64_t first_example, Error *error) {
     int64_t from = t->offsets[first], n_tokens = t->offsets[end] - from;
     int64_t *offsets = mem_alloc((size_t)(end - first + 1) * sizeof *offsets);
     if (!offsets) return error_out_of_memory(error, "a step", (size_t)(end - first) * sizeof *offsets);
     for (int64_t i = first; i <= end; i++) offsets[i - first] = t->offsets[i] - from;
     PromptBatch batch = {end - first, offsets, t->tokens + from};
-    PassOptions options = {.loss_weights = t->loss_weights + from,
-                           .training = &t->training,
-                           .first_example = first,
-                           .recompute = t->recompute};
+    const PassOptions options = pass_options(t, t->loss_weights + from, first_example);
     PassResult result = {0};
     bool ok = model_pass(t->model, &batch, &options, NULL, &result, error);
     for (int64_t k = 0; ok && k < n_tokens; k++)
-        if (t->loss_weights[from + k] > 0) *loss += (double)result.nll[k];
+        memcpy(&t->losses[from + k], &result.nll[k], sizeof result.nll[k]);
     pass_result_free(&result);
     mem_free(offsets);
     return ok;
 }
 
+static int64_t count_parts(const Trainer *t, Range examples) {
+    return t->n_parts < examples.n ? t->n_parts : examples.n;
+}
+
+/* A rank's i-th chunk. */
+static bool run_chunk(Trainer *t, Range e, int64_t i, Error *error) {
+    const int64_t n = count_parts(t, e);
+    bool ok = true;
+    for (int64_t k = 0; ok && k < n; k++) {
+        const int64_t first = k * e.n / n, end = (k + 1) * e.n / n;
+        ok = run_part(t, e.first + first, e.first + end, first, error);
+    }
+    return ok && lora_leaves_keep(&t->leaves, &t->training, i, e.n, error);
+}
+
+/* This rank's prompts; on a spread model as many passes as any rank has. */
+static bool run_chunks(Trainer *t, Error *error) {
+    static const float no_weights[1];
+    const Range own = lora_deal_chunks(&t->deal, t->leaves.comm->rank);
+    const PassOptions served = pass_options(t, no_weights, 0);
+    int64_t n = 0;
+    bool ok = true;
+    for (int64_t i = 0; i < own.n; i++) n += count_parts(t, lora_deal_examples(&t->deal, own.first + i));
+    const int64_t n_all = model_agree_passes(t->model, n);
+    for (int64_t i = 0; ok && i < own.n; i++)
+        ok = run_chunk(t, lora_deal_examples(&t->deal, own.first + i), i, error);
+    for (int64_t i = n; ok && i < n_all; i++) model_serve(t->model, &served);
+    return ok;
+}
+
+static double sum_losses(const Trainer *t) {
+    const int64_t n = t->offsets[t->plan->n_prompts];
+    double sum = 0;
+    if (t->leaves.comm->size > 1) comm_sum_i64(t->leaves.comm, t->losses, n);
+    for (int64_t k = 0; k < n; k++) {
+        float loss;
+        memcpy(&loss, &t->losses[k], sizeof loss);
+        if (t->loss_weights[k] > 0) sum += (double)loss;
+    }
+    return sum;
+}
+
 static bool run_step(Trainer *t, int64_t step, ConformTrained *to, Error *error) {
     int64_t n = t->plan->n_prompts, n_targets = pack_step(t, step);
-    double loss = 0, norm;
-    for (int64_t i = 0; i < t->n_parts; i++)
-        if (!run_part(t, i * n / t->n_parts, (i + 1) * n / t->n_parts, &loss, error)) return false;
-    if (!lora_training_gather(&t->training, n, &norm, error)) return false;
-    if (step == 0 && !lora_weights_read(&t->weights, t->training.optimizer.grad, &to->grad, error))
-        return false;
-    ((float *)to->losses.data)[step] = (float)(loss / (double)n_targets);
+    double norm;
+    memset(t->losses, 0, (size_t)t->offsets[n] * sizeof *t->losses);
+    if (!lora_deal_make(t->lengths, n, t->leaves.comm->size, &t->deal, error)) return false;
+    bool ok = lora_leaves_open(&t->leaves, &t->training, &t->deal, error) && run_chunks(t, error) &&
+              lora_leaves_gather(&t->leaves, &t->training, &t->deal, n, &norm, error) &&
+              (step || lora_weights_read(&t->weights, t->training.optimizer.grad, &to->grad, error));
+    lora_deal_free(&t->deal);
+    if (!ok) return false;
+    ((float *)to->losses.data)[step] = (float)(sum_losses(t) / (double)n_targets);
     ((float *)to->norms.data)[step] = (float)norm;
     return lora_training_step(&t->training, &t->plan->options, t->plan->rate, norm, error);
 }
@@ -192,9 +246,12 @@ static bool open_trainer(Trainer *t, ConformTrained *to, Error *error) {
     t->tokens = mem_zeroed(n, sizeof *t->tokens);
     t->loss_weights = mem_zeroed(n, sizeof *t->loss_weights);
     t->offsets = mem_zeroed((size_t)plan->n_prompts + 1, sizeof *t->offsets);
+    t->lengths = mem_zeroed((size_t)plan->n_prompts, sizeof *t->lengths);
+    t->losses = mem_zeroed(n, sizeof *t->losses);
     to->losses = tensor_vector(mem_zeroed(steps, sizeof(float)), DTYPE_F32, plan->n_steps);
     to->norms = tensor_vector(mem_zeroed(steps, sizeof(float)), DTYPE_F32, plan->n_steps);
-    bool ok = t->tokens && t->loss_weights && t->offsets && to->losses.data && to->norms.data;
+    bool ok = t->tokens && t->loss_weights && t->offsets && t->lengths && t->losses && to->losses.data &&
+              to->norms.data;
     ok = ok || error_out_of_memory(error, "training", n * sizeof *t->tokens);
     return ok && copy_cells(&plan->init, &t->model->config, &to->grad, error) &&
            copy_cells(&plan->init, &t->model->config, &to->trained, error) &&
@@ -208,7 +265,13 @@ bool conform_train(Model *model, const ConformCase *c, const ConformPlan *plan, 
     if (!c->target_starts)
         return error_set(error, ERROR_BAD_INPUT,
                          "%s: expected target_starts, the spans to train on: got none", c->path);
-    Trainer t = {.model = model, .c = c, .plan = plan, .n_parts = n_parts, .recompute = recompute};
+    Comm alone = comm_alone(model->device);
+    Trainer t = {.model = model,
+                 .c = c,
+                 .plan = plan,
+                 .leaves = {.comm = c->comm ? c->comm : &alone},
+                 .n_parts = n_parts,
+                 .recompute = recompute};
     bool ok = open_trainer(&t, to, error);
     if (ok) model->adapter = &t.weights;
     for (int64_t step = 0; ok && step < plan->n_steps; step++) {
@@ -217,6 +280,7 @@ bool conform_train(Model *model, const ConformCase *c, const ConformPlan *plan, 
     }
     model->adapter = NULL;
     ok = ok && lora_weights_read(&t.weights, t.weights.values, &to->trained, error);
+    lora_leaves_free(&t.leaves);
     lora_training_free(&t.training);
     lora_weights_free(&t.weights);
     mem_free(t.tokens);

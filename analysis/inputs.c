@@ -76,14 +76,14 @@ static bool is_model_file(const char *name) {
     return n > 12 && !strcmp(name + n - 12, ".safetensors");
 }
 
-static bool add_model(Inputs *to, const ModelOptions *model, Error *error) {
+bool inputs_add_model(Inputs *to, const char *model, const char *folder, Error *error) {
     char **names = NULL;
     size_t n_names = 0;
-    bool ok = io_list(model->path, &names, &n_names, error);
+    bool ok = io_list(folder, &names, &n_names, error);
     for (size_t i = 0; i < n_names; i++) {
-        char *path = ok && is_model_file(names[i]) ? io_join(model->path, names[i]) : NULL;
+        char *path = ok && is_model_file(names[i]) ? io_join(folder, names[i]) : NULL;
         char name[400];
-        snprintf(name, sizeof name, "models.%s/%s", model->name, names[i]);
+        snprintf(name, sizeof name, "models.%s/%s", model, names[i]);
         if (path) ok = add_file(to, name, path, error);
         mem_free(path);
         mem_free(names[i]);
@@ -145,7 +145,7 @@ bool inputs_gather(const Job *job, Inputs *inputs, Error *error) {
     bool ok = true;
     for (int64_t i = 0; ok && i < job->n_models; i++)
         if (is_used(job, job->models[i].name, NULL))
-            ok = add_model(inputs, &job->models[i], error) ||
+            ok = inputs_add_model(inputs, job->models[i].name, job->models[i].path, error) ||
                  error_add_place(error, "models.%s", job->models[i].name);
     for (int64_t i = 0; ok && i < job->n_prompts; i++) {
         char name[100];

@@ -24,6 +24,8 @@ typedef struct {
 /* The models and prompt groups that steps name. Caller frees; safe after an error too. */
 bool inputs_gather(const Job *job, Inputs *inputs, Error *error);
 void inputs_free(Inputs *inputs);
+/* The files of a checkpoint folder, as "models.NAME/FILE". */
+bool inputs_add_model(Inputs *inputs, const char *name, const char *folder, Error *error);
 const InputFile *inputs_find(const Inputs *inputs, const char *name); /* NULL: none */
 
 /* What a run is: its settings, device and inputs. */

@@ -1,7 +1,7 @@
 /* The program: verbs, and what their exit code is. Everything it can do is in the table of verbs. */
 #include "analyze.h"
 #include "arguments.h"
-#include "conform.h"
+#include "conform_verb.h"
 #include "definitions.h"
 #include "devices.h"
 #include "diff.h"
@@ -28,7 +28,8 @@ static const Flag run_flags[] = {
     {"--set", "a.b=VALUE", "one option of the job, over what the file says", true},
     {"--dry-run", NULL, "print the plan (work, memory, time, files) and touch nothing", false},
     {"--ranks", "N", "--dry-run plans for so many ranks: --set ranks=N", false},
-    {"--comm", "NAME", "how ranks talk: auto (several under mpirun or srun, else one), self or mpi", false},
+    {"--comm", "NAME", "how ranks talk: auto (several under mpirun or srun, else one), self, mpi or nccl",
+     false},
     {"--deadline", "SECONDS", "a rank that gives no sign of life for so long ends all (600)", false},
     {0},
 };
@@ -178,26 +179,7 @@ static bool run_tokenize(const Arguments *a, Error *error) {
 }
 
 /* ---- conform ---- */
-static const Flag conform_flags[] = {
-    {"--device", "NAME", "auto, cpu or cuda", false},
-    {"--compute", "NAME", "f32 (the default) or bf16: how activations are stored", false},
-    {"--model", "FOLDER", "the checkpoint, where it does not lie in CASE", false},
-    {"--out", "FOLDER", "write actual*.safetensors there, and what was trained: adapter-*, merged", false},
-    {"--once", NULL, "each pass once, packed: no second one for the same bits, no training", false},
-    {0},
-};
-
-static bool run_conform(const Arguments *a, Error *error) {
-    ConformOptions options = {.folder = a->operand,
-                              .model = arguments_value(a, "--model", NULL),
-                              .out = arguments_value(a, "--out", NULL),
-                              .once = arguments_have(a, "--once")};
-    bool agrees = false;
-    return devices_pick_named(arguments_value(a, "--device", "auto"), &options.device, error) &&
-           devices_compute_named(arguments_value(a, "--compute", "f32"), options.device, &options.compute,
-                                 error) &&
-           conform_run(&options, stdout, &agrees, error) && agrees;
-}
+static bool run_conform(const Arguments *a, Error *error) { return conform_verb(a, version, error); }
 
 /* ---- verify-adapter ---- */
 static const Flag verify_flags[] = {
@@ -334,7 +316,9 @@ static const Verb verbs[] = {
      "Prints the\n"
      "largest error of each tensor, as a share of its largest magnitude, beside its bound, and whether "
      "packed, one by\n"
-     "one, split and recomputed passes give the same bits. Exit code 1 when a bound is exceeded.\n",
+     "one, split and recomputed passes give the same bits. Exit code 1 when a bound is exceeded. Under "
+     "mpirun or srun\n"
+     "the ranks share the prompts.\n",
      conform_flags, run_conform},
     {"verify-adapter", "ADAPTER", "say what a LoRA adapter changes in a model",
      "ADAPTER is a folder as PEFT writes it, per expert or fused. Prints which experts' matrices it updates "

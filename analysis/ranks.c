@@ -20,8 +20,8 @@ typedef union {
 static bool fill_card(const RunFacts *facts, Card *card, Error *error) {
     memset(card, 0, sizeof *card);
     gethostname(card->card.host, sizeof card->card.host - 1);
-    snprintf(card->card.traits[1], TRAIT_TEXT, "%s",
-             facts->version); /* under a loader of its own the file is that */
+    /* the version too: of a program that a loader of its own starts, /proc/self/exe is the loader */
+    snprintf(card->card.traits[1], TRAIT_TEXT, "%s", facts->version);
     snprintf(card->card.traits[2], TRAIT_TEXT, "%s", facts->identity);
     snprintf(card->card.traits[3], TRAIT_TEXT, "%s in %s", facts->device, facts->compute);
     snprintf(card->card.traits[4], TRAIT_TEXT, "%s", facts->isa);

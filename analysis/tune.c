@@ -38,8 +38,9 @@ static bool hash_job(const StepRun *run, char hash[HASH_TEXT], Error *error) {
 /* Where a run ends, its state stays: a later run goes on from there, and a diverged one can be looked at. */
 static bool stop(Tuning *t, Error *error) {
     Error own = {0};
-    const bool kept = t->n_done > 0 && tune_checkpoint_write(t, &own) && tune_write_rows(t, &own) &&
-                      (error->code != ERROR_FAILED || tune_write_adapter(t, &own));
+    int64_t kept = t->run->comm->rank == 0 && t->n_done > 0 && tune_checkpoint_write(t, &own) &&
+                   tune_write_rows(t, &own) && (error->code != ERROR_FAILED || tune_write_adapter(t, &own));
+    comm_max_i64(t->run->comm, &kept, 1); /* as rank 0 says */
     if (error->code != ERROR_FAILED) return false;
     const long long step = (long long)t->n_done + 1;
     const char *name = t->run->step->name;
@@ -54,21 +55,25 @@ static bool stop(Tuning *t, Error *error) {
     return false;
 }
 
+/* After a step: what rank 0 shows and keeps. */
+static bool keep(Tuning *t, int64_t n_tokens, Error *error) {
+    const StepRun *run = t->run;
+    const bool due = t->n_done % run->step->checkpoint_every == 0 && t->n_done < t->data.n_steps;
+    bool ok = progress_update(run->progress, t->n_done, n_tokens, error);
+    if (due && run->comm->rank == 0) ok = ok && tune_checkpoint_write(t, error) && tune_write_rows(t, error);
+    return comm_agree(run->comm, ok, error);
+}
+
+/* Every rank takes every step, and has the same state after it. */
 static bool train(Tuning *t, Error *error) {
     const StepRun *run = t->run;
-    const int64_t every = run->step->checkpoint_every;
     int64_t n_tokens = 0;
-    if (!progress_begin(run->progress, run->step->name, t->data.n_steps, t->n_done, "steps", error))
-        return false;
-    if (!t->n_done && !tune_evaluate(t, error)) return false;
+    bool ok = progress_begin(run->progress, run->step->name, t->data.n_steps, t->n_done, "steps", error);
+    if (!comm_agree(run->comm, ok, error) || (!t->n_done && !tune_evaluate(t, error))) return false;
     while (!tune_is_over(t)) {
-        if (!step_goes_on(run, error) || !tune_step(t, error)) return stop(t, error);
+        if (!tune_step(t, error)) return stop(t, error);
         n_tokens += (int64_t)t->rows[t->n_done].n_tokens;
-        if (!tune_evaluate(t, error)) return false;
-        if (!progress_update(run->progress, t->n_done, n_tokens, error)) return false;
-        if (t->n_done % every == 0 && t->n_done < t->data.n_steps &&
-            !(tune_checkpoint_write(t, error) && tune_write_rows(t, error)))
-            return false;
+        if (!tune_evaluate(t, error) || !keep(t, n_tokens, error)) return false;
     }
     const TuneRow *first = &t->rows[1], *last = &t->rows[t->n_done];
     progress_note(run->progress, "%s: loss %.4g in the first step, %.4g in the last", run->step->name,
@@ -77,7 +82,16 @@ static bool train(Tuning *t, Error *error) {
     if (best >= 0)
         progress_note(run->progress, "%s: held-out loss %.4g before, %.4g at its least, after step %lld",
                       run->step->name, t->rows[0].held_out, t->rows[best].held_out, (long long)best);
-    return progress_end(run->progress, error) && tune_take_best(t, error);
+    ok = progress_end(run->progress, error) && tune_take_best(t, error);
+    return comm_agree(run->comm, ok, error);
+}
+
+/* What stays of a training, rank 0's; all fetch the weights that updates are measured by. */
+static bool finish(Tuning *t, Error *error) {
+    const bool first = t->run->comm->rank == 0;
+    bool ok = !first || (tune_write_rows(t, error) && tune_write_adapter(t, error));
+    ok = comm_agree(t->run->comm, ok, error) && tune_write_updates(t, error);
+    return ok && (!first || (tune_write_facts(t, error) && tune_checkpoint_remove(t, error)));
 }
 
 /* ---- the step ---- */
@@ -136,18 +150,19 @@ static bool read_groups(Tuning *t, Text *notes, Error *error) {
 }
 
 bool tune_run(const StepRun *run, Error *error) {
-    Tuning t = {.run = run, .model = *run->model};
+    Tuning t = {.run = run, .model = *run->model, .leaves = {.comm = run->comm}};
     Text notes = {0};
     hash_model(run, t.model_hash);
-    bool ok = hash_job(run, t.job_hash, error) && io_make_folders(run->folder, error) &&
+    bool ok = hash_job(run, t.job_hash, error) && (run->comm->rank || io_make_folders(run->folder, error)) &&
               read_groups(&t, &notes, error);
     if (ok) step_show_notes(run, &notes);
     t.warnings = notes.bytes;
     ok = ok && open_training(&t, error) && tune_checkpoint_read(&t, error);
+    ok = comm_agree(run->comm, ok, error) && tune_check_alike(&t, error);
     if (ok && t.n_done)
         progress_note(run->progress, "%s: goes on after step %lld", run->step->name, (long long)t.n_done);
-    ok = ok && train(&t, error) && tune_write_rows(&t, error) && tune_write_adapter(&t, error) &&
-         tune_write_facts(&t, error) && tune_checkpoint_remove(&t, error);
+    ok = ok && train(&t, error) && finish(&t, error);
+    lora_leaves_free(&t.leaves);
     lora_training_free(&t.training);
     lora_weights_free(&t.weights);
     adapter_free(&t.adapter);

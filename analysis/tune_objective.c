@@ -21,6 +21,8 @@ void tune_pack_free(TunePack *p) {
     mem_free(p->kl_weights);
     mem_free(p->anchor_weights);
     mem_free(p->dropout_keys);
+    mem_free(p->sums);
+    lora_deal_free(&p->deal);
     *p = (TunePack){0};
 }
 
@@ -45,6 +47,7 @@ static bool take_examples(TunePack *p, int64_t step, Error *error) {
             p->n_targets += text->n_target;
             p->n_counted += all ? text_length(text) : 1;
         }
+        p->wants_references = p->wants_references || (ok && p->each == 2 && isnan(e->reference[0]));
     }
     return ok || error_out_of_memory(error, "examples", n_texts * sizeof *p->examples);
 }
@@ -80,6 +83,18 @@ static bool draw_keys(TunePack *p, int64_t step, Error *error) {
     return true;
 }
 
+/* Which rank has which examples, by their tokens. */
+static bool deal_examples(TunePack *p, Error *error) {
+    int64_t *lengths = mem_zeroed((size_t)p->n, sizeof *lengths);
+    p->sums = mem_zeroed((size_t)p->n, sizeof *p->sums);
+    bool ok = (lengths && p->sums) || error_out_of_memory(error, "examples", (size_t)p->n * sizeof *p->sums);
+    for (int64_t i = 0; ok && i < p->n; i++)
+        lengths[i] = p->offsets[(i + 1) * p->each] - p->offsets[i * p->each];
+    ok = ok && lora_deal_make(lengths, p->n, p->tuning->run->comm->size, &p->deal, error);
+    mem_free(lengths);
+    return ok;
+}
+
 bool tune_pack_make(Tuning *t, int64_t step, TunePack *p, Error *error) {
     const StepOptions *options = t->run->step;
     *p = (TunePack){.tuning = t};
@@ -94,7 +109,7 @@ bool tune_pack_make(Tuning *t, int64_t step, TunePack *p, Error *error) {
         for (int64_t k = p->texts[i]->n_prompt - 1; k + 1 < n_own; k++)
             p->loss_weights[at + k] = 1 / (float)p->n_targets;
     }
-    return draw_keys(p, step, error) &&
+    return deal_examples(p, error) && draw_keys(p, step, error) &&
            weigh_routers(p, options->router_kl, t->model.config.n_moe_layers, &p->kl_weights, error) &&
            weigh_routers(p, options->router_anchor, t->aims.n, &p->anchor_weights, error);
 }
@@ -118,24 +133,20 @@ static double text_loss(const TunePart *part, const double *nll, int64_t text) {
     return sum;
 }
 
-typedef struct {
-    const TunePart *part;
-    TuneSums *sums;
-} Weighing;
-
 /* dloss / dnll of a token: beta sigmoid(-margin) / pairs of the step, negative in what is not preferred. */
 static bool weigh_pairs(void *context, const double *nll, float *weights, Error *error) {
-    const Weighing *w = context;
-    const TunePack *p = w->part->pack;
+    const TunePart *part = context;
+    const TunePack *p = part->pack;
     const StepOptions *step = p->tuning->run->step;
-    const int64_t from = p->offsets[w->part->first];
+    const int64_t from = p->offsets[part->first];
     (void)error;
-    for (int64_t i = w->part->first; i < w->part->end; i += 2) {
-        const double both[2] = {text_loss(w->part, nll, i), text_loss(w->part, nll, i + 1)};
+    for (int64_t i = part->first; i < part->end; i += 2) {
+        const double both[2] = {text_loss(part, nll, i), text_loss(part, nll, i + 1)};
         const double margin = tune_margin(step, both, p->examples[i / 2]->reference);
-        w->sums->preference += tune_preference_loss(margin);
-        w->sums->margin += margin;
-        w->sums->right += margin > 0;
+        TuneSums *sums = &p->sums[i / 2];
+        sums->preference = tune_preference_loss(margin);
+        sums->margin = margin;
+        sums->right = margin > 0;
         const float slope = (float)(step->beta * sigmoid_f64(-margin) / (double)p->n);
         for (int64_t k = p->offsets[i]; k < p->offsets[i + 2]; k++)
             weights[k - from] = p->loss_weights[k] <= 0 ? 0 : k < p->offsets[i + 1] ? slope : -slope;
@@ -155,13 +166,6 @@ static bool take_logits(void *context, HookSite *site, const RouteView *view) {
     return true;
 }
 
-static bool knows_references(const TunePart *part) {
-    const TunePack *p = part->pack;
-    for (int64_t i = part->first / p->each; p->each == 2 && i < part->end / p->each; i++)
-        if (isnan(p->examples[i]->reference[0])) return false;
-    return true;
-}
-
 static bool put_references(const TunePart *part, const float *nll, Error *error) {
     TunePack *p = part->pack;
     const int64_t from = p->offsets[part->first], n = p->offsets[part->end] - from;
@@ -169,18 +173,26 @@ static bool put_references(const TunePart *part, const float *nll, Error *error)
     if (!wide) return error_out_of_memory(error, "losses of tokens", (size_t)n * sizeof *wide);
     for (int64_t k = 0; k < n; k++) wide[k] = (double)nll[k];
     for (int64_t i = part->first; i < part->end; i++)
-        p->examples[i / p->each]->reference[i % p->each] = text_loss(part, wide, i);
+        p->examples[i / p->each]->reference[i % p->each] = p->sums[i / p->each].reference[i % p->each] =
+            text_loss(part, wide, i);
     mem_free(wide);
     return true;
 }
 
-/* *logits is the caller's to free, also after an error. */
-static bool run_frozen(const TunePart *part, const PromptBatch *batch, float **logits, Error *error) {
-    const TunePack *p = part->pack;
-    const bool routers = p->kl_weights != NULL, losses = !knows_references(part);
-    if (!routers && !losses) return true;
+static bool asks_frozen(const TunePack *p) { return p->kl_weights || p->wants_references; }
+
+static Model frozen_model(const TunePack *p) {
     Model frozen = p->tuning->model;
     frozen.adapter = NULL;
+    return frozen;
+}
+
+/* *logits is the caller's to free, also after an error. */
+static bool run_frozen(const TunePart *part, const PromptBatch *batch, float **logits, Error *error) {
+    TunePack *p = part->pack;
+    const bool routers = p->kl_weights != NULL, losses = p->wants_references;
+    if (!asks_frozen(p)) return true;
+    const Model frozen = frozen_model(p);
     const ModelConfig *config = &frozen.config;
     const size_t n = (size_t)(config->n_moe_layers * batch->offsets[batch->n_prompts] * config->n_experts);
     if (routers) *logits = mem_alloc(n * sizeof **logits);
@@ -189,6 +201,7 @@ static bool run_frozen(const TunePart *part, const PromptBatch *batch, float **l
     const Hooks hooks = {.context = &context, .route = routers ? take_logits : NULL};
     PassOptions options = {.want_nll = losses};
     PassResult result = {0};
+    p->n_entered++;
     bool ok = model_pass(&frozen, batch, &options, &hooks, &result, error) &&
               (!losses || put_references(part, result.nll, error));
     pass_result_free(&result);
@@ -196,12 +209,13 @@ static bool run_frozen(const TunePart *part, const PromptBatch *batch, float **l
 }
 
 /* ---- the pass ---- */
-/* Text by text, so that the sums do not depend on the passes. values [L_moe,T] of the part's tokens. */
-static double sum_terms(const TunePart *part, const float *values, const float *weights) {
+/* Of an example, text by text, so that sums do not depend on the passes. values [L_moe,T] of the part's
+ * tokens; NULL: 0. */
+static double sum_terms(const TunePart *part, int64_t example, const float *values, const float *weights) {
     const TunePack *p = part->pack;
     const int64_t from = p->offsets[part->first], n = p->offsets[part->end] - from;
     double sum = 0;
-    for (int64_t i = part->first; values && i < part->end; i++) {
+    for (int64_t i = example * p->each; values && i < (example + 1) * p->each; i++) {
         double own = 0;
         for (int64_t l = 0; l < p->tuning->model.config.n_moe_layers; l++)
             for (int64_t k = p->offsets[i]; k < p->offsets[i + 1]; k++)
@@ -211,57 +225,85 @@ static double sum_terms(const TunePart *part, const float *values, const float *
     return sum;
 }
 
-static void add_sums(const TunePart *part, const PassResult *result, TuneSums *sums) {
+/* False: some sum is not finite. */
+static bool take_sums(const TunePart *part, const PassResult *result) {
     const TunePack *p = part->pack;
     const int64_t from = p->offsets[part->first];
-    for (int64_t k = from; k < p->offsets[part->end]; k++)
-        if (p->loss_weights[k] > 0) sums->nll += (double)result->nll[k - from];
-    sums->kl += sum_terms(part, result->router_kl, p->kl_weights);
-    sums->distance += sum_terms(part, result->router_distance, p->anchor_weights);
+    bool finite = true;
+    for (int64_t i = part->first / p->each; i < part->end / p->each; i++) {
+        TuneSums *sums = &p->sums[i];
+        sums->nll = 0;
+        for (int64_t k = p->offsets[i * p->each]; k < p->offsets[(i + 1) * p->each]; k++)
+            if (p->loss_weights[k] > 0) sums->nll += (double)result->nll[k - from];
+        sums->kl = sum_terms(part, i, result->router_kl, p->kl_weights);
+        sums->distance = sum_terms(part, i, result->router_distance, p->anchor_weights);
+        finite = finite && isfinite(sums->nll + sums->preference + sums->kl + sums->distance);
+    }
+    return finite;
 }
 
-static bool run_pass(const TunePart *part, const PromptBatch *batch, const float *frozen, TuneSums *sums,
-                     Error *error) {
-    const TunePack *p = part->pack;
+/* Of tokens from number `from` of the pack on. */
+static RouterLoss router_terms(const TunePack *p, int64_t from, const float *frozen) {
     const Tuning *t = p->tuning;
-    const int64_t from = p->offsets[part->first];
-    const RouterLoss routers = {.kl_weights = p->kl_weights ? p->kl_weights + from : NULL,
-                                .frozen = frozen,
-                                .temperature = (float)t->run->step->router_temperature,
-                                .anchor_weights = p->anchor_weights ? p->anchor_weights + from : NULL,
-                                .aims = t->aims.aims,
-                                .anchored = t->aims.anchored};
-    Weighing weighing = {part, sums};
-    PassOptions options = {.loss_weights = p->loss_weights + from,
-                           .weigh = p->each == 2 ? weigh_pairs : NULL,
-                           .weigh_context = &weighing,
-                           .router_loss = p->kl_weights || p->anchor_weights ? &routers : NULL,
-                           .training = &t->training,
-                           .dropout_keys = p->dropout_keys ? p->dropout_keys + from : NULL,
-                           .dropout_rate = (float)t->run->step->dropout,
-                           .first_example = part->number,
-                           .memory_limit_bytes = (size_t)t->run->job->options.memory_limit_mib << 20,
-                           .recompute = (Recompute)t->run->step->recompute};
-    PassResult result = {0};
-    bool ok = model_pass(&t->model, batch, &options, NULL, &result, error);
-    if (ok) add_sums(part, &result, sums);
-    pass_result_free(&result);
-    return ok && (isfinite(sums->nll + sums->preference + sums->kl + sums->distance) ||
-                  error_set(error, ERROR_FAILED, "loss: expected a finite number: got nan or infinity"));
+    return (RouterLoss){.kl_weights = p->kl_weights ? p->kl_weights + from : NULL,
+                        .frozen = frozen,
+                        .temperature = (float)t->run->step->router_temperature,
+                        .anchor_weights = p->anchor_weights ? p->anchor_weights + from : NULL,
+                        .aims = t->aims.aims,
+                        .anchored = t->aims.anchored};
 }
 
-bool tune_part_run(const TunePart *part, TuneSums *sums, Error *error) {
-    const TunePack *p = part->pack;
+static PassOptions pass_options(const TunePack *p, int64_t from, const RouterLoss *routers) {
+    const Tuning *t = p->tuning;
+    return (PassOptions){.loss_weights = p->loss_weights + from,
+                         .router_loss = p->kl_weights || p->anchor_weights ? routers : NULL,
+                         .training = &t->training,
+                         .dropout_keys = p->dropout_keys ? p->dropout_keys + from : NULL,
+                         .dropout_rate = (float)t->run->step->dropout,
+                         .memory_limit_bytes = (size_t)t->run->job->options.memory_limit_mib << 20,
+                         .recompute = (Recompute)t->run->step->recompute};
+}
+
+static bool run_pass(const TunePart *part, const PromptBatch *batch, const float *frozen, Error *error) {
+    TunePack *p = part->pack;
+    const int64_t from = p->offsets[part->first];
+    const RouterLoss routers = router_terms(p, from, frozen);
+    PassOptions options = pass_options(p, from, &routers);
+    TunePart weighing = *part;
+    options.weigh = p->each == 2 ? weigh_pairs : NULL;
+    options.weigh_context = &weighing;
+    options.first_example = part->number;
+    PassResult result = {0};
+    p->n_entered++;
+    bool ok = model_pass(&p->tuning->model, batch, &options, NULL, &result, error);
+    ok = ok && (take_sums(part, &result) ||
+                error_set(error, ERROR_FAILED, "loss: expected a finite number: got nan or infinity"));
+    pass_result_free(&result);
+    return ok;
+}
+
+bool tune_part_run(const TunePart *part, Error *error) {
+    TunePack *p = part->pack;
     const int64_t from = p->offsets[part->first], n = part->end - part->first;
     float *frozen = NULL;
     int64_t *offsets = mem_alloc((size_t)(n + 1) * sizeof *offsets);
+    p->n_entered = 0;
     if (!offsets) return error_out_of_memory(error, "a pass", (size_t)n * sizeof *offsets);
     for (int64_t i = 0; i <= n; i++) offsets[i] = p->offsets[part->first + i] - from;
     const PromptBatch batch = {n, offsets, p->tokens + from};
-    bool ok = run_frozen(part, &batch, &frozen, error) && run_pass(part, &batch, frozen, sums, error);
+    bool ok = run_frozen(part, &batch, &frozen, error) && run_pass(part, &batch, frozen, error);
     mem_free(frozen);
     mem_free(offsets);
     return ok;
+}
+
+void tune_part_serve(const TunePack *p, int64_t n_entered) {
+    const int64_t n_frozen = asks_frozen(p);
+    const RouterLoss routers = router_terms(p, 0, NULL);
+    const PassOptions asked = {.want_nll = p->wants_references}, options = pass_options(p, 0, &routers);
+    const Model frozen = frozen_model(p);
+    if (n_entered < n_frozen) model_serve(&frozen, &asked);
+    if (n_entered < n_frozen + 1) model_serve(&p->tuning->model, &options);
 }
 
 /* ---- aims of anchored routers ---- */

@@ -3,6 +3,7 @@
 #define GATETAPE_TUNE_PARTS_H
 #include "../engine/adapter_file.h"
 #include "../engine/hash.h"
+#include "../engine/lora_ranks.h"
 #include "../engine/queue.h"
 #include "tune.h"
 
@@ -84,21 +85,43 @@ typedef struct {
     Adapter adapter;
     LoraWeights weights;
     LoraTraining training;
+    LoraLeaves leaves;
     TuneRow *rows; /* [n_steps + 1]: of step k at k; 0: before the first */
     int64_t n_done;
     TuneGroups held_out;
-    double *held_out_references; /* [2 prompts] as TuneExample's, of pairs that are held out */
+    double *held_out_references; /* as TuneExample's, of pairs that are held out: of each group [2,n] */
+    bool knows_held_out;         /* they are known */
     TuneAims aims;
     void *best; /* values with the least held-out loss so far, where patience asks for them */
     char job_hash[HASH_TEXT], model_hash[HASH_TEXT];
 } Tuning;
 
-/* One optimizer step, number n_done. Errors locate a number that is not finite: step and example; nothing
- * has changed then. */
+/* One optimizer step, number n_done, by all ranks together: collective. Errors, on all ranks alike, locate a
+ * number that is not finite: step and example; nothing has changed then. Interrupted when a signal has asked
+ * any rank for the end. */
 bool tune_step(Tuning *t, Error *error);
 
+/* ---- several ranks: tune_ranks.c ---- */
+/* x [n] as the ranks have it, those elements of each that it owns: [first, first + n_own). Collective. */
+void tune_share(Comm *comm, double *x, int64_t n, int64_t first, int64_t n_own);
+/* The texts of a rank: consecutive, as even in tokens as that allows. lengths [n], n >= 0. */
+bool tune_own_texts(const Comm *comm, const int64_t *lengths, int64_t n, Range *own, Error *error);
+/* False and an Error when a signal has asked this rank for the end. The others learn of it where they next
+ * agree; until then it serves their passes. */
+bool tune_goes_on(const StepRun *run, Error *error);
+/* Whether all ranks took up the same state. Collective. */
+bool tune_check_alike(const Tuning *t, Error *error);
+
 /* ---- what a step minimises: tune_objective.c ---- */
-/* The texts of a step, packed one after another: of a pair the preferred one, then the other. */
+/* Of an example, nll over target tokens; of its pair; over its counted tokens and layers. */
+typedef struct {
+    double nll, preference, margin, right, kl, distance;
+    double reference[2]; /* the frozen model's, where it was asked */
+} TuneSums;
+enum { TUNE_SUMS = sizeof(TuneSums) / sizeof(double) };
+
+/* The texts of a step, packed one after another: of a pair the preferred one, then the other. The same on all
+ * ranks but for the sums, which each has of the examples that it has run. */
 typedef struct {
     Tuning *tuning;
     int64_t n, each; /* examples, texts of each */
@@ -110,13 +133,11 @@ typedef struct {
     float *loss_weights;                /* [T] 1 / n_targets of what predicts a target's token */
     float *kl_weights, *anchor_weights; /* [T]; NULL: none */
     int64_t *dropout_keys;              /* [T]; NULL: no dropout */
+    bool wants_references;              /* the frozen model's losses of some pair are not known */
+    LoraDeal deal;                      /* of the examples */
+    TuneSums *sums;                     /* [n] */
+    int64_t n_entered;                  /* passes of the part that runs, or ran last */
 } TunePack;
-
-/* Sums over examples, in their order. */
-typedef struct {
-    double nll, preference, margin, right; /* over target tokens; over pairs */
-    double kl, distance;                   /* over counted tokens and layers */
-} TuneSums;
 
 /* One pass of a pack: texts [first, end), numbered from `number` on in the gradient's sum. */
 typedef struct {
@@ -126,8 +147,10 @@ typedef struct {
 
 bool tune_pack_make(Tuning *t, int64_t step, TunePack *pack, Error *error);
 void tune_pack_free(TunePack *pack);
-/* The pass, and before it the frozen model's where its losses or routers are asked for; adds to sums. */
-bool tune_part_run(const TunePart *part, TuneSums *sums, Error *error);
+/* The pass, and before it the frozen model's where its losses or routers are asked for; fills sums. */
+bool tune_part_run(const TunePart *part, Error *error);
+/* This rank's part in the passes of a part that it has not, or of which it has entered so many. */
+void tune_part_serve(const TunePack *pack, int64_t n_entered);
 /* Of the preferred continuation over the other: beta x the difference of what both gained in log-likelihood.
  * nll, reference: of both, summed. */
 double tune_margin(const StepOptions *step, const double nll[2], const double reference[2]);
@@ -139,7 +162,8 @@ void tune_aims_free(TuneAims *aims);
 /* ---- held-out groups ---- */
 /* Room for what is known of them. */
 bool tune_held_out_open(Tuning *t, Error *error);
-/* Measures them after step n_done where that is due, and keeps the values if they are the best. */
+/* Measures them after step n_done where that is due, by all ranks together, and keeps the values if they are
+ * the best. Collective; errors are agreed on. */
 bool tune_evaluate(Tuning *t, Error *error);
 /* The step with the least held-out loss, ties to the first; -1: none was measured. */
 int64_t tune_best_step(const Tuning *t);
@@ -148,7 +172,7 @@ bool tune_is_over(const Tuning *t);
 /* The best values in the place of the last, where patience asks for them. */
 bool tune_take_best(Tuning *t, Error *error);
 
-/* ---- files ---- */
+/* ---- files, rank 0's but for reading the checkpoint ---- */
 /* checkpoint.safetensors: values, moments and rows, with hashes of model, job and contents. Errors: values
  * that are not finite, which are not kept. */
 bool tune_checkpoint_write(Tuning *t, Error *error);
@@ -160,9 +184,9 @@ bool tune_checkpoint_remove(const Tuning *t, Error *error);
 bool tune_write_rows(const Tuning *t, Error *error);
 /* adapter-FORM, of the state as it is. */
 bool tune_write_adapter(Tuning *t, Error *error);
-/* updates.csv. */
+/* updates.csv. Collective: where a layer's weights come from peers, all ranks fetch them. */
 bool tune_write_updates(const Tuning *t, Error *error);
-/* updates.csv and step.json. */
+/* step.json, and router_rows.csv where there are some. */
 bool tune_write_facts(const Tuning *t, Error *error);
 /* "adapter-dense"; fits 40 bytes. */
 void tune_adapter_name(const StepOptions *step, char to[40]);

@@ -25,38 +25,55 @@ static double norm_of(const void *data, DType dtype, int64_t n) {
     return sqrt(sum);
 }
 
-static bool weight_norm(const Tuning *t, const AdapterCell *cell, double *norm, Error *error) {
-    const Tensor weight = weight_of(&t->model, cell);
-    void *data = mem_alloc(tensor_bytes(weight));
-    if (!data) return error_out_of_memory(error, "a weight", tensor_bytes(weight));
-    /* layers that are streamed share buffers: this one's weights, not those that were there last */
-    weight_stream_need(t->model.weights.stream, t->training.queue,
-                       model_config_moe_layer(&t->model.config, cell->layer), false);
-    t->model.device->copy_out(t->training.queue, data, weight);
-    const bool ok = queue_wait(t->model.device, t->training.queue, error);
-    if (ok) *norm = norm_of(data, weight.dtype, tensor_count(weight));
+/* Of the frozen weights of all updates, [n]. Streamed layers share buffers, so each is asked for; where they
+ * come from peers all ranks ask in one order, and whoever cannot go on ends the job. */
+static bool weight_norms(const Tuning *t, double *norms, Error *error) {
+    const Model *model = &t->model;
+    size_t most = 0;
+    for (int64_t i = 0; i < t->adapter.n; i++) {
+        const size_t n = tensor_bytes(weight_of(model, &t->adapter.cells[i]));
+        most = n > most ? n : most;
+    }
+    void *data = mem_alloc(most);
+    bool ok = data || error_out_of_memory(error, "a weight", most);
+    for (int64_t i = 0; ok && i < t->adapter.n; i++) {
+        const AdapterCell *cell = &t->adapter.cells[i];
+        const Tensor weight = weight_of(model, cell);
+        weight_stream_need(model->weights.stream, t->training.queue,
+                           model_config_moe_layer(&model->config, cell->layer), false);
+        model->device->copy_out(t->training.queue, data, weight);
+        ok = queue_wait(model->device, t->training.queue, error);
+        if (ok) norms[i] = norm_of(data, weight.dtype, tensor_count(weight));
+    }
+    if (!ok && spread_any(&model->spread)) comm_fail(t->run->comm, error);
     mem_free(data);
     return ok;
 }
 
-bool tune_write_updates(const Tuning *t, Error *error) {
+static bool write_norms(const Tuning *t, const double *norms, Error *error) {
     const ModelConfig *config = &t->run->model->config;
     Text text = {0};
     text_put_string(&text, "layer,expert,projection,rank,parameters,update_norm,weight_norm\n");
     for (int64_t i = 0; i < t->adapter.n; i++) {
         const AdapterCell *cell = &t->adapter.cells[i];
-        double norm = 0;
-        if (!weight_norm(t, cell, &norm, error)) {
-            text_free(&text);
-            return false;
-        }
         text_format(&text, "%lld,%lld,%s,%lld,%lld,", (long long)cell->layer, (long long)cell->expert,
                     projection_names[cell->projection], (long long)cell->rank,
                     (long long)adapter_cell_count(cell, config));
         text_put_f64(&text, adapter_cell_norm(cell, config));
         text_put_string(&text, ",");
-        text_put_f64(&text, norm);
+        text_put_f64(&text, norms[i]);
         text_put_string(&text, "\n");
     }
     return results_write_text(t->run->folder, "updates.csv", &text, error);
+}
+
+bool tune_write_updates(const Tuning *t, Error *error) {
+    const bool spread = spread_any(&t->model.spread);
+    if (t->run->comm->rank && !spread) return true;
+    double *norms = mem_zeroed((size_t)t->adapter.n, sizeof *norms);
+    bool ok = norms || error_out_of_memory(error, "norms", (size_t)t->adapter.n * sizeof *norms);
+    if (!ok && spread) comm_fail(t->run->comm, error);
+    ok = ok && weight_norms(t, norms, error) && (t->run->comm->rank || write_norms(t, norms, error));
+    mem_free(norms);
+    return ok;
 }

@@ -158,6 +158,4 @@ static bool write_rows(const Tuning *t, Error *error) {
     return results_write_text(t->run->folder, "router_rows.csv", &text, error);
 }
 
-bool tune_write_facts(const Tuning *t, Error *error) {
-    return tune_write_updates(t, error) && write_rows(t, error) && write_step(t, error);
-}
+bool tune_write_facts(const Tuning *t, Error *error) { return write_rows(t, error) && write_step(t, error); }

@@ -78,6 +78,9 @@ struct ExpertUpdates {
     float dropout_rate;
     int64_t dropout_id, dropout_choices;
 };
+static inline bool experts_updated(const ExpertUpdates *u, Projection p) {
+    return u && tensor_present(u->lora[p].a);
+}
 /* The rows x of one layer's experts, and their weights. */
 typedef struct {
     Var *x;                         /* [T,D] */
@@ -86,6 +89,7 @@ typedef struct {
     MoePlan plan;
     Activation activation;
     const ExpertUpdates *updates; /* NULL: none; else the caller's until the walk is over */
+    const RemoteExperts *remote;  /* for nn_moe_remote alone, which reads no weights; the caller's, too */
 } Experts;
 /* z [M,2F]: what gate and up say of the rows. `place` is the place of the output to come: only in a replay,
  * where that is there already, z is computed here; else nn_moe_output makes it on its way. */
@@ -94,5 +98,38 @@ Var *nn_moe_gate_up(Context *c, Var *place, Experts e);
  * weights, in the arena; absent in a replay. The caller may release it, and with it all that this call took,
  * by a scope around. */
 Var *nn_moe_output(Context *c, Var *place, Tensor *outputs, Var *z, Var *weights, Var *residual, Experts e);
+
+/* ---- experts on other ranks ---- */
+/* The M pairs of (token, choice) in the order in which they travel. */
+typedef struct {
+    Tensor rows;          /* [T,K] i32: where a pair stands */
+    Tensor pairs, tokens; /* [M] i32: the pair that stands in a row, and its token */
+    Tensor by_plan;       /* [M] i32: where that stands which moe_plan puts in a row */
+} TravelOrder;
+/* What the gradient of x is the sum of, in this order: products with gate_up, updates of gate, and of up. */
+typedef enum { TRAVEL_PRODUCT, TRAVEL_GATE, TRAVEL_UP, N_TRAVEL_TERMS } TravelTerm;
+static inline Projection travel_projection(int term) {
+    return term == TRAVEL_GATE ? PROJECTION_GATE : PROJECTION_UP;
+}
+/* A row each pair, as they travel. */
+typedef struct {
+    Tensor x, dout;            /* [M,D] act */
+    Tensor weights;            /* [M,1] real */
+    Tensor dx[N_TRAVEL_TERMS]; /* [M,D] real, filled; absent: not wanted, the first only where all are */
+    Tensor dweights;           /* [M,1] real, filled */
+} TravelGradients;
+/* How such experts are reached. All ranks call forward and backward alike. */
+struct RemoteExperts {
+    const void *site; /* the maker's own */
+    int64_t layer;
+    /* from ids [T,K] i32, into the arena; waits */
+    void (*arrange)(const RemoteExperts *remote, Context *c, Tensor ids, TravelOrder *order);
+    /* y [M,D] act: the experts' outputs for x [M,D] act, in the order arranged last */
+    void (*forward)(const RemoteExperts *remote, Context *c, Tensor y, Tensor x);
+    void (*backward)(const RemoteExperts *remote, Context *c, const TravelGradients *g);
+};
+/* What nn_moe_gate_up and nn_moe_output do, in one. outputs, where not NULL: as there, rows by moe_plan; not
+ * in a replay. Updates are frozen. */
+Var *nn_moe_remote(Context *c, Var *place, Tensor *outputs, Routed routed, Var *residual, Experts e);
 
 #endif

@@ -35,14 +35,12 @@ MoePlan nn_moe_plan(Context *c, Tensor ids, int64_t n_experts) {
 }
 
 /* ---- low-rank updates ---- */
-static bool has_update(const ExpertUpdates *u, Projection p) { return u && tensor_present(u->lora[p].a); }
-
 static bool trains(const ExpertUpdates *u, Projection p) {
-    return has_update(u, p) && tensor_present(u->sums[p].a);
+    return experts_updated(u, p) && tensor_present(u->sums[p].a);
 }
 
 static bool updates_z(const ExpertUpdates *u) {
-    return has_update(u, PROJECTION_GATE) || has_update(u, PROJECTION_UP);
+    return experts_updated(u, PROJECTION_GATE) || experts_updated(u, PROJECTION_UP);
 }
 
 static DropoutRule dropout_of(const ExpertUpdates *u, Projection p) {
@@ -60,7 +58,7 @@ static Tensor kept_input(Context *c, Tensor x, const ExpertUpdates *u, Projectio
 }
 
 static void add_update(Context *c, Tensor y, Tensor x, const ExpertUpdates *u, Projection p, MoePlan plan) {
-    if (!has_update(u, p)) return;
+    if (!experts_updated(u, p)) return;
     Scope scope = scope_open(c);
     c->device->ops->lora(c->queue, y, kept_input(c, x, u, p, plan), u->lora[p], plan);
     scope_close(c, scope);
@@ -76,7 +74,7 @@ static void compute_z(Context *c, Tensor z, const Experts *e) {
 static void update_back(Context *c, Tensor dx, Tensor dy, Tensor x, Tensor weights, const Step *s,
                         Projection p) {
     const ExpertUpdates *u = s->of.moe.updates;
-    if (!has_update(u, p) || !(tensor_present(dx) || trains(u, p))) return;
+    if (!experts_updated(u, p) || !(tensor_present(dx) || trains(u, p))) return;
     const int64_t rank = u->lora[p].a.shape[1];
     const MoePlan plan = s->of.moe.plan;
     const bool drops = tensor_present(u->dropout_keys) && tensor_present(dx);
@@ -149,7 +147,7 @@ static void output_back(Context *c, const Step *s) {
     Tensor dout = tape_grad(c, s->out), dweights = tape_grad(c, weights);
     Tensor dz = tape_grad_overwritten(c, z);
     Scope scope = scope_open(c);
-    if (has_update(s->of.moe.updates, PROJECTION_DOWN)) {
+    if (experts_updated(s->of.moe.updates, PROJECTION_DOWN)) {
         updated_hidden_back(c, s, dz, dweights, dout);
     } else {
         Tensor scratch = tape_matrix(c, c->real, tensor_rows(z->x), tensor_columns(z->x) / 2);

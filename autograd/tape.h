@@ -23,6 +23,7 @@ typedef struct Context Context;
 typedef struct Step Step;
 typedef struct ExpertUpdates ExpertUpdates; /* nn.h */
 typedef struct RouterRows RouterRows;       /* nn.h */
+typedef struct RemoteExperts RemoteExperts; /* nn.h */
 
 typedef void backward_fn(Context *c, const Step *step);
 typedef void block_fn(Context *c, void *arguments);
@@ -51,6 +52,10 @@ struct Step {
             Activation activation;
             const ExpertUpdates *updates; /* NULL: none */
         } moe;
+        struct {
+            const RemoteExperts *experts;
+            const ExpertUpdates *updates;
+        } remote;
         struct {
             RouteEdits edits;
             RouterRule rule;

@@ -298,8 +298,9 @@ bool bench_model(const BenchModel *request, Error *error) {
     fprintf(stderr, "product %.1f GFLOP/s, copy %.1f GB/s (read + written), %d threads\n",
             b.ceilings.product / 1e9, b.ceilings.copy / 1e9, omp_get_max_threads());
     const double begin = clock_seconds();
-    if (!model_open_streamed(request->folder, request->device, request->compute, request->streamed, &b.model,
-                             error))
+    if (!model_open_spread(request->folder, request->device, request->compute,
+                           &(Spread){.residency = RESIDENCY_STREAMED, .n_streamed = request->streamed},
+                           &b.model, error))
         return false;
     fprintf(stderr, "opened in %.1f s, experts of %lld layers streamed\n", clock_seconds() - begin,
             (long long)request->streamed);

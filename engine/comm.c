@@ -133,6 +133,33 @@ void comm_gather_rows(Comm *comm, Tensor out, Tensor in, const int64_t *rows) {
     mark(comm, NULL);
 }
 
+void comm_gather_group(Comm *comm, Queue *queue, Tensor out, Tensor in, const int64_t *rows, int first,
+                       int n) {
+    Transfer transfers[2 * COMM_MAX_RANKS];
+    const size_t in_bytes = tensor_bytes(in);
+    int n_transfers = 0;
+    check(first >= 0 && first <= comm->rank && comm->rank < first + n && first + n <= comm->size,
+          "rank %d in a group of %d from %d on", comm->rank, n, first);
+    check(out.dtype == in.dtype && row_elements(out) == row_elements(in) &&
+              rows[comm->rank - first] == in.shape[0] && sum(rows, n) == out.shape[0],
+          "in has %lld rows, out %lld, the counts say %lld and %lld", (long long)in.shape[0],
+          (long long)out.shape[0], (long long)rows[comm->rank - first], (long long)sum(rows, n));
+    enter(comm, "gather_group", in, false);
+    char *to = out.data;
+    for (int i = 0; i < n; i++) {
+        const size_t n_bytes = (size_t)rows[i] * row_bytes(in);
+        if (first + i == comm->rank) {
+            copy(comm, queue, to, in.data, in_bytes);
+        } else {
+            if (in_bytes) transfers[n_transfers++] = (Transfer){in.data, in_bytes, first + i, true};
+            if (n_bytes) transfers[n_transfers++] = (Transfer){to, n_bytes, first + i, false};
+        }
+        to += n_bytes;
+    }
+    send_all(comm, queue, transfers, n_transfers);
+    mark(comm, queue);
+}
+
 /* ---- integers of the host ---- */
 void comm_exchange_counts(Comm *comm, int64_t *out_counts, const int64_t *in_counts, int64_t n) {
     size_t each[COMM_MAX_RANKS];

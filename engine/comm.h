@@ -37,8 +37,10 @@ typedef struct {
 struct Comm {
     int rank, size;
     int local_rank; /* among the ranks of this machine */
+    int per_node;   /* ranks of a machine, next to each other, the last may have fewer; 0: it is not so */
     const CommBackend *backend;
-    const Device *device;  /* of the queues that calls name */
+    const char *kind;      /* of CommOptions */
+    const Device *device;  /* of the queues that calls name; NULL until comm_use_device */
     int64_t number;        /* of the collective entered last */
     int tag;               /* a hash of all calls so far: ranks out of step exchange nothing wrong */
     uint64_t n_bytes_sent; /* to other ranks, counted by the transport */
@@ -48,13 +50,17 @@ struct Comm {
 
 /* ---- start and end ---- */
 typedef struct {
-    const char
-        *kind; /* "auto" (what the launcher asks for), "self", "mpi"; "nccl" needs a device with streams */
-    const Device *device; /* whose memory travels */
-    double deadline_s;    /* see watchdog_start */
+    /* "auto": what the launcher asks for, and NCCL for what travels between devices; "self"; "mpi": between
+     * devices too, through the host; "nccl": as auto, opened in any case */
+    const char *kind;
+    double deadline_s; /* see watchdog_start */
 } CommOptions;
 /* Collective. ERROR_UNAVAILABLE when a plug-in or library is missing, with what to install. */
 bool comm_open(const CommOptions *options, Comm *comm, Error *error);
+/* Collective, on all ranks alike: queues that calls name are the device's from now on. `travels`: its memory
+ * will be sent, so a transport for it is opened where it has memory of its own. Called again when more is
+ * wanted. ERROR_UNAVAILABLE when NCCL is wanted and missing, with what to install. */
+bool comm_use_device(Comm *comm, const Device *device, bool travels, Error *error);
 /* One rank that nobody launched. */
 Comm comm_alone(const Device *device);
 /* Collective: every normal way out of a run. Nobody leaves before everybody came. */
@@ -78,6 +84,11 @@ void comm_all_to_all(Comm *comm, Queue *queue, Tensor out, const int64_t *out_ro
 /* Rank 0 gets all rows in the order of ranks: rows[r] of rank r, the same array on every rank; in has
  * rows[rank] rows; out is read on rank 0 alone. Host memory. */
 void comm_gather_rows(Comm *comm, Tensor out, Tensor in, const int64_t *rows);
+/* Each group of consecutive ranks gathers its own rows: out [sum of rows, ...] = the in of the n ranks from
+ * `first` on, in order, rows[i] of them of rank first + i; the same n counts on each rank of the group, to
+ * which this rank belongs. Every rank makes the call, and nothing leaves a group. */
+void comm_gather_group(Comm *comm, Queue *queue, Tensor out, Tensor in, const int64_t *rows, int first,
+                       int n);
 /* out_counts[r * n ...] = what rank r had in in_counts[me * n ...]: before comm_all_to_all. Host. */
 void comm_exchange_counts(Comm *comm, int64_t *out_counts, const int64_t *in_counts, int64_t n);
 /* x[i] = sum or maximum over ranks. Host. */
@@ -95,10 +106,13 @@ void comm_barrier(Comm *comm);
 void comm_wait(Comm *comm, Queue *queue);
 
 /* ---- for comm_*.c ---- */
+/* Comm.per_node, where node[r] is the lowest rank of rank r's machine. */
+int comm_per_node(const int *node, int size);
 extern const CommBackend comm_self_backend;
 /* Opens the plug-in and starts MPI: rank, size, local_rank, the watchdog, and transfers between hosts. */
 bool comm_mpi_open(Comm *comm, double deadline_s, Error *error);
-/* Host memory through MPI; what every backend of several ranks does with queue NULL. */
+/* Through MPI; what every backend of several ranks does with queue NULL. Memory that is the device's own is
+ * copied out, sent and copied in, and all before it on the queue is waited for. */
 void comm_mpi_transfer(Comm *comm, Queue *queue, const Transfer *transfers, int n);
 void comm_mpi_close(Comm *comm);
 /* Collective, after comm_mpi_open: the library, the communicator, marks that the device writes. */

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 static Nccl nccl;
 
@@ -40,8 +41,8 @@ static bool load_library(Error *error) {
     if (!library)
         return error_set(
             error, ERROR_UNAVAILABLE,
-            "--comm nccl: expected NCCL 2.14 or later (%.200s; install libnccl2 of NVIDIA's packages, "
-            "or name its file in GATETAPE_NCCL): got %.300s",
+            "ranks: expected NCCL 2.14 or later (%.200s; install libnccl2 of NVIDIA's packages, or name its "
+            "file in GATETAPE_NCCL, or let --comm mpi send through the host): got %.300s",
             name, dlerror());
     for (size_t i = 0; i < sizeof symbols / sizeof *symbols; i++) {
         void *symbol = dlsym(library, symbols[i].name);
@@ -112,6 +113,7 @@ static void wait_for_queue(Comm *comm, Queue *queue) {
 }
 
 static void close_nccl(Comm *comm) {
+    alarm(30); /* nobody watches any more */
     settle(comm, nccl.finalize(comm->state), "ncclCommFinalize");
     nccl.destroy(comm->state);
     comm_mpi_close(comm);
@@ -128,7 +130,6 @@ bool comm_nccl_open(Comm *comm, Error *error) {
     if (ok && comm->rank == 0 && nccl.get_unique_id(&mine) != NCCL_SUCCESS)
         ok = error_set(error, ERROR_FAILED, "ncclGetUniqueId: expected an id: got \"%.300s\"",
                        nccl.get_last_error(NULL));
-    comm_phase("start of NCCL");
     if (!comm_agree(comm, ok, error)) return false;
     watchdog_use_words(words);
     comm_all_gather(comm, NULL, tensor_matrix(id, DTYPE_I64, comm->size, sizeof mine / sizeof(int64_t)),

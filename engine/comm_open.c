@@ -1,7 +1,8 @@
 /* Finding a launcher, opening the plug-in, starting and ending a job of several ranks.
  *
  * MPI starts every such job: it says who is which rank and carries the watchdog's address, and, for NCCL,
- * the id of the communicator. A clock bounds what the watchdog does not see yet. */
+ * the id of the communicator. NCCL is opened when a device's memory is to travel, so that a job which shares
+ * nothing but results needs none. A clock bounds what the watchdog does not see yet. */
 #include "../kernels/check.h"
 #include "alloc.h"
 #include "comm.h"
@@ -90,13 +91,52 @@ static bool check_size(const Comm *comm, Error *error) {
 }
 
 /* ---- the mpi backend ---- */
-void comm_mpi_transfer(Comm *comm, Queue *queue, const Transfer *transfers, int n) {
-    char why[COMM_WHY] = "";
-    check(!queue || !comm->device->copies, "memory of device %s over MPI", comm->device->name);
-    if (n == 0 || comm->mpi->transfer(transfers, n, comm->tag, why)) return;
+static _Noreturn void fail_transfer(Comm *comm, const char *why) {
     Error error = {0};
     error_set(&error, ERROR_FAILED, "collective #%lld: %s", (long long)comm->number, why);
     comm_fail(comm, &error);
+}
+
+static void transfer_host(Comm *comm, const Transfer *transfers, int n) {
+    char why[COMM_WHY] = "";
+    if (n && !comm->mpi->transfer(transfers, n, comm->tag, why)) fail_transfer(comm, why);
+}
+
+static void sync_or_fail(Comm *comm, Queue *queue) {
+    if (!comm->device->sync(queue)) fail_transfer(comm, queue->failure);
+}
+
+/* The device's memory as a tensor to copy: no type has less than two bytes. */
+static Tensor device_bytes(const Transfer *t) {
+    check(t->n_bytes % 2 == 0, "a message of %zu bytes", t->n_bytes);
+    return tensor_vector(t->data, DTYPE_BF16, (int64_t)t->n_bytes / 2);
+}
+
+static void transfer_staged(Comm *comm, Queue *queue, const Transfer *transfers, int n) {
+    Transfer staged[2 * COMM_MAX_RANKS];
+    size_t n_bytes = 0;
+    for (int i = 0; i < n; i++) n_bytes += transfers[i].n_bytes;
+    char *host = mem_alloc(n_bytes), *at = host;
+    if (!host) fail_transfer(comm, "out of memory for copies of the device's memory");
+    for (int i = 0; i < n; i++, at += transfers[i - 1].n_bytes) {
+        const Transfer *t = &transfers[i];
+        staged[i] = *t;
+        staged[i].data = at;
+        if (t->is_send) comm->device->copy_out(queue, at, device_bytes(t));
+    }
+    sync_or_fail(comm, queue);
+    transfer_host(comm, staged, n);
+    for (int i = 0; i < n; i++)
+        if (!transfers[i].is_send) comm->device->copy_in(queue, device_bytes(&transfers[i]), staged[i].data);
+    sync_or_fail(comm, queue);
+    mem_free(host);
+}
+
+void comm_mpi_transfer(Comm *comm, Queue *queue, const Transfer *transfers, int n) {
+    if (queue && n && comm->device->copies)
+        transfer_staged(comm, queue, transfers, n);
+    else
+        transfer_host(comm, transfers, n);
 }
 
 static void mark(Comm *comm, Queue *queue, int64_t number) {
@@ -120,7 +160,17 @@ void comm_mpi_close(Comm *comm) {
 
 static const CommBackend mpi_backend = {"mpi", comm_mpi_transfer, mark, wait_host, comm_mpi_close};
 
-/* Which of the ranks on this machine we are. */
+int comm_per_node(const int *node, int size) {
+    int n = 1;
+    while (n < size && node[n] == node[0]) n++;
+    for (int r = 0; r < size; r++) {
+        const int begin = r / n * n;
+        if (node[r] != node[begin] || (begin == r && node[r] != r)) return 0;
+    }
+    return n;
+}
+
+/* Which of the ranks on this machine we are, and how many each has. */
 static void find_local_rank(Comm *comm, const char *host) {
     enum { WORDS = 8 };
     union {
@@ -132,6 +182,10 @@ static void find_local_rank(Comm *comm, const char *host) {
                     tensor_matrix(&mine, DTYPE_I64, 1, WORDS));
     comm->local_rank = 0;
     for (int r = 0; r < comm->rank; r++) comm->local_rank += !strcmp(all[r].text, mine.text);
+    int node[COMM_MAX_RANKS]; /* the lowest rank of each one's machine */
+    for (int r = 0; r < comm->size; r++)
+        for (node[r] = 0; strcmp(all[node[r]].text, all[r].text) != 0;) node[r]++;
+    comm->per_node = comm_per_node(node, comm->size);
 }
 
 bool comm_mpi_open(Comm *comm, double deadline_s, Error *error) {
@@ -162,26 +216,39 @@ bool comm_mpi_open(Comm *comm, double deadline_s, Error *error) {
 
 /* ---- open and close ---- */
 Comm comm_alone(const Device *device) {
-    return (Comm){.size = 1, .backend = &comm_self_backend, .device = device};
+    return (Comm){.size = 1, .per_node = 1, .kind = "self", .backend = &comm_self_backend, .device = device};
 }
 
 bool comm_open(const CommOptions *options, Comm *comm, Error *error) {
-    *comm = comm_alone(options->device);
+    static const char *const kinds[] = {"auto", "self", "mpi", "nccl"};
     int launched = comm_launched();
-    bool self = !strcmp(options->kind, "self"), any = !strcmp(options->kind, "auto");
-    bool by_nccl = !strcmp(options->kind, "nccl");
-    if (!self && !any && !by_nccl && strcmp(options->kind, "mpi") != 0)
-        return error_set(error, ERROR_BAD_INPUT, "--comm: expected auto, self or mpi: got \"%.40s\"",
+    bool known = false;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        known = known || !strcmp(options->kind, kinds[i]);
+    *comm = comm_alone(NULL);
+    comm->kind = options->kind;
+    if (!known)
+        return error_set(error, ERROR_BAD_INPUT, "--comm: expected auto, self, mpi or nccl: got \"%.40s\"",
                          options->kind);
+    bool self = !strcmp(options->kind, "self"), any = !strcmp(options->kind, "auto");
     if (self && launched > 1)
         return error_set(error, ERROR_BAD_INPUT,
                          "--comm self: expected one process: got %d from the launcher", launched);
     if (self || (any && launched == 1))
         return watchdog_start(&(WatchdogAddress){.port = 0}, 0, 1, options->deadline_s, error);
-    if (by_nccl && (!options->device || !options->device->streams))
-        return error_set(error, ERROR_BAD_INPUT, "--comm nccl: expected a device with streams: got %s",
-                         options->device ? options->device->name : "none");
-    return comm_mpi_open(comm, options->deadline_s, error) && (!by_nccl || comm_nccl_open(comm, error));
+    return comm_mpi_open(comm, options->deadline_s, error);
+}
+
+bool comm_use_device(Comm *comm, const Device *device, bool travels, Error *error) {
+    const bool asked = !strcmp(comm->kind, "nccl"), opened = !strcmp(comm->backend->name, "nccl");
+    const bool apart = device->copies && comm->size > 1 && strcmp(comm->kind, "mpi") != 0;
+    check(!opened || comm->device == device, "NCCL was opened for another device than %s", device->name);
+    comm->device = device;
+    if (opened || !(asked || (apart && travels))) return true;
+    bool ok = device->streams ||
+              error_set(error, ERROR_BAD_INPUT, "--comm nccl: expected a GPU (--device cuda): got device %s",
+                        device->name);
+    return comm_agree(comm, ok, error) && comm_nccl_open(comm, error);
 }
 
 void comm_close(Comm *comm) {

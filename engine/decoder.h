@@ -22,6 +22,7 @@ typedef struct {
     Var *input, *logits, *chosen; /* of the router; chosen: the combine weights. Valid while the block is */
     Tensor ids;
     ExpertUpdates updates; /* of the layer's experts */
+    RemoteExperts remote;  /* where tokens travel to them */
     RouterRows router_rows;
 } LayerRun;
 
@@ -98,6 +99,13 @@ void router_loss_fetch(Decoder *decoder, Context *c, const RouterLossReals *real
 /* All layers on x [T,D], in its memory when c->tape is NULL. Returns the last residual stream. Stops when a
  * hook fails. */
 Var *decoder_run(Decoder *decoder, Context *c, Var *x);
+
+/* ---- programs on a spread model (model_serve.c) ---- */
+/* What a rank wants before each program of a generation; the largest wish of all is done. */
+typedef enum { STEP_NONE, STEP_RUN, STEP_STOP } StepWish;
+StepWish generation_agree(const Model *model, StepWish own);
+/* This rank's part in a program of the others. Waits. */
+void generation_serve_step(const Model *model, Queue *queue);
 
 /* ---- numbers that are none ---- */
 /* What is looked at, in the order in which a fault is reported. A layer's entries are its index beyond the

@@ -34,7 +34,7 @@ typedef struct {
     int32_t *made;                    /* [S,max_new_tokens] */
     int64_t *n_made;                  /* [S] */
     bool *stopped;                    /* [S] */
-    bool failed;                      /* by a hook */
+    bool failed, interrupted;         /* by a hook; on all ranks */
     Graph *graph;                     /* a recorded step, where the device can; NULL: none yet */
     int64_t graph_rows, last_running; /* rows of it; of the step before */
 } Generator;
@@ -162,8 +162,9 @@ static void run_recorded(Generator *g, Context *c) {
 
 static bool can_record(const Generator *g, const Device *device) {
     const Hooks none = {0};
-    return device->graph_begin && !g->model->weights.stream && !memcmp(g->hooks, &none, sizeof none) &&
-           g->rows.n_rows == g->n_running && g->last_running == g->n_running;
+    return device->graph_begin && !g->model->weights.stream && !g->model->exchange &&
+           !memcmp(g->hooks, &none, sizeof none) && g->rows.n_rows == g->n_running &&
+           g->last_running == g->n_running;
 }
 
 static bool compute_step(Generator *g) {
@@ -238,19 +239,29 @@ static bool fork_sequences(Generator *g) {
     return workspace_sync(&g->workspace, g->error);
 }
 
+static bool run_step(Generator *g, int64_t step) {
+    if (step) step_rows(g);
+    watchdog_tick();
+    if (!compute_step(g)) return false;
+    take_drawn(g);
+    return step || fork_sequences(g);
+}
+
 static bool run_steps(Generator *g) {
     const GenerateOptions *o = g->options;
-    for (int64_t step = 0; g->n_running > 0; step++) {
-        if (step) step_rows(g);
-        watchdog_tick();
-        if (!compute_step(g)) return false;
-        take_drawn(g);
-        if (!step && !fork_sequences(g)) return false;
-        if (o->progress && !o->progress(o->progress_context, step, g->n_running))
-            return error_set(g->error, ERROR_INTERRUPTED, "generation: interrupted after %lld tokens",
-                             (long long)step + 1);
+    StepWish all, own = STEP_RUN;
+    int64_t step = 0;
+    for (; (all = generation_agree(g->model, own)) == STEP_RUN; step++) {
+        if (!g->n_running)
+            generation_serve_step(g->model, g->workspace.context.queue);
+        else if (!run_step(g, step))
+            return false;
+        own = g->n_running ? STEP_RUN : STEP_NONE;
+        if (o->progress && !o->progress(o->progress_context, step, g->n_running)) own = STEP_STOP;
     }
-    return true;
+    g->interrupted = all == STEP_STOP;
+    return !g->interrupted || error_set(g->error, ERROR_INTERRUPTED,
+                                        "generation: interrupted after %lld tokens", (long long)step);
 }
 
 /* ---- memory ---- */
@@ -336,29 +347,16 @@ static void generator_close(Generator *g) {
 
 /* ---- the front door ---- */
 static bool hand_over(Generator *g, Generation *to) {
-    int64_t n_prompts = g->n_sequences, total = 0;
-    to->offsets = mem_alloc((size_t)(n_prompts + 1) * sizeof *to->offsets);
-    for (int64_t p = 0; to->offsets && p <= n_prompts; p++) {
-        to->offsets[p] = total;
-        if (p < n_prompts) total += g->n_made[p];
-    }
-    to->tokens = mem_alloc((size_t)total * sizeof *to->tokens);
-    if (!to->offsets || !to->tokens)
-        return error_out_of_memory(g->error, "generated tokens", (size_t)total * sizeof *to->tokens);
-    for (int64_t p = 0; p < n_prompts; p++)
-        memcpy(to->tokens + to->offsets[p], g->made + p * g->options->max_new_tokens,
-               (size_t)g->n_made[p] * sizeof *to->tokens);
-    to->n_prompts = n_prompts;
+    if (!generation_pack(g->made, g->n_made, g->n_sequences, g->options->max_new_tokens, to, g->error))
+        return false;
     to->stopped = g->stopped;
     g->stopped = NULL;
     return true;
 }
 
-bool generate(const Model *model, const PromptBatch *batch, const GenerateOptions *options,
-              const Hooks *hooks, Generation *generation, Error *error) {
+static bool run(const Model *model, const PromptBatch *batch, const GenerateOptions *options,
+                const Hooks *hooks, Generation *generation, bool *interrupted, Error *error) {
     const Hooks none = {0};
-    *generation = (Generation){0};
-    check(model->device->computes, "generation on the device %s", model->device->name);
     if (options->max_new_tokens < 1)
         return error_set(error, ERROR_BAD_INPUT, "max_new_tokens: expected at least 1: got %lld",
                          (long long)options->max_new_tokens);
@@ -380,14 +378,18 @@ bool generate(const Model *model, const PromptBatch *batch, const GenerateOption
         prefill_rows(&g);
         ok = run_steps(&g) && hand_over(&g, generation);
     }
+    *interrupted = g.interrupted;
     generator_close(&g);
     if (!ok) generation_free(generation);
     return ok;
 }
 
-void generation_free(Generation *generation) {
-    mem_free(generation->offsets);
-    mem_free(generation->tokens);
-    mem_free(generation->stopped);
+bool generate(const Model *model, const PromptBatch *batch, const GenerateOptions *options,
+              const Hooks *hooks, Generation *generation, Error *error) {
     *generation = (Generation){0};
+    check(model->device->computes, "generation on the device %s", model->device->name);
+    bool interrupted = false; /* all ranks are */
+    const bool ok = run(model, batch, options, hooks, generation, &interrupted, error);
+    if (!ok && !interrupted && spread_any(&model->spread)) comm_fail(model->spread.comm, error);
+    return ok;
 }

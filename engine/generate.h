@@ -32,5 +32,11 @@ typedef struct {
 bool generate(const Model *model, const PromptBatch *batch, const GenerateOptions *options,
               const Hooks *hooks, Generation *generation, Error *error);
 void generation_free(Generation *generation);
+/* For generate.c: offsets and tokens from made [n_sequences, most], of which n_made each. */
+bool generation_pack(const int32_t *made, const int64_t *n_made, int64_t n_sequences, int64_t most,
+                     Generation *to, Error *error);
+/* This rank's part in a generation of the others, on a spread model; see model_serve. options->progress
+ * is asked as in a generation; whoever says no interrupts all ranks. */
+bool generate_serve(const Model *model, const GenerateOptions *options, Error *error);
 
 #endif

@@ -249,6 +249,12 @@ bool lora_router(const LoraWeights *w, const LoraPass *pass, int64_t layer, Rout
     return false;
 }
 
+int64_t lora_lowest_layer(const LoraWeights *w) {
+    int64_t lowest = w->n_groups ? w->groups[0].layer : w->rows[0].layer;
+    if (w->n_row_groups && w->rows[0].layer < lowest) lowest = w->rows[0].layer;
+    return lowest;
+}
+
 enum { MOST_CHOICES = 1024 }; /* of a token: numbers of dropout are apart by as many */
 
 bool lora_layer(const LoraWeights *w, const LoraPass *pass, int64_t layer, ExpertUpdates *updates) {
@@ -318,7 +324,7 @@ void lora_training_free(LoraTraining *t) {
     *t = (LoraTraining){0};
 }
 
-bool lora_training_gather(LoraTraining *t, int64_t n_examples, double *norm, Error *error) {
+void lora_training_sum(LoraTraining *t, int64_t n_examples) {
     const Device *device = t->weights->device;
     check(n_examples > 0 && n_examples >> t->n_slots == 0, "%lld examples, %lld slots", (long long)n_examples,
           (long long)t->n_slots);
@@ -334,10 +340,19 @@ bool lora_training_gather(LoraTraining *t, int64_t n_examples, double *norm, Err
         const Tensor rows = tensor_slice(t->optimizer.grad, r->first, tensor_count(r->rows));
         device->ops->sum_slots(t->queue, rows, row_slots(t, r), n_examples);
     }
+}
+
+bool lora_training_norm(LoraTraining *t, double *norm, Error *error) {
+    const Device *device = t->weights->device;
     if (!optimizer_norm(device, t->queue, &t->optimizer, norm)) return queue_wait(device, t->queue, error);
     if (isfinite(*norm)) return true;
     return error_set(error, ERROR_FAILED,
                      "gradient of what is trained: expected a finite norm: got nan or infinity");
+}
+
+bool lora_training_gather(LoraTraining *t, int64_t n_examples, double *norm, Error *error) {
+    lora_training_sum(t, n_examples);
+    return lora_training_norm(t, norm, error);
 }
 
 bool lora_training_step(LoraTraining *t, const AdamwOptions *options, double rate, double norm,

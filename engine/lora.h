@@ -60,6 +60,9 @@ void lora_training_free(LoraTraining *training);
  * all n_examples, into optimizer.grad, and its norm. An error when the norm is not finite: nothing has
  * changed then. */
 bool lora_training_gather(LoraTraining *training, int64_t n_examples, double *norm, Error *error);
+/* Its two parts: the sum of the counters alone, which is not waited for, and the norm of what is there. */
+void lora_training_sum(LoraTraining *training, int64_t n_examples);
+bool lora_training_norm(LoraTraining *training, double *norm, Error *error);
 /* The step itself. */
 bool lora_training_step(LoraTraining *training, const AdamwOptions *options, double rate, double norm,
                         Error *error);
@@ -73,6 +76,10 @@ typedef struct {
     Tensor dropout_keys; /* [T] i64; absent: none */
     float dropout_rate;
 } LoraPass;
+/* The decoder layer where the walk back of a pass with PassOptions.training ends, that layer walked too: the
+ * lowest with an update or a router row, since nothing below it is wanted. So it follows from the adapter
+ * alone, and a rank without examples in a pass knows it. The adapter is not empty. */
+int64_t lora_lowest_layer(const LoraWeights *weights);
 /* What a layer's experts read, and its router. False: nothing. */
 bool lora_layer(const LoraWeights *weights, const LoraPass *pass, int64_t layer, ExpertUpdates *updates);
 bool lora_router(const LoraWeights *weights, const LoraPass *pass, int64_t layer, RouterRows *rows);

@@ -7,6 +7,7 @@
 #ifndef GATETAPE_MODEL_H
 #define GATETAPE_MODEL_H
 #include "edits.h"
+#include "spread.h"
 #include "weights.h"
 
 /* The memory of the last pass, kept for the next one: fresh memory costs a page fault every 4 KB. */
@@ -17,6 +18,7 @@ typedef struct {
 
 typedef struct LoraWeights LoraWeights;   /* lora.h */
 typedef struct LoraTraining LoraTraining; /* lora.h */
+typedef struct Exchange Exchange;         /* exchange.h */
 
 typedef struct {
     ModelConfig config;
@@ -25,14 +27,16 @@ typedef struct {
     DType compute;              /* DTYPE_F32 or DTYPE_BF16: how activations are stored (DESIGN section 3) */
     SpareBlock *spare;          /* owned; NULL: nothing is kept between passes */
     const LoraWeights *adapter; /* the caller's: updates of experts that every run has; NULL: none */
+    Spread spread;
+    Exchange *exchange; /* owned; NULL: no tokens travel */
 } Model;
 
 /* Opens a checkpoint folder. On the cost device the files' headers are read, no weights. Caller closes. One
  * thread at a time computes with a model. */
 bool model_open(const char *folder, const Device *device, DType compute, Model *model, Error *error);
-/* The same with the experts of n_streamed layers copied from the host ahead of use: the same bits. */
-bool model_open_streamed(const char *folder, const Device *device, DType compute, int64_t n_streamed,
-                         Model *model, Error *error);
+/* The same with the experts where `spread` says: the same bits. With several ranks a collective. */
+bool model_open_spread(const char *folder, const Device *device, DType compute, const Spread *spread,
+                       Model *model, Error *error);
 void model_close(Model *model);
 
 /* Prompts on the host, packed; owned by the caller. Prompt p has the tokens [offsets[p], offsets[p+1]), at
@@ -162,6 +166,14 @@ typedef struct {
 bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions *options, const Hooks *hooks,
                 PassResult *result, Error *error);
 void pass_result_free(PassResult *result);
+
+/* ---- passes of a spread model (spread.h): collectives, which end the job when one rank fails ----
+ * but for numbers of a training's pass that are not finite: those are found when no peer waits in the pass
+ * any more, and the training says whose they are */
+/* How many passes all ranks make where this one has n to make: the most that a rank has. Not spread: n. */
+int64_t model_agree_passes(const Model *model, int64_t n);
+/* This rank's part in a pass of the others, which have such options. */
+void model_serve(const Model *model, const PassOptions *options);
 
 /* Memory and work of such a pass, from shapes alone (runs model_pass's program on the cost device). */
 bool model_plan(const ModelConfig *config, DType compute, DType weights, const PromptBatch *shape,

@@ -6,6 +6,7 @@
  * other attention or more experts gets its own block here; what surrounds it stays. */
 #include "../kernels/check.h"
 #include "decoder.h"
+#include "exchange.h"
 #include "watchdog.h"
 
 /* ---- attention ---- */
@@ -113,6 +114,26 @@ static void need_experts(Context *c, const LayerRun *run, bool back) {
 
 static void walk_needs_experts(Context *c, void *arguments) { need_experts(c, arguments, true); }
 
+/* The experts here, or on their ranks; what they say is looked at before their weights. */
+static void run_experts(Context *c, LayerRun *run, const Routed *routed, Experts experts) {
+    const Decoder *d = run->decoder;
+    Tensor outputs = {0};
+    Var *z = NULL;
+    if (d->model->exchange) {
+        run->remote = exchange_experts(d->model, run->layer);
+        experts.remote = &run->remote;
+    } else {
+        z = nn_moe_gate_up(c, run->out, experts);
+    }
+    Scope scope = scope_open(c);
+    if (experts.remote)
+        nn_moe_remote(c, run->out, d->hooks->route ? &outputs : NULL, *routed, run->middle, experts);
+    else
+        nn_moe_output(c, run->out, &outputs, z, routed->weights, run->middle, experts);
+    if (!c->replay) route_hook(c, run, routed->probs, outputs, experts.plan);
+    scope_close(c, scope);
+}
+
 static void experts_block(Context *c, void *arguments) {
     LayerRun *run = arguments;
     Decoder *d = run->decoder;
@@ -139,12 +160,7 @@ static void experts_block(Context *c, void *arguments) {
                              .activation = config->activation,
                              .updates = updated ? &run->updates : NULL};
     need_experts(c, run, c->replay);
-    Var *z = nn_moe_gate_up(c, run->out, experts);
-    Scope scope = scope_open(c);
-    Tensor outputs;
-    nn_moe_output(c, run->out, &outputs, z, routed.weights, run->middle, experts);
-    if (!c->replay) route_hook(c, run, routed.probs, outputs, plan);
-    scope_close(c, scope);
+    run_experts(c, run, &routed, experts);
 }
 
 /* The MLP of a layer without experts. */

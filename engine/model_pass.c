@@ -6,6 +6,7 @@
 #include "../kernels/check.h"
 #include "alloc.h"
 #include "decoder.h"
+#include "exchange.h"
 #include "io.h"
 #include <math.h>
 #include <stdio.h>
@@ -26,7 +27,7 @@ typedef struct {
     RouterLossReals router_loss;
     void *nll; /* [T] reals on the host */
     float *logits;
-    bool wants_nll, failed;
+    bool wants_nll, failed, walked;
     size_t saved_bytes;
 } Pass;
 
@@ -176,7 +177,7 @@ static bool compute(Pass *p, const PassResult *plan) {
               workspace_reserve(&w, plan->activation_bytes, p->error);
     if (ok) {
         run_program(p, &w.context, plan->recomputed);
-        ok = workspace_sync(&w, p->error) && !p->failed;
+        ok = p->walked = workspace_sync(&w, p->error) && !p->failed;
         ok = ok && decoder_checks_read(&p->model->config, p->findings, place_in_batch, p->batch, p->error);
         check(!ok || w.context.arena.peak == plan->activation_bytes, "%zu bytes planned, %zu used",
               plan->activation_bytes, w.context.arena.peak);
@@ -214,6 +215,10 @@ static bool choose(Pass *p, PassResult *result) {
     if (mode != RECOMPUTE_AUTO) return measure(p, mode == RECOMPUTE_ALWAYS, result);
     size_t limit = p->options->memory_limit_bytes;
     if (!limit) limit = memory_free(p->model->device) + (p->model->spare ? p->model->spare->n_bytes : 0);
+    if (p->model->exchange) {
+        const size_t rows_of_others = exchange_expected_growth(p->model, p->rows.n_rows, true);
+        limit -= rows_of_others < limit ? rows_of_others : limit;
+    }
     if (!measure(p, false, result)) return false;
     return result->activation_bytes <= limit || measure(p, true, result);
 }
@@ -318,10 +323,10 @@ static bool check_options(const Model *model, const PromptBatch *batch, const Pa
     return check_replay(&model->config, o->replay, n, error);
 }
 
-bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions *options, const Hooks *hooks,
-                PassResult *result, Error *error) {
+/* *walked: the whole program has run, whatever its numbers are. */
+static bool run_pass(const Model *model, const PromptBatch *batch, const PassOptions *options,
+                     const Hooks *hooks, PassResult *result, bool *walked, Error *error) {
     const Hooks none = {0};
-    *result = (PassResult){0};
     if (!decoder_check_batch(model, batch, 0, error) || !check_options(model, batch, options, error))
         return false;
     Pass p = {.model = model, .batch = batch, .options = options, .hooks = hooks ? hooks : &none};
@@ -332,8 +337,20 @@ bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions 
         ok = compute(&p, result);
         if (ok) hand_over(&p, result);
     }
+    *walked = p.walked;
     pass_close(&p);
     if (!ok) pass_result_free(result);
+    return ok;
+}
+
+bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions *options, const Hooks *hooks,
+                PassResult *result, Error *error) {
+    *result = (PassResult){0};
+    bool walked = false;
+    const bool ok = run_pass(model, batch, options, hooks, result, &walked, error);
+    const bool told = walked && options->training; /* the caller serves what peers have left */
+    if (!ok && !told && model->device->computes && spread_any(&model->spread))
+        comm_fail(model->spread.comm, error);
     return ok;
 }
 

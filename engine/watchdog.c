@@ -58,10 +58,10 @@ void watchdog_use_words(int64_t *words) {
     pthread_mutex_unlock(&own.lock);
 }
 
-/* Moves `left` over what has ended. The lock is held. */
+/* Moves `left` over what has ended. A later collective with the same word ends after it. The lock is held. */
 static void catch_up(void) {
     int64_t before = own.me.left;
-    while (own.me.left < own.me.entered && word_of(own.me.left + 1) == own.me.left + 1) own.me.left++;
+    while (own.me.left < own.me.entered && word_of(own.me.left + 1) > own.me.left) own.me.left++;
     if (own.me.left != before) atomic_store(&own.alive, own.waits_since = clock_seconds());
 }
 

@@ -12,6 +12,7 @@
 #include "clock.h"
 #include "watchdog_parts.h"
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -43,7 +44,11 @@ void watchdog_hub_goodbye(void) {
     for (int r = 1; r < watchdog_place.size; r++) beat_send(hub.peers[r].fd, &bye);
 }
 
+/* The first verdict stands, and ends the process with the lock held: ranks that it ends would otherwise look
+ * to the other thread as if they had died. */
 void watchdog_hub_verdict(int code, const char *text, const Beat *culprit) {
+    static pthread_mutex_t given = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&given);
     Beat verdict = beat_own(BEAT_VERDICT);
     verdict.code = code;
     for (int r = 1; hub.peers && r < watchdog_place.size; r++) beat_send(hub.peers[r].fd, &verdict);

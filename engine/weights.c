@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_LISTED = 8, PART_BYTES = 4 << 20 };
+enum { MAX_LISTED = 8, PIECE_BYTES = 4 << 20 };
 
 typedef struct {
     const ModelConfig *config;
@@ -19,6 +19,8 @@ typedef struct {
     TensorSet *set; /* NULL: shapes alone */
     Weights *weights;
     WantedTensors wanted;
+    Range own;    /* experts of each layer that are read */
+    bool in_host; /* streamed layers are filled in the host's memory */
     Error *error;
 } Loader;
 
@@ -122,19 +124,30 @@ static bool check_all(const Loader *l) {
 }
 
 /* ---- memory and reading ---- */
+static bool is_of_experts(const Loader *l, const WantedTensor *wanted) {
+    if (wanted->layer < 0 || l->config->layer_is_dense[wanted->layer]) return false;
+    const LayerWeights *layer = &l->weights->layers[wanted->layer];
+    return wanted->whole == &layer->gate_up || wanted->whole == &layer->down;
+}
+
 /* The layer with experts whose experts the tensor is part of, where they are streamed; -1: not streamed. */
 static int64_t streamed_layer(const Loader *l, const WantedTensor *wanted) {
-    const Weights *w = l->weights;
-    if (!w->stream || wanted->layer < 0) return -1;
-    const LayerWeights *layer = &w->layers[wanted->layer];
+    if (!is_of_experts(l, wanted)) return -1;
     const int64_t moe_layer = model_config_moe_layer(l->config, wanted->layer);
-    const bool experts = wanted->whole == &layer->gate_up || wanted->whole == &layer->down;
-    return experts && weight_stream_has(w->stream, moe_layer) ? moe_layer : -1;
+    return weight_stream_has(l->weights->stream, moe_layer) ? moe_layer : -1;
+}
+
+/* From here on gate_up and down are those of this rank's experts. */
+static void keep_own_experts(const Loader *l) {
+    for (int64_t i = 0; i < l->config->n_layers; i++) {
+        LayerWeights *layer = &l->weights->layers[i];
+        if (!l->config->layer_is_dense[i]) layer->gate_up.shape[0] = layer->down.shape[0] = l->own.n;
+    }
 }
 
 static bool take_memory(Loader *l, const WantedTensor *wanted) {
     Tensor *whole = wanted->whole;
-    if (whole->data) return true;
+    if (whole->data) return true; /* by another part of it */
     Weights *w = l->weights;
     const int64_t streamed = streamed_layer(l, wanted);
     if (streamed >= 0) {
@@ -194,25 +207,41 @@ static bool complain_nonfinite(const Loader *l, const WantedTensor *w, int64_t e
                      (long long)element);
 }
 
-static bool read_wanted(const Loader *l, const WantedTensor *w, Queue *queue, void *part) {
+/* What is read of a tensor: elements [begin, end) of it, to begin at element `to` of the whole. Of experts
+ * those that this rank has, whether the file has them one by one or together. */
+typedef struct {
+    int64_t begin, end, to;
+} Part;
+
+static Part own_part(const Loader *l, const WantedTensor *w, int64_t n_all) {
+    if (!is_of_experts(l, w)) return (Part){0, n_all, w->first};
+    const int64_t expert = tensor_count(*w->whole) / l->own.n, first = l->own.first * expert,
+                  end = first + l->own.n * expert;
+    const Part part = {.begin = w->first < first ? first - w->first : 0,
+                       .end = w->first + n_all < end ? n_all : end - w->first};
+    return (Part){part.begin, part.end, w->first + part.begin - first};
+}
+
+static bool read_wanted(const Loader *l, const WantedTensor *w, Queue *queue, void *piece) {
     const TensorEntry *entry = safetensors_find(l->set, w->name);
     const Device *device = l->weights->device;
     DType dtype = w->whole->dtype;
     size_t item = dtype_bytes(dtype);
-    int64_t step = (int64_t)(PART_BYTES / item), n_all = (int64_t)(entry->n_bytes / item);
-    for (int64_t at = 0; at < n_all; at += step) {
-        int64_t n = n_all - at < step ? n_all - at : step;
+    const Part part = own_part(l, w, (int64_t)(entry->n_bytes / item));
+    int64_t step = (int64_t)(PIECE_BYTES / item);
+    for (int64_t at = part.begin; at < part.end; at += step) {
+        int64_t n = part.end - at < step ? part.end - at : step;
         watchdog_tick();
-        if (!safetensors_read(l->set, entry, (uint64_t)at * item, part, (size_t)n * item, l->error))
+        if (!safetensors_read(l->set, entry, (uint64_t)at * item, piece, (size_t)n * item, l->error))
             return false;
-        int64_t bad = first_nonfinite(part, dtype, n);
+        int64_t bad = first_nonfinite(piece, dtype, n);
         if (bad >= 0) return complain_nonfinite(l, w, at + bad);
-        Tensor to = tensor_vector((char *)w->whole->data + (size_t)(w->first + at) * item, dtype, n);
-        if (streamed_layer(l, w) >= 0) {
-            memcpy(to.data, part, tensor_bytes(to));
+        char *to = (char *)w->whole->data + (size_t)(part.to + at - part.begin) * item;
+        if (l->in_host && streamed_layer(l, w) >= 0) {
+            memcpy(to, piece, (size_t)n * item);
             continue;
         }
-        device->copy_in(queue, to, part);
+        device->copy_in(queue, tensor_vector(to, dtype, n), piece);
         if (!device->sync(queue))
             return error_set(l->error, ERROR_UNAVAILABLE, "%s: %s", w->name, queue->failure);
     }
@@ -226,11 +255,11 @@ static bool take_and_read(Loader *l) {
     if (l->config->tie_embeddings) l->weights->head = l->weights->embedding;
     if (!device->computes) return true;
     Queue *queue = device->queue_new();
-    void *part = mem_alloc(PART_BYTES);
-    bool fine = queue && part ? true : error_out_of_memory(l->error, "loading weights", PART_BYTES);
+    void *piece = mem_alloc(PIECE_BYTES);
+    bool fine = queue && piece ? true : error_out_of_memory(l->error, "loading weights", PIECE_BYTES);
     for (int64_t i = 0; fine && i < l->wanted.n; i++)
-        fine = read_wanted(l, &l->wanted.entries[i], queue, part);
-    mem_free(part);
+        fine = read_wanted(l, &l->wanted.entries[i], queue, piece);
+    mem_free(piece);
     if (queue) device->queue_free(queue);
     if (fine && l->weights->stream)
         fine = weight_stream_place(l->weights->stream, &l->weights->n_bytes, l->error);
@@ -243,8 +272,10 @@ static bool load(Loader *l, DType dtype) {
     w->n_layers = c->n_layers;
     w->layers = mem_zeroed((size_t)c->n_layers, sizeof *w->layers);
     if (!w->layers) return error_out_of_memory(l->error, "layers", (size_t)c->n_layers * sizeof *w->layers);
-    return tensor_names_list(c, &l->arch, l->set, dtype, w, &l->wanted, l->error) &&
-           (!l->set || check_all(l)) && take_and_read(l);
+    if (!tensor_names_list(c, &l->arch, l->set, dtype, w, &l->wanted, l->error) || (l->set && !check_all(l)))
+        return false;
+    keep_own_experts(l);
+    return take_and_read(l);
 }
 
 static bool finish(Loader *l, bool fine) {
@@ -256,20 +287,25 @@ static bool finish(Loader *l, bool fine) {
 }
 
 bool weights_load(const ModelConfig *config, const Device *device, Weights *weights, Error *error) {
-    return weights_load_streamed(config, device, 0, weights, error);
+    return weights_load_spread(config, device, &(Spread){.residency = RESIDENCY_RESIDENT}, weights, error);
 }
 
-bool weights_load_streamed(const ModelConfig *config, const Device *device, int64_t n_streamed,
-                           Weights *weights, Error *error) {
+bool weights_load_spread(const ModelConfig *config, const Device *device, const Spread *spread,
+                         Weights *weights, Error *error) {
     *weights = (Weights){.device = device};
-    if (n_streamed > config->n_moe_layers)
+    if (spread->n_streamed > config->n_moe_layers)
         return error_set(error, ERROR_BAD_INPUT, "%s: expected at most %lld layers to stream: got %lld",
-                         config->folder, (long long)config->n_moe_layers, (long long)n_streamed);
-    if (n_streamed) {
-        weights->stream = weight_stream_new(device, config->n_moe_layers, n_streamed, error);
+                         config->folder, (long long)config->n_moe_layers, (long long)spread->n_streamed);
+    if (spread->n_streamed || spread_weights_travel(spread)) {
+        weights->stream = weight_stream_new(device, config->n_moe_layers, spread, error);
         if (!weights->stream) return false;
     }
-    Loader l = {.config = config, .weights = weights, .error = error};
+    Loader l = {.config = config,
+                .weights = weights,
+                .own = spread_any(spread) ? placement_experts(&spread->placement, spread->comm->rank)
+                                          : (Range){0, config->n_experts},
+                .in_host = spread->n_streamed > 0,
+                .error = error};
     if (!arch_open(config->family, &l.arch, error)) {
         weights_free(weights);
         return false;
@@ -282,7 +318,7 @@ bool weights_shapes(const ModelConfig *config, DType dtype, const Device *device
                     Error *error) {
     check(!device->computes, "device %s would hold undefined weights", device->name);
     *weights = (Weights){.device = device};
-    Loader l = {.config = config, .weights = weights, .error = error};
+    Loader l = {.config = config, .weights = weights, .own = {0, config->n_experts}, .error = error};
     return arch_open(config->family, &l.arch, error) && finish(&l, load(&l, dtype));
 }
 

@@ -196,8 +196,12 @@ typedef void moe_gate_up_fn(Queue *q, Tensor z, Tensor x, Tensor w, Tensor bias,
  * it had been stored; it is written only where keep is set, else its contents are undefined. */
 typedef void moe_hidden_fn(Queue *q, Tensor h, Tensor z, Tensor x, Tensor w, Tensor bias, MoePlan plan,
                            Activation act, bool keep);
-/* dx[t,:] += sum over k in order of dz[row(t,k),:] w[e]      scratch [M,D] real */
+/* dx[t,:] += sum over k in order of dz[row(t,k),:] w[e]      scratch [M,D] real: the terms, by plan. dx
+ * absent: they are all that is wanted */
 typedef void moe_gate_up_bwd_fn(Queue *q, Tensor dx, Tensor scratch, Tensor dz, Tensor w, MoePlan plan);
+/* dx[t,:] += sum over k in order of rows[row(t,k),:]         dx [T,D] act, rows [M,D] real. Of plan, `rows`
+ * alone is read */
+typedef void moe_add_rows_fn(Queue *q, Tensor dx, Tensor rows, MoePlan plan);
 /* y[m,:] = h[m,:] w[e]^T + bias[e]               y [M,D] act, h [M,F] act, w [E,D,F], bias [E,D] */
 typedef void moe_down_fn(Queue *q, Tensor y, Tensor h, Tensor w, Tensor bias, MoePlan plan);
 /* da[m,:] = dout[token(m),:] w[e], overwritten; dweights[t,k] += dout[t,:] . bias[e] where there is a bias.
@@ -302,7 +306,7 @@ typedef void sample_fn(Queue *q, Tensor ids, Tensor scratch, Tensor logits, Tens
     X(rmsnorm) X(rmsnorm_bwd) X(layernorm) X(layernorm_bwd)                                              \
     X(rope) X(rope_bwd) X(attention) X(attention_bwd)                                                    \
     X(dense) X(dense_bwd) X(swiglu) X(swiglu_bwd) X(sigmoid_scale) X(sigmoid_scale_bwd)                  \
-    X(route) X(route_bwd) X(moe_plan) X(moe_gate_up) X(moe_hidden) X(moe_gate_up_bwd)                    \
+    X(route) X(route_bwd) X(moe_plan) X(moe_gate_up) X(moe_hidden) X(moe_gate_up_bwd) X(moe_add_rows)    \
     X(moe_down) X(moe_down_bwd) X(moe_swiglu_bwd) X(moe_hidden_bwd) X(moe_combine)                       \
     X(lora) X(lora_bwd) X(router_rows) X(router_rows_bwd) X(dropout) X(dropout_bwd)                      \
     X(sum_slots) X(adamw)                                                                                \

@@ -166,9 +166,15 @@ static void cost_moe_hidden(Queue *q, Tensor h, Tensor z, Tensor x, Tensor w, Te
           TOUCHES(h, z, x, experts_read(w, rows), experts_read(bias, rows), plan.pairs));
 }
 static void cost_moe_gate_up_bwd(Queue *q, Tensor dx, Tensor scratch, Tensor dz, Tensor w, MoePlan plan) {
-    double product = 2 * count(dz) * (double)tensor_columns(dx);
-    spend(q, product + count(scratch), product,
-          TOUCHES(dx, dx, scratch, scratch, dz, experts_read(w, tensor_rows(dz)), plan.rows));
+    const bool sums = tensor_present(dx);
+    double product = 2 * count(dz) * (double)tensor_columns(scratch);
+    const Tensor absent = {0};
+    spend(q, product + (sums ? count(scratch) : 0), product,
+          TOUCHES(dx, dx, scratch, sums ? scratch : absent, dz, experts_read(w, tensor_rows(dz)),
+                  sums ? plan.rows : absent));
+}
+static void cost_moe_add_rows(Queue *q, Tensor dx, Tensor rows, MoePlan plan) {
+    spend(q, count(rows), 0, TOUCHES(dx, dx, rows, plan.rows));
 }
 static void cost_moe_down(Queue *q, Tensor y, Tensor h, Tensor w, Tensor bias, MoePlan plan) {
     double product = 2 * count(y) * (double)tensor_columns(h);

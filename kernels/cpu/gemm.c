@@ -56,13 +56,19 @@ static void add_choices(Tensor dx, Tensor rows_grad, const int32_t *rows, int64_
     }
 }
 
+void CPU_OP(moe_add_rows)(Queue *q, Tensor dx, Tensor rows, MoePlan plan) {
+    if (q->failed_op) return;
+    check(tensor_columns(rows) == tensor_columns(dx) && tensor_rows(dx) == plan.rows.shape[0],
+          "%lld columns, %lld tokens", (long long)tensor_columns(dx), (long long)tensor_rows(dx));
+#pragma omp parallel for schedule(static) if (tensor_count(rows) > WORTH_THREADS)
+    for (int64_t t = 0; t < plan.rows.shape[0]; t++)
+        add_choices(dx, rows, ints(plan.rows), plan.rows.shape[1], t);
+}
+
 void CPU_OP(moe_gate_up_bwd)(Queue *q, Tensor dx, Tensor scratch, Tensor dz, Tensor w, MoePlan plan) {
     CPU_OP(product)
     (q, &(Product){.y = scratch, .x = dz, .w = w, .back = true, .offsets = ints(plan.offsets)});
-    if (q->failed_op) return;
-#pragma omp parallel for schedule(static) if (tensor_count(scratch) > WORTH_THREADS)
-    for (int64_t t = 0; t < plan.rows.shape[0]; t++)
-        add_choices(dx, scratch, ints(plan.rows), plan.rows.shape[1], t);
+    if (dx.data) CPU_OP(moe_add_rows)(q, dx, scratch, plan);
 }
 
 /* dout[token,:] . bias[e,:] */

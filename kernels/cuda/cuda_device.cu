@@ -122,12 +122,12 @@ bool device_sync(Queue *q) {
     return q->failed_op == NULL;
 }
 
-/* Room for n bytes in pinned memory; NULL: too large, or a recording's is full. */
+/* Room for n bytes in pinned memory; NULL: too large, or a recording's is full, or the queue has none. */
 void *stage(Queue *q, size_t n_bytes) {
     Stream *s = stream_of(q);
     Staging &room = s->recording ? s->recording->staging : s->staging;
     const size_t n = (n_bytes + 15) / 16 * 16;
-    if (n > STAGED_BYTES) return NULL;
+    if (n > STAGED_BYTES || !room.memory) return NULL;
     if (room.used + n > STAGING_BYTES && (s->recording || !device_sync(q))) return NULL;
     room.used += n;
     return room.memory + (room.used - n);
@@ -201,6 +201,39 @@ bool device_memory(size_t *n_free, size_t *n_total) {
     return false;
 }
 
+/* ---- for a transport between devices ---- */
+void *native_stream(Queue *q) { return queue_stream(q); }
+
+void copy_within(Queue *q, void *to, const void *from, size_t n_bytes) {
+    if (q->failed_op || !n_bytes) return;
+    note(q, "copy within the device", n_bytes,
+         cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyDeviceToDevice, queue_stream(q)));
+}
+
+int64_t *host_words(int64_t n) {
+    void *words = host_alloc((size_t)n * sizeof(int64_t));
+    return static_cast<int64_t *>(words ? memset(words, 0, (size_t)n * sizeof(int64_t)) : NULL);
+}
+
+/* A kernel, since a copy between two places of the host would hold the host. */
+__global__ void store_word(volatile int64_t *word, int64_t value) {
+    if (threadIdx.x == 0) *word = value;
+}
+
+void store(Queue *q, int64_t *word, int64_t value) {
+    const Call call(q, "store");
+    LAUNCH(call, 1, 32, 0, store_word, word, value);
+}
+
+bool idle(Queue *q) {
+    if (q->failed_op) return true;
+    cudaError_t state = cudaStreamQuery(queue_stream(q));
+    if (state == cudaErrorNotReady) cudaGetLastError(); /* else the next launch takes it for its own */
+    if (state == cudaErrorNotReady) return false;
+    note(q, "wait", 0, state);
+    return true;
+}
+
 /* ---- recorded work ---- */
 void graph_free(Graph *graph) {
     if (graph->work) cudaGraphExecDestroy(graph->work);
@@ -266,10 +299,12 @@ void each_kernel(kernel_look *look, void *context) {
 const DeviceCopies copies = {device_memory, copies_new, host_alloc, host_free, copy_pinned,
                              mark_new,      mark_free,  mark_set,   mark_wait};
 
+const DeviceStreams transport = {native_stream, copy_within, host_words, store, idle};
+
 const Device device = {"cuda",       &cuda_ops,     true,        queue_new,    queue_free,
                        device_alloc, device_free,   device_zero, copy_in,      copy_out,
                        device_sync,  graph_begin,   graph_end,   graph_launch, graph_free,
-                       each_kernel,  cublas_switch, NULL,        &copies};
+                       each_kernel,  cublas_switch, &transport,  &copies};
 } /* namespace */
 
 cudaStream_t queue_stream(Queue *q) { return stream_of(q)->handle; }

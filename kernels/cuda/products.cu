@@ -107,20 +107,27 @@ static __global__ void __launch_bounds__(THREADS)
     store_pack<T, N>(&dx[token * columns + column], sum);
 }
 
+extern "C" void cuda_moe_add_rows(Queue *q, Tensor dx, Tensor rows, MoePlan plan) {
+    const Call call(q, "moe_add_rows", dx, rows, plan.rows);
+    const int64_t tokens = tensor_rows(plan.rows), columns = tensor_columns(dx);
+    const int choices = (int)tensor_columns(plan.rows);
+    check(tensor_columns(rows) == columns && tensor_rows(dx) == tokens, "%lld columns, %lld tokens",
+          (long long)columns, (long long)tensor_rows(dx));
+    with_act(dx.dtype, [&](auto act) {
+        using T = decltype(act);
+        if (rows_are_packed(4, columns, dx, rows))
+            LAUNCH(call, blocks_for(tokens * columns / 4, THREADS), THREADS, 0, (add_choices<T, 4>),
+                   elements<T>(dx), reals(rows), ints(plan.rows), tokens, choices, columns);
+        else
+            LAUNCH(call, blocks_for(tokens * columns, THREADS), THREADS, 0, (add_choices<T, 1>),
+                   elements<T>(dx), reals(rows), ints(plan.rows), tokens, choices, columns);
+    });
+}
+
 extern "C" void cuda_moe_gate_up_bwd(Queue *q, Tensor dx, Tensor scratch, Tensor dz, Tensor w, MoePlan plan) {
     const Call call(q, "moe_gate_up_bwd", dx, scratch, dz, w, plan.rows);
     product(call, Product{.y = scratch, .x = dz, .w = w, .back = true, .offsets = ints(plan.offsets)});
-    const int64_t tokens = tensor_rows(plan.rows), columns = tensor_columns(dx);
-    const int choices = (int)tensor_columns(plan.rows);
-    with_act(dx.dtype, [&](auto act) {
-        using T = decltype(act);
-        if (rows_are_packed(4, columns, dx, scratch))
-            LAUNCH(call, blocks_for(tokens * columns / 4, THREADS), THREADS, 0, (add_choices<T, 4>),
-                   elements<T>(dx), reals(scratch), ints(plan.rows), tokens, choices, columns);
-        else
-            LAUNCH(call, blocks_for(tokens * columns, THREADS), THREADS, 0, (add_choices<T, 1>),
-                   elements<T>(dx), reals(scratch), ints(plan.rows), tokens, choices, columns);
-    });
+    if (dx.data) cuda_moe_add_rows(q, dx, scratch, plan);
 }
 
 /* dweights[pair] += dout[token,:] . bias[expert,:], 16 lanes a pair: lane l sums the columns l, l + 16, ...,

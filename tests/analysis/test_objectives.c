@@ -86,6 +86,7 @@ typedef struct {
     Tuning t;
     Adapter grad; /* of the first step */
     volatile sig_atomic_t stop;
+    Comm comm; /* of one rank */
 } Training;
 
 static void read_cells(Adapter *adapter) {
@@ -135,9 +136,11 @@ static void open_training(Training *x, const char *name, int64_t batch_prompts) 
     Error error = {0};
     read_options(x);
     x->job.options.batch_prompts = batch_prompts;
-    x->run = (StepRun){.job = &x->job, .step = &x->step, .model = &golden.model, .stop = &x->stop};
+    x->comm = comm_alone(cpu_device());
+    x->run = (StepRun){
+        .job = &x->job, .step = &x->step, .model = &golden.model, .stop = &x->stop, .comm = &x->comm};
     Tuning *t = &x->t;
-    *t = (Tuning){.run = &x->run, .model = golden.model};
+    *t = (Tuning){.run = &x->run, .model = golden.model, .leaves = {.comm = &x->comm}};
     read_cells(&t->adapter);
     read_cells(&x->grad);
     char key[MOST_NAME];

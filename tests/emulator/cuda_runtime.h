@@ -2,6 +2,7 @@
  * stream is done as late as the runtime allows: when the host waits for it, or a stream that the host waits
  * for does. So a result that is read before the wait, or an input that is gone by then, shows in a test.
  * With emulator_streams_any_order (streams.h) it is done at any time that the marks between streams allow.
+ * A library with a thread of its own (tests/ranks/nccl_standin.c) puts its part by emulator_stream_await.
  *
  * GATETAPE_EMULATOR_MEMORY=BYTES is the device's memory, 16 GiB unless said. GATETAPE_EMULATOR_ARCH=80 | 90
  * is the compute capability, 8.0 unless said. GATETAPE_EMULATOR_FAIL=alloc:N | copy:N | launch:N makes the
@@ -16,6 +17,7 @@ enum cudaError_t {
     cudaErrorMemoryAllocation = 2,
     cudaErrorInvalidConfiguration = 9,
     cudaErrorNoDevice = 100,
+    cudaErrorNotReady = 600,
     cudaErrorIllegalAddress = 700,
     cudaErrorLaunchFailure = 719,
     cudaErrorUnknown = 999
@@ -60,6 +62,7 @@ cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamQuery(cudaStream_t stream); /* does what can be done */
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n_bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);

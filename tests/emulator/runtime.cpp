@@ -4,12 +4,19 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <unistd.h>
 
 typedef std::vector<std::function<void()>> Work;
 
+/* On a stream: what is done at once when its turn has come and it is ready. */
+struct Piece {
+    std::function<void()> work;
+    std::function<bool()> ready; /* empty: it is */
+};
+
 /* Pieces of work are numbered as they are put; the first n_done of them have been done. */
 struct EmulatedStream {
-    std::deque<std::function<void()>> pending;
+    std::deque<Piece> pending;
     uint64_t n_put = 0, n_done = 0;
     bool running = false; /* a piece of it, on the way */
     bool capturing = false;
@@ -91,14 +98,18 @@ size_t emulator_peak_bytes(void) {
     return peak;
 }
 
-/* Does the stream's work up to a place. A piece that waits for another stream does that one's first; what it
- * finds there of this stream is done, since it was put before. */
-static void work_until(cudaStream_t stream, uint64_t place) {
+/* Does the stream's work up to a place; waits for what is not ready, or else leaves it. Asking a piece that
+ * waits for another stream does that one's work; what it finds there of this stream is done, since it was put
+ * before. */
+static void work_until(cudaStream_t stream, uint64_t place, bool waits = true) {
     while (stream->n_done < place && !stream->running) {
-        std::function<void()> piece = std::move(stream->pending.front());
+        const std::function<bool()> &ready = stream->pending.front().ready;
+        if (ready && !waits && !ready()) return;
+        while (ready && !ready()) usleep(50);
+        std::function<void()> work = std::move(stream->pending.front().work);
         stream->pending.pop_front();
         stream->running = true;
-        piece();
+        work();
         stream->running = false;
         stream->n_done++;
     }
@@ -110,18 +121,19 @@ static void finish_work(cudaStream_t stream) { work_until(stream, stream->n_put)
 static void work_anywhere() {
     while (any_order() % 2) {
         cudaStream_t s = streams[any_order() % streams.size()];
-        work_until(s, s->n_done + (s->n_put > s->n_done));
+        work_until(s, s->n_done + (s->n_put > s->n_done), false);
     }
 }
 
-static cudaError_t put(const StreamNote &note, std::function<void()> work) {
+static cudaError_t put(const StreamNote &note, std::function<void()> work,
+                       std::function<bool()> ready = nullptr) {
     cudaStream_t stream = (cudaStream_t) const_cast<void *>(note.stream);
     if (taking_notes) notes.push_back(note);
     if (stream->capturing) {
         stream->captured.push_back(std::move(work));
         return cudaSuccess;
     }
-    stream->pending.push_back(std::move(work));
+    stream->pending.push_back({std::move(work), std::move(ready)});
     stream->n_put++;
     if (in_any_order) work_anywhere();
     return cudaSuccess;
@@ -133,6 +145,7 @@ const char *cudaGetErrorString(cudaError_t error) {
     case cudaErrorInvalidValue: return "invalid argument";
     case cudaErrorMemoryAllocation: return "out of memory";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorNotReady: return "device not ready";
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
     case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
     case cudaErrorLaunchFailure: return "unspecified launch failure";
@@ -231,6 +244,21 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     return cudaGetLastError();
 }
 
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    if (stream->capturing) return remember(cudaErrorInvalidValue);
+    work_until(stream, stream->n_put, false);
+    return stream->n_done < stream->n_put ? remember(cudaErrorNotReady) : cudaGetLastError();
+}
+
+bool emulator_stream_idle(void *stream) { return cudaStreamQuery((cudaStream_t)stream) == cudaSuccess; }
+
+void emulator_stream_await(void *stream, bool (*ready)(void *context), void *context) {
+    cudaStream_t s = (cudaStream_t)stream;
+    if (s->capturing) abort(); /* nobody is there when a graph is launched */
+    s->pending.push_back({[] {}, [=] { return ready(context); }});
+    s->n_put++;
+}
+
 static bool is_device_memory(const void *p, size_t n_bytes) {
     return emulator::is_allocated((uintptr_t)p, n_bytes ? n_bytes : 1);
 }
@@ -285,14 +313,19 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     return cudaSuccess;
 }
 
-/* The marked work of a stream that is no more was done when it ended. */
-static void work_until_event(const EmulatedEvent &event) {
-    for (cudaStream_t s : streams)
-        if (s == event.stream) return work_until(s, event.place);
+/* Whether the marked work is done, after waiting or not. That of a stream that is no more was done when it
+ * ended. */
+static bool work_until_event(const EmulatedEvent &event, bool waits) {
+    for (cudaStream_t s : streams) {
+        if (s != event.stream) continue;
+        work_until(s, event.place, waits);
+        return s->n_done >= event.place;
+    }
+    return true;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-    work_until_event(*event);
+    work_until_event(*event, true);
     return cudaSuccess;
 }
 
@@ -300,7 +333,9 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     const EmulatedEvent now = *event;
     if (!now.stream || now.stream == stream) return cudaSuccess;
-    return put({STREAM_WAIT, stream, 0, nullptr, now.serial}, [now] { work_until_event(now); });
+    return put(
+        {STREAM_WAIT, stream, 0, nullptr, now.serial}, [now] { work_until_event(now, true); },
+        [now] { return work_until_event(now, false); });
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {

@@ -63,8 +63,9 @@ static void must_generate(const Model *model, int32_t made[PROMPTS * NEW_TOKENS]
 }
 
 static bool open_streamed(int64_t n_streamed, Model *model, Error *error) {
-    return model_open_streamed(scratch_path("model"), cuda_device(NULL), DTYPE_BF16, n_streamed, model,
-                               error);
+    return model_open_spread(scratch_path("model"), cuda_device(NULL), DTYPE_BF16,
+                             &(Spread){.residency = RESIDENCY_STREAMED, .n_streamed = n_streamed}, model,
+                             error);
 }
 
 static void must_open(int64_t n_streamed, Model *model) {
@@ -217,8 +218,9 @@ static void faults_are_errors(void **state) {
     (void)state;
     Model model;
     Error error = {0};
-    assert_false(
-        model_open_streamed(scratch_path("model"), cpu_device(), DTYPE_BF16, LAYERS, &model, &error));
+    assert_false(model_open_spread(scratch_path("model"), cpu_device(), DTYPE_BF16,
+                                   &(Spread){.residency = RESIDENCY_STREAMED, .n_streamed = LAYERS}, &model,
+                                   &error));
     assert_int_equal(error.code, ERROR_UNAVAILABLE);
     assert_non_null(
         strstr(error.text, "residency: expected a device with memory of its own for streamed weights"));

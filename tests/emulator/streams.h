@@ -29,6 +29,12 @@ const StreamNote *emulator_stream_notes(size_t *n);
  * allowed. */
 void emulator_streams_any_order(unsigned seed);
 
+/* For a library that works beside the streams, on a thread of its own. idle: does what can be done without
+ * waiting for such a library; whether that was all. await: what is put later waits until ready(context). */
+__attribute__((visibility("default"))) bool emulator_stream_idle(void *stream);
+__attribute__((visibility("default"))) void emulator_stream_await(void *stream, bool (*ready)(void *context),
+                                                                  void *context);
+
 /* The most device memory that was lent at once since the last call. */
 size_t emulator_peak_bytes(void);
 

@@ -12,11 +12,20 @@ typedef struct {
     Weights weights;
 } Loaded;
 
-static bool load(const char *folder, const Device *device, Loaded *to, Error *error) {
+/* As one of some ranks, whose tokens travel; rank NULL: alone. Loading sends nothing. */
+static bool load_as(const char *folder, const Device *device, Comm *rank, Loaded *to, Error *error) {
     if (!model_config_read(folder, &to->config, error)) return false;
-    if (weights_load(&to->config, device, &to->weights, error)) return true;
+    Spread spread = {.comm = rank, .residency = RESIDENCY_RESIDENT};
+    if (rank) spread.placement = (Placement){rank->size, to->config.n_experts, rank->size, false};
+    if (rank ? weights_load_spread(&to->config, device, &spread, &to->weights, error)
+             : weights_load(&to->config, device, &to->weights, error))
+        return true;
     model_config_free(&to->config);
     return false;
+}
+
+static bool load(const char *folder, const Device *device, Loaded *to, Error *error) {
+    return load_as(folder, device, NULL, to, error);
 }
 
 static void unload(Loaded *loaded) {
@@ -151,6 +160,52 @@ static void expect_same(const Loaded *a, const Loaded *b) {
     }
 }
 
+static Comm fake_rank(int rank, int size) {
+    Comm comm = comm_alone(NULL);
+    comm.rank = rank, comm.size = size;
+    return comm;
+}
+
+static void expect_slice(Tensor part, Tensor whole, Range experts) {
+    const size_t n_bytes = tensor_bytes(whole) / (size_t)whole.shape[0];
+    assert_int_equal(part.n_dims, 3);
+    assert_int_equal(part.shape[0], experts.n);
+    assert_int_equal(part.shape[1], whole.shape[1]);
+    assert_int_equal(tensor_bytes(part), (size_t)experts.n * n_bytes);
+    assert_memory_equal(part.data, (char *)whole.data + (size_t)experts.first * n_bytes, tensor_bytes(part));
+}
+
+/* Each of some ranks has its own experts of every layer, and all of everything else. */
+static void expect_ranges(const char *folder, const Loaded *whole) {
+    for (int size = 2; size <= 4; size++)
+        for (int rank = 0; rank < size; rank++) {
+            Comm comm = fake_rank(rank, size);
+            Loaded m = {0};
+            Error error = {0};
+            if (!load_as(folder, cpu(), &comm, &m, &error)) fail_msg("%s", error.text);
+            const Range own =
+                placement_experts(&(Placement){size, whole->config.n_experts, size, false}, rank);
+            size_t less = 0;
+            for (int64_t l = 0; l < whole->config.n_layers; l++) {
+                const LayerWeights *x = &m.weights.layers[l], *y = &whole->weights.layers[l];
+                const bool dense = whole->config.layer_is_dense[l];
+                if (dense) {
+                    assert_memory_equal(x->gate_up.data, y->gate_up.data, tensor_bytes(y->gate_up));
+                    assert_memory_equal(x->down.data, y->down.data, tensor_bytes(y->down));
+                    continue;
+                }
+                expect_slice(x->gate_up, y->gate_up, own);
+                expect_slice(x->down, y->down, own);
+                assert_memory_equal(x->router.data, y->router.data, tensor_bytes(y->router));
+                less += tensor_bytes(y->gate_up) + tensor_bytes(y->down) - tensor_bytes(x->gate_up) -
+                        tensor_bytes(x->down);
+            }
+            assert_true(less > 0);
+            assert_int_equal(m.weights.n_bytes, whole->weights.n_bytes - less);
+            unload(&m);
+        }
+}
+
 static char *copy_config(const char *from, const char *to) {
     size_t n;
     Error error = {0};
@@ -180,6 +235,9 @@ static void test_fused_names_give_the_same_weights(void **state) {
         snprintf(name, sizeof name, "fused%d", i);
         if (!load(scratch_path(name), cpu(), &fused, &error)) fail_msg("%s", error.text);
         expect_same(&m, &fused);
+        expect_ranges(scratch_path(name), &m);
+        snprintf(folder, sizeof folder, GOLDEN "%s", golden[i]);
+        expect_ranges(folder, &m);
         for (int64_t k = 0; k < n; k++) free(tensors[k].tensor.data);
         safetensors_close(set);
         unload(&m);
@@ -331,6 +389,32 @@ static void test_nonfinite_weights_are_named(void **state) {
     refuse(&m, "model.layers.0.block_sparse_moe.gate.weight (layer 0): expected finite weights");
 }
 
+/* Of three ranks the last has expert 2. What it alone reads concerns it alone; what is missing, all. */
+static void test_a_rank_reads_its_own_experts(void **state) {
+    (void)state;
+    TinyModel m;
+    tiny_make(&m);
+    spoil(&m, "model.layers.1.block_sparse_moe.experts.2.w2.weight", DTYPE_F32, 47, 0x7fc00000);
+    char *folder = strdup(tiny_write(&m, "own", tiny_config));
+    for (int rank = 0; rank < 3; rank++) {
+        Comm comm = fake_rank(rank, 3);
+        Loaded loaded;
+        Error error = {0};
+        const bool fine = load_as(folder, cpu(), &comm, &loaded, &error);
+        assert_int_equal(fine, rank < 2);
+        if (fine) unload(&loaded);
+        if (!fine) assert_contains(error.text, "experts.2.w2.weight (layer 1, expert 2): expected finite");
+    }
+    free(folder);
+    tiny_make(&m);
+    tiny_remove(&m, "model.layers.1.block_sparse_moe.experts.2.w2.weight");
+    Comm comm = fake_rank(0, 3);
+    Loaded loaded;
+    Error error = {0};
+    assert_false(load_as(tiny_write(&m, "own", tiny_config), cpu(), &comm, &loaded, &error));
+    assert_contains(error.text, "1 missing: model.layers.1.block_sparse_moe.experts.2.w2.weight");
+}
+
 static void test_large_finite_weights_pass(void **state) {
     (void)state;
     static const uint32_t bits[] = {0x7f7fffff, 0xff7fffff, 1, 0x80000000, 0x00800000};
@@ -473,6 +557,7 @@ int main(void) {
         cmocka_unit_test(test_experts_of_one_layer_share_a_dtype),
         cmocka_unit_test(test_dtypes_may_differ_between_tensors),
         cmocka_unit_test(test_nonfinite_weights_are_named),
+        cmocka_unit_test(test_a_rank_reads_its_own_experts),
         cmocka_unit_test(test_large_finite_weights_pass),
         cmocka_unit_test(test_tied_embeddings),
         cmocka_unit_test(test_pickles_are_refused),

@@ -152,14 +152,22 @@ CALL(moe_hidden) {
 BUILD(moe_gate_up_bwd) {
     int64_t n = p->rows * N_CHOICES;
     add_plan(p, IN);
-    row_arg(p, SUM, ACT, p->width, NONE);
-    whole_arg(p, SCRATCH, REAL, n, p->width, NONE);
+    leave_out(row_arg(p, SUM, ACT, p->width, NONE), p->variant == 1);
+    whole_arg(p, p->variant == 1 ? OUT : SCRATCH, REAL, n, p->width, NONE); /* variant 1: the terms alone */
     whole_arg(p, IN, ACT, n, 2 * OTHER_SIZE, NONE);
     whole_arg(p, IN, WEIGHT, N_EXPERTS, 2 * OTHER_SIZE, p->width);
     p->reduction = 2 * OTHER_SIZE * N_CHOICES;
     p->scale = 1;
 }
 CALL(moe_gate_up_bwd) { (void)p, o->moe_gate_up_bwd(q, t[3], t[4], t[5], t[6], plan_at(t)); }
+BUILD(moe_add_rows) {
+    add_plan(p, IN);
+    row_arg(p, SUM, ACT, p->width, NONE);
+    whole_arg(p, IN, REAL, p->rows * N_CHOICES, p->width, NONE);
+    p->reduction = N_CHOICES + 1;
+    p->scale = 1;
+}
+CALL(moe_add_rows) { (void)p, o->moe_add_rows(q, t[3], t[4], plan_at(t)); }
 BUILD(moe_down) {
     int64_t n = p->rows * N_CHOICES;
     add_plan(p, IN);

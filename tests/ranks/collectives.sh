@@ -25,6 +25,10 @@ for fault in seed=7 late=3; do
 done
 got=$(NCCL_STANDIN=async=1@5 timeout 100 mpirun -n 3 "$build/rank_collectives" nccl 2>&1) && fail "an error of NCCL: expected a failure"
 grep -q 'gatetape: error: rank 1: collective #.*async error asked for' <<<"$got" || fail "an error of NCCL: $got"
+got=$(timeout 100 mpirun -n 3 "$build/rank_collectives" mpi wrong_rows 2>&1) && fail "wrong rows: expected a failure"
+grep -q 'rank 1: collective #.*a message from rank 0: expected 16 bytes: got 8' <<<"$got" || fail "wrong rows: $got"
+got=$(timeout 100 mpirun -n 3 "$build/rank_collectives" nccl wrong_rows 2>&1) && fail "NCCL, wrong rows: expected a failure"
+grep -q 'collective #.*invalid usage: rank 1 .*(16 of.*rank 0 .*(8 of' <<<"$got" || fail "NCCL, wrong rows: $got"
 alone=$(timeout 60 "$build/rank_collectives" self)
 [ "${alone##* }" = "$want" ] || fail "self: expected the same sums: got $alone"
 

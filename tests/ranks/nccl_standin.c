@@ -101,6 +101,7 @@ typedef struct Work {
 struct CUstream_st {
     Work *head, **tail;
     struct CUstream_st *next;
+    void *emulated; /* the stream of the emulated device beside which this one runs */
 };
 struct CUevent_st {
     _Atomic uint64_t recorded, done;
@@ -470,6 +471,39 @@ void queue_store_i64(cudaStream_t s, _Atomic int64_t *where, int64_t value) {
     add_work(s, (Work){.what = STORE, .to = where, .bytes = (size_t)value});
 }
 
+/* ---- the emulated device (tests/emulator/streams.h), in a program that has it ---- */
+/* Its streams run only while the host waits for them. So what stands before a group is done when the group is
+ * given, the group runs here, and what stands behind it waits. */
+extern bool emulator_stream_idle(void *stream) __attribute__((weak));
+extern void emulator_stream_await(void *stream, bool (*ready)(void *context), void *context)
+    __attribute__((weak));
+
+static cudaStream_t beside(void *emulated) {
+    cudaStream_t s = streams;
+    while (s && s->emulated != emulated) s = s->next;
+    if (s) return s;
+    cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking);
+    s->emulated = emulated;
+    return s;
+}
+
+static bool has_ended(void *own) { return cudaStreamQuery(own) == cudaSuccess; }
+
+static ncclResult_t give(cudaStream_t s, Work w) {
+    if (!emulator_stream_idle) {
+        add_work(s, w);
+        return ncclSuccess;
+    }
+    while (!emulator_stream_idle(s)) {
+        if (atomic_load(&w.comm->state) > ncclSuccess) return (ncclResult_t)atomic_load(&w.comm->state);
+        pause_us(50);
+    }
+    cudaStream_t own = beside(s);
+    add_work(own, w);
+    emulator_stream_await(s, has_ended, own);
+    return ncclSuccess;
+}
+
 /* ---- communicators ---- */
 
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
@@ -566,7 +600,8 @@ ncclResult_t ncclGroupStart(void) {
 ncclResult_t ncclGroupEnd(void) {
     if (depth == 0) return ncclInvalidUsage;
     if (--depth) return ncclSuccess;
-    while (n_pending) { /* one item per (communicator, stream) */
+    ncclResult_t result = ncclSuccess;
+    while (n_pending && result == ncclSuccess) { /* one item per (communicator, stream) */
         ncclComm_t c = pending[0].comm;
         cudaStream_t s = pending[0].stream;
         Work w = {.what = GROUP, .comm = c, .calls = malloc(sizeof(Call) * (size_t)n_pending)};
@@ -581,9 +616,9 @@ ncclResult_t ncclGroupEnd(void) {
         w.ticket = ++c->issued;
         for (int i = 0; i < w.n_calls; i++)
             w.calls[i].number = w.calls[i].kind == SEND_RECV ? w.ticket : ++c->collectives;
-        add_work(s, w);
+        result = give(s, w);
     }
-    return ncclSuccess;
+    return result;
 }
 
 static ncclResult_t call(ncclComm_t c, cudaStream_t s, Call k) {
