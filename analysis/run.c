@@ -159,20 +159,12 @@ static void close_model(Run *run) {
     run->loaded = NULL;
 }
 
-/* The others are rank 0's alone. */
-static bool runs_on_all(const StepOptions *step) {
-    return step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT || step->kind == STEP_TUNE;
-}
-
-/* A training has its tokens at home, and so has whatever rank 0 does alone. */
-static Spread spread_of(const Run *run, const ModelOptions *options, const StepOptions *step) {
-    const Spread *spread = &run->spreads[options - run->job->models];
-    if (!runs_on_all(step) && spread_any(spread)) return (Spread){.residency = RESIDENCY_RESIDENT};
-    return step->kind == STEP_TUNE ? residency_of_training(spread) : *spread;
-}
+/* What computes with a model; the others are rank 0's alone. */
+static bool runs_on_all(const StepOptions *step) { return step->kind != STEP_REPORT && step->model[0]; }
 
 static bool open_model(Run *run, const ModelOptions *options, const StepOptions *step, Error *error) {
-    const Spread spread = spread_of(run, options, step);
+    const Spread *chosen = &run->spreads[options - run->job->models],
+                 spread = step->kind == STEP_TUNE ? residency_of_training(chosen) : *chosen;
     char where[200];
     if (run->loaded == options && residency_is_same(&run->model.spread, &spread)) return true;
     close_model(run);
