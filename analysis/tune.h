@@ -4,7 +4,11 @@
  * RUN/STEP gets training.csv (one row an optimizer step), updates.csv (what is trained, and how long its
  * update became), adapter-FORM/ and last step.json. Every checkpoint_every steps the whole state goes to
  * checkpoint.safetensors; a run that was killed goes on from there, with the same bits. The order of
- * examples and the first values are Philox numbers of (seed, purpose, prompt or cell, epoch or element). */
+ * examples and the first values are Philox numbers of (seed, purpose, prompt or cell, epoch or element).
+ *
+ * Ranks share the examples of each step (lora_ranks.h) and the held-out prompts. Each has the whole state and
+ * changes it alike, so any number of ranks goes on from a checkpoint; rank 0 alone writes. tune_run is
+ * collective. */
 #ifndef GATETAPE_TUNE_H
 #define GATETAPE_TUNE_H
 #include "../engine/lora.h"

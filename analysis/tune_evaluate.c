@@ -1,5 +1,5 @@
-/* Held-out groups, shared by the ranks: their loss on the way, when it has stopped falling, and the values with
- * the least of it.
+/* Held-out groups, shared by the ranks: their loss on the way, when it has stopped falling, and the values
+ * with the least of it.
  * What is best follows from the rows alone, so that a resumed training decides as an undisturbed one. */
 #include "../engine/alloc.h"
 #include "likelihood.h"
@@ -82,7 +82,7 @@ static bool measure_own(const Tuning *t, const HeldOutGroup *g, Error *error) {
         n = batch_size(&block, at, 0, limits);
         ok = measure_batch(t, g, at, n, error);
         if (!ok && spread_any(&t->model.spread)) comm_fail(t->run->comm, error);
-        ok = ok && step_goes_on(t->run, error);
+        ok = ok && tune_goes_on(t->run, error);
     }
     for (; spread_any(&t->model.spread) && n_left > 0; n_left--) serve_batch(t, g);
     return ok;

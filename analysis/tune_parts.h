@@ -106,6 +106,9 @@ bool tune_step(Tuning *t, Error *error);
 void tune_share(Comm *comm, double *x, int64_t n, int64_t first, int64_t n_own);
 /* The texts of a rank: consecutive, as even in tokens as that allows. lengths [n], n >= 0. */
 bool tune_own_texts(const Comm *comm, const int64_t *lengths, int64_t n, Range *own, Error *error);
+/* False and an Error when a signal has asked this rank for the end. The others learn of it where they next
+ * agree; until then it serves their passes. */
+bool tune_goes_on(const StepRun *run, Error *error);
 /* Whether all ranks took up the same state. Collective. */
 bool tune_check_alike(const Tuning *t, Error *error);
 

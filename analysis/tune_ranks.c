@@ -36,6 +36,13 @@ bool tune_own_texts(const Comm *comm, const int64_t *lengths, int64_t n, Range *
     return true;
 }
 
+bool tune_goes_on(const StepRun *run, Error *error) {
+    return !*run->stop ||
+           error_set(error, ERROR_INTERRUPTED,
+                     "step %s: interrupted; the same command goes on from the last step that was kept",
+                     run->step->name);
+}
+
 bool tune_check_alike(const Tuning *t, Error *error) {
     int64_t bounds[2] = {t->n_done, -t->n_done};
     comm_max_i64(t->run->comm, bounds, 2);

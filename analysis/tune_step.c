@@ -1,11 +1,11 @@
 /* One optimizer step: its examples dealt over ranks, in passes of as many tokens as the job allows, their
- * gradients gathered, the updates changed on every rank alike. Which examples share a pass, or a rank, changes
- * no bit. */
+ * gradients gathered, the updates changed on every rank alike. Which examples share a pass, or a rank,
+ * changes no bit. */
 #include "tune_parts.h"
 #include <math.h>
 
-/* The end of the pass that begins with example `first` of a chunk that ends at `most`: at least one, its texts
- * together. */
+/* The end of the pass that begins with example `first` of a chunk that ends at `most`: at least one, its
+ * texts together. */
 static int64_t part_end(const TunePack *p, int64_t first, int64_t most) {
     const BatchLimits limits = step_limits(p->tuning->run->job);
     int64_t end = first + 1;
@@ -51,7 +51,7 @@ static bool run_chunk(TunePack *p, int64_t chunk, int64_t number, int64_t *n, Er
         end = part_end(p, at, own.first + own.n);
         const TunePart part = {p, at * p->each, end * p->each, (at - own.first) * p->each};
         ++*n;
-        if (!tune_part_run(&part, error) || !step_goes_on(t->run, error)) return false;
+        if (!tune_part_run(&part, error) || !tune_goes_on(t->run, error)) return false;
     }
     return lora_leaves_keep(&t->leaves, &t->training, number, own.n * p->each, error);
 }
@@ -135,7 +135,7 @@ bool tune_step(Tuning *t, Error *error) {
     TunePack pack;
     double norm = 0;
     comm_phase("step %.40s, training step %lld", step->name, (long long)t->n_done + 1);
-    bool ok = tune_pack_make(t, t->n_done, &pack, error) && step_goes_on(t->run, error) &&
+    bool ok = tune_pack_make(t, t->n_done, &pack, error) && tune_goes_on(t->run, error) &&
               lora_leaves_open(&t->leaves, &t->training, &pack.deal, error);
     ok = comm_agree(comm, ok, error) && find_gradient(&pack, &norm, error);
     if (ok) ok = comm_agree(comm, lora_training_step(&t->training, &options, rate, norm, error), error);

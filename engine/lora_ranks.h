@@ -1,8 +1,9 @@
 /* The gradient of a training step whose examples several ranks share: the bits of one rank.
  *
- * Examples are cut into chunks of 2^k, and a rank has consecutive chunks. Its counters (LoraSums) run from the
- * beginning of each chunk, so a chunk's sum is a node of the tree over all examples, and comm_tree_sum over
- * chunks adds up the rest of that tree. Cut and owners follow from lengths and the number of ranks alone. */
+ * Examples are cut into chunks of 2^k, and a rank has consecutive chunks. Its counters (LoraSums) run from
+ * the beginning of each chunk, so a chunk's sum is a node of the tree over all examples, and comm_tree_sum
+ * over chunks adds up the rest of that tree. Cut and owners follow from lengths and the number of ranks
+ * alone. */
 #ifndef GATETAPE_LORA_RANKS_H
 #define GATETAPE_LORA_RANKS_H
 #include "lora.h"
@@ -15,8 +16,8 @@ typedef struct {
 } LoraDeal;
 
 /* Deals n_examples >= 1 examples of `lengths` tokens, all above 0. The fullest rank has as few tokens as
- * consecutive chunks allow, and chunks are as large as they can be without giving it more than an eighth above
- * what single examples would: small ones make small passes, and a sum each to be kept. Caller frees. */
+ * consecutive chunks allow, and chunks are as large as they can be without giving it more than an eighth
+ * above what single examples would: small ones make small passes, and a sum each to be kept. Caller frees. */
 bool lora_deal_make(const int64_t *lengths, int64_t n_examples, int64_t n_ranks, LoraDeal *deal,
                     Error *error);
 void lora_deal_free(LoraDeal *deal);
