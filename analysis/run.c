@@ -146,6 +146,7 @@ typedef struct {
     RunFolder *folder;
     Progress *progress;
     Comm *comm;
+    Spread *spreads;            /* [n_models] where their experts are to be */
     const ModelOptions *loaded; /* whose model and encoder are open; NULL: none */
     Model model;
     PromptEncoder encoder;
@@ -158,13 +159,22 @@ static void close_model(Run *run) {
     run->loaded = NULL;
 }
 
-static bool open_model(Run *run, const ModelOptions *options, Error *error) {
-    if (run->loaded == options) return true;
+/* What computes with a model; the others are rank 0's alone. */
+static bool runs_on_all(const StepOptions *step) { return step->kind != STEP_REPORT && step->model[0]; }
+
+/* A training has its tokens at home. */
+static Spread spread_of(const Run *run, const ModelOptions *options, const StepOptions *step) {
+    const Spread *spread = &run->spreads[options - run->job->models];
+    return step->kind == STEP_TUNE ? residency_of_training(spread) : *spread;
+}
+
+static bool open_model(Run *run, const ModelOptions *options, const StepOptions *step, Error *error) {
+    const Spread spread = spread_of(run, options, step);
+    char where[200];
+    if (run->loaded == options && residency_is_same(&run->model.spread, &spread)) return true;
     close_model(run);
     double begun = clock_seconds();
-    Spread spread = {.residency = RESIDENCY_STREAMED};
-    if (!residency_choose(run->job, options, run->device, run->compute, &spread.n_streamed, error) ||
-        !model_open_spread(options->path, run->device, run->compute, &spread, &run->model, error))
+    if (!model_open_spread(options->path, run->device, run->compute, &spread, &run->model, error))
         return error_add_place(error, "models.%s", options->name);
     if (!prompt_encoder_open(options, &run->model.config, &run->encoder, error)) {
         model_close(&run->model);
@@ -173,11 +183,8 @@ static bool open_model(Run *run, const ModelOptions *options, Error *error) {
     run->loaded = options;
     progress_note(run->progress, "model %s: %.1f MiB in %.1f s", options->name,
                   (double)run->model.weights.n_bytes / (1 << 20), clock_seconds() - begun);
-    if (spread.n_streamed)
-        progress_note(run->progress,
-                      "model %s: experts of %lld of %lld layers are streamed, %.1f MiB on the host",
-                      options->name, (long long)spread.n_streamed, (long long)run->model.config.n_moe_layers,
-                      (double)weight_stream_host_bytes(run->model.weights.stream) / (1 << 20));
+    residency_describe(&run->model, run->comm->size, where);
+    if (where[0]) progress_note(run->progress, "model %s: %s", options->name, where);
     return true;
 }
 
@@ -188,9 +195,6 @@ static bool put_event(Run *run, const char *name, const StepOptions *step, Error
     event_put_bool(&event, "run/resumed", run->folder->resumed);
     return event_append(&event, run->progress, error);
 }
-
-/* What computes with a model; the others are rank 0's alone. */
-static bool runs_on_all(const StepOptions *step) { return step->kind != STEP_REPORT && step->model[0]; }
 
 static bool run_measuring(Run *run, const StepOptions *step, const char *folder, Error *error) {
     StepRun one = {.job = run->job,
@@ -210,7 +214,7 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
                                                                              : step_run;
     if (!step->model[0]) return work(&one, error);
     StepAdapter adapter = {0};
-    bool ok = open_model(run, job_model(run->job, step->model), error) &&
+    bool ok = open_model(run, job_model(run->job, step->model), step, error) &&
               step_adapter_open(run->job, step, run->folder->path, &run->model, &adapter, error);
     if (runs_on_all(step)) ok = comm_agree(run->comm, ok, error);
     ok = ok && work(&one, error);
@@ -259,9 +263,11 @@ static bool run_step(Run *run, const StepOptions *step, Error *error) {
 static bool run_steps(Run *run, Error *error) {
     bool ok = put_event(run, "run/begin", NULL, error) &&
               (run->comm->rank || results_write_readme(run->folder->path, error));
-    ok = comm_agree(run->comm, ok, error);
+    ok = comm_agree(run->comm, ok, error) &&
+         residency_choose(run->job, run->device, run->compute, run->comm, &run->spreads, error);
     for (int64_t s = 0; ok && s < run->job->n_steps; s++) ok = run_step(run, &run->job->steps[s], error);
     close_model(run);
+    mem_free(run->spreads);
     return ok && put_event(run, "run/end", NULL, error);
 }
 

@@ -168,16 +168,19 @@ static double predict_seconds(const Planner *p, const PlannedWork *work) {
 
 /* What a run on this machine's device would do, where there is a choice. */
 static bool print_residency(const Planner *p, Error *error) {
-    int64_t n = 0;
-    if (!p->device->copies && p->job->options.residency == RESIDENCY_AUTO) return true;
-    if (!residency_choose(p->job, job_model(p->job, p->step->model), p->device, p->compute, &n, error))
-        return false;
+    Comm alone = comm_alone(p->device);
+    Spread *spreads = NULL;
+    const bool has_choice = p->device->copies || p->job->options.residency != RESIDENCY_AUTO;
+    const bool ok = !has_choice || residency_choose(p->job, p->device, p->compute, &alone, &spreads, error);
+    const int64_t n =
+        ok && has_choice ? spreads[job_model(p->job, p->step->model) - p->job->models].n_streamed : 0;
     if (n)
         fprintf(p->to, "  residency: experts of %lld of %lld layers are streamed from the host\n",
                 (long long)n, (long long)p->config->n_moe_layers);
-    else
+    else if (ok && has_choice)
         fputs("  residency: all weights are on the device\n", p->to);
-    return true;
+    mem_free(spreads);
+    return ok;
 }
 
 bool plan_print_cost(const Planner *p, PlannedWork *work, Error *error) {

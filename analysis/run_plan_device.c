@@ -4,10 +4,9 @@
 #include "../engine/model_config.h"
 #include "../engine/text.h"
 #include "devices.h"
-#include "run_plan.h"
+#include "run_plan_parts.h"
 
-/* h100 and the like are files of configs/devices. */
-static bool read_limits(const char *name, RankDevice *limits, Error *error) {
+bool plan_read_limits(const char *name, RankDevice *limits, Error *error) {
     char *file = NULL, *path = NULL;
     if (io_exists(name)) return rank_device_read(name, limits, error);
     Text known = {0};
@@ -28,7 +27,8 @@ bool run_plan_job(const Job *job, const char *out, FILE *to, Error *error) {
     PlanDevice on = {.compute = compute == COMPUTE_F32 ? DTYPE_F32 : DTYPE_BF16};
     if (job->options.device_file[0]) {
         on.limits = &limits;
-        return read_limits(job->options.device_file, &limits, error) && run_plan(job, out, &on, to, error);
+        return plan_read_limits(job->options.device_file, &limits, error) &&
+               run_plan(job, out, &on, to, error);
     }
     if (!devices_pick((DeviceChoice)job->options.device, "device", &on.device, error) ||
         !devices_pick_dense(job->options.dense, on.device, error))

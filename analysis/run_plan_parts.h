@@ -40,6 +40,8 @@ void planned_work_free(PlannedWork *work);
 
 /* Best of twelve: a product [RATE_ROWS,k] x [n,k]^T, and y += x over many floats. */
 Rates plan_measure_rates(const Device *device, int64_t n, int64_t k, Error *error);
+/* A device's file: h100 and the like are files of configs/devices. */
+bool plan_read_limits(const char *name, RankDevice *limits, Error *error);
 /* Text of others, for a terminal. */
 void plan_print_text(FILE *to, const char *bytes, size_t n);
 /* The line of files that a step writes, for all kinds but tune. */

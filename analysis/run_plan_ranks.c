@@ -4,11 +4,11 @@
 #include "run_plan_parts.h"
 #include "../engine/alloc.h"
 #include "conditions.h"
+#include "residency.h"
 #include "step.h"
 #include "tune_parts.h"
 #include <math.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { ASSUMED_TOKENS = 512 };
 static const double gb = 1e9;
@@ -94,17 +94,29 @@ static bool share_work(const Planner *p, const PlannedWork *work, RankShare *to,
 /* ---- the device ---- */
 /* Ranks of this machine share its cores, memory and bus. */
 static RankDevice this_machine(const Planner *p, int64_t n_ranks) {
-    const double n = (double)n_ranks,
-                 memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    RankDevice d = {.usable_bytes = memory / n,
-                    .flops_per_s = p->rates.flops / n,
-                    .dram_bytes_per_s = p->rates.bytes / n,
-                    .host_bytes_per_s = p->rates.bytes / n,
-                    .node_bytes_per_s = p->rates.bytes / n,
-                    .network_bytes_per_s = p->rates.bytes / n,
-                    .per_node = n_ranks};
+    const double n = (double)n_ranks, bytes = p->rates.bytes / n;
+    RankDevice d = residency_machine(n_ranks);
+    d.flops_per_s = p->rates.flops / n;
+    d.dram_bytes_per_s = d.host_bytes_per_s = d.node_bytes_per_s = d.network_bytes_per_s = bytes;
     snprintf(d.name, sizeof d.name, "this machine's %s, shared", p->device->name);
     return d;
+}
+
+/* What a run would take for all steps of the model; this step's share of it. */
+static bool choose(const Planner *p, const RankShare *share, const RankDevice *machine, RankPlan *plan,
+                   Error *error) {
+    const RankDevice unmeasured = residency_machine(share->n_ranks);
+    RankPlan of_all;
+    if (!p->limits && p->job->options.residency == RESIDENCY_STREAMED &&
+        !weight_stream_possible(p->device, error))
+        return false;
+    if (!residency_plan(p->job, job_model(p->job, p->step->model), p->compute,
+                        p->limits ? p->limits : &unmeasured, share->n_ranks, &of_all, error))
+        return error_add_place(error, "step %s", p->step->name);
+    const bool at_home = p->step->kind == STEP_TUNE && of_all.group > 1;
+    *plan = rank_plan_make(p->config, &share->work, machine, of_all.placement,
+                           at_home ? RESIDENCY_PEERS : of_all.residency, of_all.n_streamed);
+    return true;
 }
 
 bool plan_has_ranks(const Planner *p) { return p->limits || p->job->options.ranks > 1; }
@@ -188,7 +200,8 @@ bool plan_print_ranks(const Planner *p, PlannedWork *work, Error *error) {
     const Residency wanted = (Residency)p->job->options.residency;
     if (!share_work(p, work, &share, error)) return error_add_place(error, "step %s", p->step->name);
     const RankDevice machine = p->limits ? *p->limits : this_machine(p, share.n_ranks);
-    const RankPlan plan = rank_plan_choose(p->config, &share.work, &machine, share.n_ranks, wanted);
+    RankPlan plan;
+    if (!choose(p, &share, &machine, &plan, error)) return false;
     work->seconds = plan.seconds * (double)share.n_passes;
     if (share.assumed)
         work->flops = plan.flops * (double)(share.work.n_tokens * share.n_passes * share.n_ranks);

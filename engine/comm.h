@@ -37,6 +37,7 @@ typedef struct {
 struct Comm {
     int rank, size;
     int local_rank; /* among the ranks of this machine */
+    int per_node;   /* ranks of a machine, next to each other, the last may have fewer; 0: it is not so */
     const CommBackend *backend;
     const char *kind;      /* of CommOptions */
     const Device *device;  /* of the queues that calls name; NULL until comm_use_device */
@@ -105,6 +106,8 @@ void comm_barrier(Comm *comm);
 void comm_wait(Comm *comm, Queue *queue);
 
 /* ---- for comm_*.c ---- */
+/* Comm.per_node, where node[r] is the lowest rank of rank r's machine. */
+int comm_per_node(const int *node, int size);
 extern const CommBackend comm_self_backend;
 /* Opens the plug-in and starts MPI: rank, size, local_rank, the watchdog, and transfers between hosts. */
 bool comm_mpi_open(Comm *comm, double deadline_s, Error *error);

@@ -160,7 +160,17 @@ void comm_mpi_close(Comm *comm) {
 
 static const CommBackend mpi_backend = {"mpi", comm_mpi_transfer, mark, wait_host, comm_mpi_close};
 
-/* Which of the ranks on this machine we are. */
+int comm_per_node(const int *node, int size) {
+    int n = 1;
+    while (n < size && node[n] == node[0]) n++;
+    for (int r = 0; r < size; r++) {
+        const int begin = r / n * n;
+        if (node[r] != node[begin] || (begin == r && node[r] != r)) return 0;
+    }
+    return n;
+}
+
+/* Which of the ranks on this machine we are, and how many each has. */
 static void find_local_rank(Comm *comm, const char *host) {
     enum { WORDS = 8 };
     union {
@@ -172,6 +182,10 @@ static void find_local_rank(Comm *comm, const char *host) {
                     tensor_matrix(&mine, DTYPE_I64, 1, WORDS));
     comm->local_rank = 0;
     for (int r = 0; r < comm->rank; r++) comm->local_rank += !strcmp(all[r].text, mine.text);
+    int node[COMM_MAX_RANKS]; /* the lowest rank of each one's machine */
+    for (int r = 0; r < comm->size; r++)
+        for (node[r] = 0; strcmp(all[node[r]].text, all[r].text) != 0;) node[r]++;
+    comm->per_node = comm_per_node(node, comm->size);
 }
 
 bool comm_mpi_open(Comm *comm, double deadline_s, Error *error) {
@@ -202,7 +216,7 @@ bool comm_mpi_open(Comm *comm, double deadline_s, Error *error) {
 
 /* ---- open and close ---- */
 Comm comm_alone(const Device *device) {
-    return (Comm){.size = 1, .kind = "self", .backend = &comm_self_backend, .device = device};
+    return (Comm){.size = 1, .per_node = 1, .kind = "self", .backend = &comm_self_backend, .device = device};
 }
 
 bool comm_open(const CommOptions *options, Comm *comm, Error *error) {

@@ -5,7 +5,7 @@
 #include <math.h>
 
 enum { N_BUFFERS = 2, EXCHANGES_FORWARD = 2, EXCHANGES_BACK = 3 };
-/* Rows that a rank can take of a layer, over its even share: what the receive buffers are made for. */
+/* Rows that a rank can take of a layer, over its even share, where nobody knows better. */
 static const double SKEW = 2;
 /* Of an exchange: start and count exchange, and one message a peer. */
 static const double EXCHANGE_SECONDS = 30e-6, MESSAGE_SECONDS = 5e-6;
@@ -61,16 +61,33 @@ static double saved_bytes(const Sizes *s, const RankWork *w) {
     return s->T * (s->n_layers * layer + s->D * s->act);
 }
 
-/* What a layer with experts holds beside that. Forward: z, h, the results, the normalised rows and the
- * stream. Back: z, its gradient and the sums of the products, f32, twice with different widths; rows and
- * their gradients. */
-static double expert_bytes(const Sizes *s, const RankWork *w, double skew) {
-    const double M = s->T * s->K * skew, row = s->T * s->D * s->act,
-                 routes = s->T * (2 * s->E + 5 * s->K) * sizeof(float),
-                 forward = M * (3 * s->F + s->D) * s->act + 2 * row + routes,
-                 sums = sizeof(float) * fmax(s->F, s->D),
-                 back = M * (4 * s->F * s->act + sums) + 4 * row + routes + s->T * s->E * sizeof(float);
-    return w->walks_back ? back : forward;
+/* Rows of tokens and numbers of their choices around a layer's experts. */
+static double around_bytes(const Sizes *s, const RankWork *w) {
+    const double row = s->T * s->D * s->act, routes = s->T * (2 * s->E + 5 * s->K) * sizeof(float);
+    return w->walks_back ? 4 * row + routes + s->T * s->E * sizeof(float) : 2 * row + routes;
+}
+
+/* What a layer with experts at home holds beside that. Forward: z, h and the results. Back: z, its gradient
+ * and the sums of the products, f32, twice with different widths. */
+static double expert_bytes(const Sizes *s, const RankWork *w) {
+    const double sums = sizeof(float) * fmax(s->F, s->D),
+                 pair = w->walks_back ? 4 * s->F * s->act + sums : (3 * s->F + s->D) * s->act;
+    return s->T * s->K * pair;
+}
+
+/* Where tokens travel. A home has rows of all pairs, on the way back of two kinds, and what comes back:
+ * results, and a copy by expert for who looks at them, or f32 terms. An owner has as many kinds for the pairs
+ * that come to it, f32 terms in both orders, and the work of its experts, the sums of both widths at once. */
+static void travel_bytes(const Sizes *s, const RankWork *w, RankMemory *m) {
+    const double pairs = s->T * s->K, comes = pairs * (w->skew > 0 ? w->skew : SKEW), row = s->D * s->act,
+                 term = s->D * sizeof(float), F = s->F;
+    if (w->walks_back) {
+        m->exchange = pairs * (2 * row + term) + comes * (2 * row + 2 * term);
+        m->experts = around_bytes(s, w) + comes * F * (4 * s->act + sizeof(float));
+    } else {
+        m->exchange = pairs * 3 * row + comes * 2 * row;
+        m->experts = around_bytes(s, w) + comes * F * 3 * s->act;
+    }
 }
 
 static double lora_bytes(const Sizes *s, const RankWork *w, double group) {
@@ -81,10 +98,9 @@ static double lora_bytes(const Sizes *s, const RankWork *w, double group) {
 /* All but the weights. */
 static RankMemory work_memory(const Sizes *s, const RankWork *w, int64_t group, bool tokens_travel) {
     RankMemory m = {.saved = saved_bytes(s, w),
-                    .experts = expert_bytes(s, w, tokens_travel ? SKEW : 1),
-                    .lora = lora_bytes(s, w, (double)group)};
-    const double contributions = s->T * s->K * s->D * s->act;
-    if (tokens_travel) m.exchange = 2 * contributions * (1 + SKEW) + contributions;
+                    .experts = around_bytes(s, w) + expert_bytes(s, w),
+                    .lora = lora_bytes(s, w, tokens_travel ? (double)group : 1)};
+    if (tokens_travel) travel_bytes(s, w, &m);
     if (w->walks_back) m.gates = (double)w->n_prompts * s->E * s->D * sizeof(float);
     if (w->n_decoded)
         m.cache =
@@ -238,20 +254,79 @@ static bool is_better(const RankPlan *p, const RankPlan *than) {
     return p->fits ? p->seconds < than->seconds : p->memory.sum < than->memory.sum;
 }
 
+Placement rank_plan_whole(const ModelConfig *config, int64_t n_ranks) {
+    return (Placement){.n_ranks = n_ranks, .n_experts = config->n_experts, .per_node = 1};
+}
+
+static Residency residency_of(const RankWork *work, Placement placement, Residency residency) {
+    return work->n_cells && placement_group(&placement, 0).n > 1 ? RESIDENCY_PEERS : residency;
+}
+
+/* As few as must be for all of the works. */
+static int64_t least_streamed(const ModelConfig *config, const RankWork *works, int64_t n_works,
+                              const RankDevice *device, Placement placement) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < n_works; i++) {
+        const Residency residency = residency_of(&works[i], placement, RESIDENCY_STREAMED);
+        const int64_t n = rank_plan_make(config, &works[i], device, placement, residency, -1).n_streamed;
+        if (n > most) most = n;
+    }
+    return most;
+}
+
+RankPlan rank_plan_make_all(const ModelConfig *config, const RankWork *works, int64_t n_works,
+                            const RankDevice *device, Placement placement, Residency residency,
+                            int64_t n_streamed) {
+    RankPlan largest = {0};
+    double seconds = 0;
+    if (residency == RESIDENCY_STREAMED && n_streamed < 0)
+        n_streamed = least_streamed(config, works, n_works, device, placement);
+    for (int64_t i = 0; i < n_works; i++) {
+        const Residency own = residency_of(&works[i], placement, residency);
+        const RankPlan p = rank_plan_make(config, &works[i], device, placement, own, n_streamed);
+        seconds += p.seconds;
+        if (i == 0 || p.memory.sum > largest.memory.sum) largest = p;
+    }
+    largest.residency = residency;
+    largest.n_streamed = residency == RESIDENCY_STREAMED ? n_streamed : 0;
+    largest.seconds = seconds;
+    return largest;
+}
+
+RankPlan rank_plan_choose_all(const ModelConfig *config, const RankWork *works, int64_t n_works,
+                              const RankDevice *device, int64_t n_ranks, Residency residency) {
+    const bool any = residency == RESIDENCY_AUTO;
+    const Placement whole = rank_plan_whole(config, n_ranks),
+                    within = {n_ranks, config->n_experts, device->per_node, false},
+                    across = {n_ranks, config->n_experts, device->per_node, true};
+    /* of equals the first is taken: the whole model on each rank needs nothing of the others, while copies
+     * from the host take its memory once for each rank */
+    const struct {
+        Placement placement;
+        Residency residency;
+        bool of_auto;
+    } ways[] = {{whole, RESIDENCY_RESIDENT, true},   {within, RESIDENCY_RESIDENT, false},
+                {within, RESIDENCY_STREAMED, false}, {within, RESIDENCY_PEERS, false},
+                {across, RESIDENCY_RESIDENT, false}, {across, RESIDENCY_STREAMED, false},
+                {across, RESIDENCY_PEERS, false},    {whole, RESIDENCY_STREAMED, true}};
+    RankPlan best = {0};
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        const Residency r = ways[i].residency;
+        const bool alone = placement_group(&ways[i].placement, 0).n == 1;
+        if (!any && (r != residency || ways[i].of_auto)) continue;
+        if (r == RESIDENCY_PEERS && alone && n_ranks > 1) continue;
+        if (any && r == RESIDENCY_STREAMED && device->host_bytes_per_s == 0) continue;
+        const int64_t n_streamed = any ? -1 : config->n_moe_layers;
+        const RankPlan p =
+            rank_plan_make_all(config, works, n_works, device, ways[i].placement, r, n_streamed);
+        if (!best.group || is_better(&p, &best)) best = p;
+    }
+    return best;
+}
+
 RankPlan rank_plan_choose(const ModelConfig *config, const RankWork *work, const RankDevice *device,
                           int64_t n_ranks, Residency residency) {
-    RankPlan best = {0};
-    bool any = false;
-    for (int across = 0; across < 2; across++)
-        for (int r = RESIDENCY_RESIDENT; r < N_RESIDENCIES; r++) {
-            if (residency != RESIDENCY_AUTO && r != (int)residency) continue;
-            const Placement placement = {n_ranks, config->n_experts, device->per_node, across};
-            const int64_t n_streamed = residency == RESIDENCY_AUTO ? -1 : config->n_moe_layers;
-            const RankPlan p = rank_plan_make(config, work, device, placement, (Residency)r, n_streamed);
-            if (!any || is_better(&p, &best)) best = p;
-            any = true;
-        }
-    return best;
+    return rank_plan_choose_all(config, work, 1, device, n_ranks, residency);
 }
 
 int64_t rank_plan_least_ranks(const ModelConfig *config, const RankWork *work, const RankDevice *device,

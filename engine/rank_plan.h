@@ -17,8 +17,8 @@ typedef struct {
     double usable_bytes; /* for weights and activations */
     double flops_per_s;  /* of a whole pass */
     double dram_bytes_per_s;
-    double host_bytes_per_s;    /* from pinned memory of the host */
-    double node_bytes_per_s;    /* to the other ranks of a node, each way */
+    double host_bytes_per_s; /* from pinned memory of the host; 0: it computes there, and streams nothing */
+    double node_bytes_per_s; /* to the other ranks of a node, each way */
     double network_bytes_per_s; /* of one rank to other nodes, each way */
     int64_t per_node;
 } RankDevice;
@@ -31,9 +31,10 @@ bool rank_device_read(const char *path, RankDevice *device, Error *error);
 typedef struct {
     int64_t n_tokens, n_prompts; /* of one pass */
     double mean_length;          /* of the prompts, for attention's work; 0: it is left out */
-    bool walks_back;             /* layers are computed again on the way */
-    int64_t n_decoded;           /* steps of decoding after the pass, whose tokens n_tokens has; 0: none */
-    int64_t n_cells, lora_rank;  /* trained cells, of all ranks; 0: none */
+    double skew; /* most rows of a layer that travel to a rank, over its even share; 0: 2, to be prepared */
+    bool walks_back;            /* layers are computed again on the way */
+    int64_t n_decoded;          /* steps of decoding after the pass, whose tokens n_tokens has; 0: none */
+    int64_t n_cells, lora_rank; /* trained cells, of all ranks; 0: none */
     int64_t lora_copies; /* values kept for each trained one: 4 (itself, gradient, two moments) and more */
     DType compute, weights;
 } RankWork;
@@ -83,10 +84,22 @@ RankMemory rank_plan_memory(const ModelConfig *config, const RankWork *work, con
                             int64_t rank);
 
 /* The fastest that fits among those that `residency` allows: groups within nodes and across them, and, for
- * auto, all residencies, streaming as few layers as must be. Where none fits, the one that lacks least, with
- * fits false. Streamed streams every layer. */
+ * auto, all residencies, streaming as few layers as must be, also with the whole model on each rank. Where
+ * none fits, the one that lacks least, with fits false. Streamed streams every layer; peers are several ranks
+ * where there are several. */
 RankPlan rank_plan_choose(const ModelConfig *config, const RankWork *work, const RankDevice *device,
                           int64_t n_ranks, Residency residency);
+/* The same one for all of some works: the fastest in sum, as long as each fits; the plan is that of the work
+ * that takes the most memory. A work with trained cells is done where its tokens are: weights travel where
+ * the experts are spread. n_works >= 1. */
+RankPlan rank_plan_choose_all(const ModelConfig *config, const RankWork *works, int64_t n_works,
+                              const RankDevice *device, int64_t n_ranks, Residency residency);
+/* One of that: residency and placement given, n_streamed as in rank_plan_make. */
+RankPlan rank_plan_make_all(const ModelConfig *config, const RankWork *works, int64_t n_works,
+                            const RankDevice *device, Placement placement, Residency residency,
+                            int64_t n_streamed);
+/* The placement whose groups have one rank each: the whole model on all. */
+Placement rank_plan_whole(const ModelConfig *config, int64_t n_ranks);
 
 /* The least number of ranks on which it fits; 0: not on RANK_PLAN_MOST_RANKS either. */
 enum { RANK_PLAN_MOST_RANKS = 1024 };

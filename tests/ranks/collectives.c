@@ -223,7 +223,8 @@ int main(int n, char **texts) {
     Comm comm;
     Error error = {0};
     device = cpu_device();
-    if (n > 2 || !strcmp(options.kind, "nccl")) device = travel_device(&queue);
+    if ((n > 2 && !strcmp(texts[2], "device")) || !strcmp(options.kind, "nccl"))
+        device = travel_device(&queue);
     check(device != NULL, "no device");
     if (!comm_open(&options, &comm, &error) || !comm_use_device(&comm, device, true, &error)) {
         text_print_error(&error);

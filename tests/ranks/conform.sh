@@ -16,7 +16,7 @@ fail() {
     status=1
 }
 
-cases=(mixtral mixtral_window) counts=(2 3) spread=(auto)
+cases=(mixtral mixtral_window) counts=(2 3) spread=(auto resident peers)
 [ "$how" = long ] && cases=(mixtral mixtral_window olmoe qwen3_moe qwen3_moe_dense_layer) counts=(2 3 4 8)
 for case in "${cases[@]}"; do
     timeout 120 "$program" conform "$golden/$case" --out "$case" >"$case.said" 2>&1 || { fail "$case"; cat "$case.said"; }
