@@ -61,7 +61,7 @@ for job in tune objectives-demo; do
         timeout 120 mpirun -n "$n" "$program" run configs/jobs/$job.json --out ranks "${own[@]}" "${spread[@]}" 2>log ||
             { fail "$job, spread over $n ranks"; cat log; }
         diff -rq -x manifest.json -x events.jsonl -x job.json "$job" ranks || fail "$job, spread over $n ranks: other bytes"
-        grep -q 'of the ranks\|peers' log || fail "$job, $n ranks: not spread: $(cat log)"
+        grep -q 'model demo: peers, experts over' log || fail "$job, $n ranks: not spread: $(cat log)"
         echo "$job, spread over $n ranks: same bytes"
         rm -rf ranks
     done
