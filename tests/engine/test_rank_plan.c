@@ -1,6 +1,7 @@
 /* The plan of Mixtral 8x7B and Qwen3-30B-A3B from their published config.json: sizes, bytes, efficiencies and
  * token counts worked out by hand (16,384 tokens a rank, 600 TFLOP/s, H100s of 79 GB); and the engine's own
  * count of memory for one rank. */
+#include "../../engine/exchange.h"
 #include "../../engine/model.h"
 #include "../../engine/rank_plan.h"
 #include "../../kernels/cost.h"
@@ -70,10 +71,14 @@ static void memory_by_part(void **state) {
         near(m.lora / 1e9, rows[i].lora, 0.01);
         /* 12.95 of layers, and the embedded rows */
         near((m.saved - 16384.0 * 4096 * 2) / 1e9, 12.95, 0.01);
-        /* 1.61 of rows that travel, 0.27 of results before their sum */
-        near(m.exchange / 1e9, 1.61 + 0.27, 0.02);
+        /* 0.27 a row of every choice: 4 at home, and for twice the share 2 x 6 of an owner, f32 ones counted
+         * twice */
+        near(m.exchange / 1e9, 16 * 0.2684, 0.01);
         assert_true(m.sum <= 79e9);
     }
+    /* forward 1.61 of rows that travel, 0.27 of results before their sum */
+    const RankWork forward = work_of(false);
+    near(plan_of(4, false, RESIDENCY_RESIDENT, &forward, &nvlink).memory.exchange / 1e9, 1.61 + 0.27, 0.01);
     /* what travels instead of tokens: two layers of all experts; nothing is exchanged */
     const RankMemory m = plan_of(8, false, RESIDENCY_PEERS, &w, &nvlink).memory;
     near(m.weights / 1e9, 14.49 + 2 * 8 * 0.3523, 0.02);
@@ -236,6 +241,12 @@ static void least_number_of_ranks(void **state) {
     assert_false(rank_plan_choose(&mixtral, &w, &small, 64, RESIDENCY_AUTO).fits);
 }
 
+static bool never_called(void *context, HookSite *site, const RouteView *view) {
+    (void)context, (void)site;
+    fail_msg("layer %lld on the device that counts", (long long)view->layer);
+    return false;
+}
+
 /* What the engine's own program takes on the device that counts, in passes of prompts of 512 tokens. It
  * counts norms and activations as work too: 3 % of Qwen's. */
 static void check_engine(const ModelConfig *config, int64_t n_tokens, bool walks_back) {
@@ -275,6 +286,59 @@ static void one_rank_takes_what_the_engine_takes(void **state) {
         }
 }
 
+/* ---- where tokens travel ---- */
+/* A pass of a rank on the device that counts, a hook that looks at routes among it, and the rows of others:
+ * twice the even share. No words are sent: a program's memory follows from its sizes. */
+static double spread_bytes(const ModelConfig *config, Comm *comm, int64_t n_tokens, bool walks_back) {
+    enum { LENGTH = 512 };
+    const int64_t n = n_tokens / LENGTH;
+    int64_t *offsets = calloc((size_t)n + 1, sizeof *offsets);
+    float *weights = calloc((size_t)n_tokens, sizeof *weights);
+    Error error = {0};
+    PassResult counted = {0};
+    Model model = {.config = *config, .device = &cost_device, .compute = DTYPE_BF16};
+    assert_true(offsets && weights);
+    for (int64_t i = 0; i <= n; i++) offsets[i] = i * LENGTH;
+    model.spread = (Spread){.comm = comm,
+                            .residency = RESIDENCY_RESIDENT,
+                            .placement = {comm->size, config->n_experts, comm->size, false}};
+    const PassOptions options = {
+        .want_nll = true, .loss_weights = walks_back ? weights : NULL, .recompute = RECOMPUTE_ALWAYS};
+    const Hooks hooks = {.route = never_called};
+    if (!weights_shapes(config, DTYPE_BF16, &cost_device, &model.weights, &error) ||
+        !(model.exchange = exchange_new(&model, &error)) ||
+        !model_pass(&model, &(PromptBatch){n, offsets, NULL}, &options, &hooks, &counted, &error))
+        fail_msg("%s", error.text);
+    const double n_bytes =
+        (double)counted.activation_bytes + (double)exchange_expected_growth(&model, n_tokens, walks_back);
+    pass_result_free(&counted);
+    exchange_free(model.exchange);
+    weights_free(&model.weights);
+    free(offsets), free(weights);
+    return n_bytes;
+}
+
+static void check_spread(const ModelConfig *config, int64_t n_tokens, int size, bool walks_back) {
+    Comm comm = comm_alone(&cost_device);
+    RankWork w = work_of(walks_back);
+    comm.size = size;
+    w.n_tokens = n_tokens;
+    const Placement placement = {size, config->n_experts, size, false};
+    const RankMemory m = rank_plan_make(config, &w, &nvlink, placement, RESIDENCY_RESIDENT, -1).memory;
+    const double share = (m.sum - m.weights - m.gates) / spread_bytes(config, &comm, n_tokens, walks_back);
+    if (fabs(share - 1) > 0.01) fail_msg("memory: %.4f of the engine's", share);
+}
+
+static void ranks_take_what_the_engine_takes(void **state) {
+    (void)state;
+    for (int back = 0; back < 2; back++)
+        for (int size = 2; size <= 8; size *= 2)
+            for (int64_t n = 4096; n <= 16384; n *= 4) {
+                check_spread(&mixtral, n, size, back);
+                check_spread(&qwen, n, size, back);
+            }
+}
+
 /* ---- files ---- */
 static void shipped_devices_are_read(void **state) {
     (void)state;
@@ -301,6 +365,7 @@ int main(void) {
         cmocka_unit_test(decoding),
         cmocka_unit_test(least_number_of_ranks),
         cmocka_unit_test(one_rank_takes_what_the_engine_takes),
+        cmocka_unit_test(ranks_take_what_the_engine_takes),
         cmocka_unit_test(shipped_devices_are_read),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

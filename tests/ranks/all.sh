@@ -32,9 +32,11 @@ part "fates of a rank of four in a run: deadline 2 s; ends.sh" bash "$here/ends.
 part "collectives on 1 to 8 ranks; collectives.sh" bash "$here/collectives.sh" "$build"
 part "tokens that travel, of a small model on 1 to 8 ranks; spread.sh" bash "$here/spread.sh" "$build" long
 part "weights that travel; peers.sh" bash "$here/peers.sh" "$build" "$source" long
+part "memory and bytes beside the plan; memory.sh" bash "$here/memory.sh" "$build" "$source"
+part "residencies of runs on 2 to 12 ranks; residency.sh" bash "$here/residency.sh" "$build" "$source" long
 part "planted communication bugs, seen by the stand-in for NCCL; bugs.sh" bash "$here/bugs.sh" "$build"
 part "run folders of 1 to 12 ranks; run.sh" bash "$here/run.sh" "$build" "$source" long
-part "trainings on ranks; tune.sh" bash "$here/tune.sh" "$build" "$source" long
+part "trainings of 1 to 12 ranks; tune.sh" bash "$here/tune.sh" "$build" "$source" long
 part "golden cases on 1 to 8 ranks; conform.sh" bash "$here/conform.sh" "$build" "$source" long
 part "under a Slurm of its own; slurm.sh" bash "$here/slurm.sh" "$build" "$source"
 exit $status

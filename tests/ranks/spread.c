@@ -198,9 +198,11 @@ static void compare(const Setup *s, const Log *whole, const Log *part, const cha
 
 /* ---- passes ---- */
 static PassOptions options_of(const Setup *s) {
+    /* some cases with ranks that keep what others compute again */
+    const bool recomputes = s->c->recomputes != (s->c->homes == 2 && s->comm->rank % 2);
     return (PassOptions){.loss_weights = s->c->walks ? s->loss_weights : NULL,
                          .edits = s->c->edited ? &s->edits : NULL,
-                         .recompute = s->c->recomputes ? RECOMPUTE_ALWAYS : RECOMPUTE_NEVER,
+                         .recompute = recomputes ? RECOMPUTE_ALWAYS : RECOMPUTE_NEVER,
                          .want_nll = true};
 }
 
