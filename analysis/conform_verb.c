@@ -78,6 +78,7 @@ static bool check_alike(const ConformOptions *options, const char *version, Erro
 static bool run_and_print(const ConformOptions *options, bool *agrees, Error *error) {
     FILE *to = options->comm->rank ? fopen("/dev/null", "w") : stdout;
     bool ok = to || error_set(error, ERROR_FAILED, "/dev/null: expected to write to it: it failed");
+    comm_phase("conform");
     ok = comm_agree(options->comm, ok, error) && conform_run(options, to, agrees, error);
     if (to && to != stdout) fclose(to);
     return ok;

@@ -1,59 +1,65 @@
-/* The step: pairs, the blocks that are there already, those that are not, statistics, files. */
+/* The step: pairs, measured by all ranks; statistics and files by the first. */
 #include "contrast.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"
+#include "share.h"
 #include <string.h>
 
-typedef struct {
-    const StepRun *run;
-    const ContrastPairs *pairs;
-    ContrastPass pass;
-} Work;
+/* ---- pairs, shared by ranks ---- */
+static int64_t pair_cost(const Share *share, int64_t list, int64_t item) {
+    const ContrastPass *pass = share->context;
+    (void)list;
+    return contrast_pair_tokens(pass->step, pass->pairs, item);
+}
 
-/* ---- blocks ---- */
-static bool measure_block(const Work *w, int64_t first, int64_t n, Measures *to, Error *error) {
-    const StepRun *run = w->run;
-    const ModelConfig *config = &run->model->config;
-    bool ok = measures_make(STEP_CONTRAST, n, config->n_moe_layers, config->n_experts, to, error);
-    for (int64_t at = 0; ok && at < n;) {
-        int64_t size = contrast_batch_size(run->step, w->pairs, first + at, first + n, step_limits(run->job)),
-                n_tokens = 0;
-        ok = contrast_measure(&w->pass, first + at, size, at, to, error);
-        if (!ok && error->code != ERROR_INTERRUPTED)
-            error_add_place(error, "group %s, pairs from \"%.60s\"", w->pairs->side[0].options->name,
-                            w->pairs->side[0].prompts[first + at].entry->id);
-        for (int64_t i = at; i < at + size; i++) n_tokens += to->n_tokens[i];
-        at += size;
-        ok = ok && step_goes_on(run, error) &&
-             progress_update(run->progress, first + at, run->progress->n_tokens + n_tokens, error);
-    }
+static int64_t batch_pairs(const Share *share, const SharePart *part, int stage, int64_t at) {
+    const ContrastPass *pass = share->context;
+    (void)stage;
+    return contrast_batch_size(pass->step, pass->pairs, part->first + at, part->first + part->n,
+                               step_limits(share->run->job));
+}
+
+static bool measure_batch(const Share *share, SharePart *part, int stage, int64_t at, int64_t n,
+                          Error *error) {
+    const ContrastPass *pass = share->context;
+    const PromptGroup *group = share->lists[0].group;
+    Measures *to = &part->result.measures;
+    (void)stage;
+    const bool ok = contrast_measure(pass, part->first + at, n, at, to, error);
+    if (!ok && error->code != ERROR_INTERRUPTED)
+        error_add_place(error, "group %s, pairs from \"%.60s\"", group->options->name,
+                        group->prompts[part->first + at].entry->id);
+    for (int64_t i = at; i < at + n; i++) share->run->progress->n_tokens += to->n_tokens[i];
     return ok;
 }
 
-static bool take_block(const Work *w, int64_t first, Measures *whole, Error *error) {
-    const PromptGroup *group = &w->pairs->side[0];
-    int64_t n = step_block_length(group, first);
-    Measures block = {0};
-    bool there;
-    char *path = step_block_path(w->run, "blocks", group, first, error);
-    bool ok = path && step_load_block(w->run, path, whole, n, &block, &there, error);
-    if (ok && !there) ok = measure_block(w, first, n, &block, error) && measures_save(&block, path, error);
-    ok = ok && measures_append(whole, first, &block, error);
-    measures_free(&block);
-    mem_free(path);
-    return ok;
+static bool serve_batch(const Share *share, int stage, Error *error) {
+    (void)stage;
+    (void)error;
+    contrast_serve(share->context);
+    return true;
 }
 
-static bool measure_pairs(const Work *w, Measures *to, Error *error) {
-    const StepRun *run = w->run;
+static bool measure_pairs(const StepRun *run, ContrastPass *pass, Measures *to, Error *error) {
     const ModelConfig *config = &run->model->config;
-    int64_t n = w->pairs->n, n_begun = step_count_finished(run, w->pairs->side, error);
-    bool ok = error->code == ERROR_NONE &&
-              progress_begin(run->progress, run->step->name, n, n_begun, "pairs", error) &&
-              measures_make(STEP_CONTRAST, n, config->n_moe_layers, config->n_experts, to, error);
-    for (int64_t first = 0; ok && first < n; first += BLOCK_PROMPTS) ok = take_block(w, first, to, error);
-    return ok && progress_update(run->progress, n, run->progress->n_tokens, error) &&
-           progress_end(run->progress, error);
+    const PromptGroup *group = &pass->pairs->side[0];
+    ShareList list = {.name = group->options->name, .group = group, .n = pass->pairs->n, .n_each = 1};
+    Share share = {
+        .run = run,
+        .context = pass,
+        .unit = "pairs",
+        .lists = &list,
+        .n_lists = 1,
+        .n_stages = 1,
+        .shape = {.kind = STEP_CONTRAST, .n_layers = config->n_moe_layers, .n_experts = config->n_experts},
+        .n_rows = 1,
+        .cost = pair_cost,
+        .batch = batch_pairs,
+        .measure = measure_batch,
+        .serve = serve_batch};
+    const bool ok = share_run(&share, error) && (run->comm->rank || share_take_measures(&share, to, error));
+    share_free(&share);
+    return ok;
 }
 
 /* ---- the step ---- */
@@ -96,16 +102,16 @@ bool contrast_run(const StepRun *run, Error *error) {
     ContrastPairs pairs = {0};
     Measures measures = {0};
     Text notes = {0};
-    Work work = {.run = run,
-                 .pairs = &pairs,
-                 .pass = {.model = run->model,
-                          .step = run->step,
-                          .pairs = &pairs,
-                          .memory_limit_bytes = (size_t)run->job->options.memory_limit_mib << 20}};
-    bool ok = io_make_folders(run->folder, error) &&
+    ContrastPass pass = {.model = run->model,
+                         .step = run->step,
+                         .pairs = &pairs,
+                         .memory_limit_bytes = (size_t)run->job->options.memory_limit_mib << 20};
+    const bool first = run->comm->rank == 0;
+    bool ok = (!first || io_make_folders(run->folder, error)) &&
               contrast_pairs_read(run->job, run->step, run->encoder, run->inputs, &pairs, &notes, error);
     if (ok) step_show_notes(run, &notes);
-    ok = ok && measure_pairs(&work, &measures, error) && conclude(run, &pairs, &measures, &notes, error);
+    ok = comm_agree(run->comm, ok, error) && measure_pairs(run, &pass, &measures, error) &&
+         (!first || conclude(run, &pairs, &measures, &notes, error));
     measures_free(&measures);
     contrast_pairs_free(&pairs);
     text_free(&notes);

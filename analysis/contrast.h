@@ -43,6 +43,8 @@ bool contrast_pairs_read(const Job *job, const StepOptions *step, const PromptEn
 void contrast_pairs_free(ContrastPairs *pairs);
 
 /* ---- a batch: texts 2i and 2i + 1 are pair first + i ---- */
+/* Tokens of both texts of a pair. */
+int64_t contrast_pair_tokens(const StepOptions *step, const ContrastPairs *pairs, int64_t pair);
 /* How many pairs from `first` on, of those before `end`, make one batch: at least one. */
 int64_t contrast_batch_size(const StepOptions *step, const ContrastPairs *pairs, int64_t first, int64_t end,
                             BatchLimits limits);
@@ -65,6 +67,8 @@ typedef struct {
 /* One pass over pairs [first, first + n); fills rows from `at` on of `to`. */
 bool contrast_measure(const ContrastPass *pass, int64_t first, int64_t n, int64_t at, Measures *to,
                       Error *error);
+/* This rank's part in such a pass of the others, on a spread model. */
+void contrast_serve(const ContrastPass *pass);
 
 /* ---- two distributions over experts ---- */
 typedef enum { CURVE_JS, CURVE_OVERLAP, CURVE_JACCARD, N_CURVES } ContrastCurve;

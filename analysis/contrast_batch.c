@@ -46,11 +46,16 @@ void contrast_count_tokens(const StepOptions *step, const ContrastPairs *pairs, 
         *n_aligned += is_counted(step, text[0], n_shared, t) && is_counted(step, text[1], n_shared, t);
 }
 
+int64_t contrast_pair_tokens(const StepOptions *step, const ContrastPairs *pairs, int64_t pair) {
+    return text_length(step, &pairs->side[0].prompts[pair]) +
+           text_length(step, &pairs->side[1].prompts[pair]);
+}
+
 int64_t contrast_batch_size(const StepOptions *step, const ContrastPairs *pairs, int64_t first, int64_t end,
                             BatchLimits limits) {
     int64_t n = 0, n_tokens = 0;
     for (; first + n < end; n++) {
-        for (int s = 0; s < 2; s++) n_tokens += text_length(step, &pairs->side[s].prompts[first + n]);
+        n_tokens += contrast_pair_tokens(step, pairs, first + n);
         if (n && !batch_fits(limits, 2 * (n + 1), n_tokens)) break;
     }
     return n;

@@ -19,6 +19,14 @@ typedef struct {
         offsets; /* on the device: [n_pairs,E,D] and [n_pairs,E] of one layer, [n_pairs + 1] i32 */
 } PairPass;
 
+/* loss [T]: NULL: not walked back. */
+static PassOptions pass_options(const ContrastPass *pass, const float *loss) {
+    return (PassOptions){.loss_weights = loss,
+                         .recompute = (Recompute)pass->step->recompute,
+                         .memory_limit_bytes = pass->memory_limit_bytes,
+                         .want_nll = step_reads_targets(pass->step)};
+}
+
 /* ---- hooks ---- */
 static bool copy_layer(void *context, HookSite *site, const RouteView *view) {
     PairPass *p = context;
@@ -94,6 +102,12 @@ static bool half_batch(const ContrastPass *pass, int64_t first, int64_t n, Batch
     return true;
 }
 
+static Model model_of_side(const ContrastPass *pass, int side) {
+    Model model = *pass->model;
+    if (side == 0) model.adapter = NULL;
+    return model;
+}
+
 /* Fills p->probs, p->ids and nll [T of the pairs]: first sides by the model without its adapter, second ones
  * by the model with it. */
 static bool pass_both(PairPass *p, int64_t first, float *nll, Error *error) {
@@ -109,11 +123,10 @@ static bool pass_both(PairPass *p, int64_t first, float *nll, Error *error) {
                                                        rows * (size_t)p->n_experts * sizeof *h.probs);
     }
     for (int side = 0; ok && side < 2; side++) {
-        Model model = *pass->model;
-        if (side == 0) model.adapter = NULL;
+        const Model model = model_of_side(pass, side);
         PromptBatch view = batch_view(&half);
         Hooks hooks = {.context = &h, .route = copy_half};
-        PassOptions options = {.memory_limit_bytes = pass->memory_limit_bytes, .want_nll = true};
+        const PassOptions options = pass_options(pass, NULL);
         PassResult result = {0};
         ok = model_pass(&model, &view, &options, &hooks, &result, error);
         if (ok) spread(&h, result.nll, side, nll);
@@ -190,10 +203,7 @@ static bool pass_pairs(PairPass *p, float *nll, Error *error) {
     const bool gradient = contrast_walks_back(step), targets = step_reads_targets(step);
     PromptBatch view = batch_view(p->batch);
     Hooks hooks = {.context = p, .route = copy_layer, .route_grad = gradient ? reduce_gradient : NULL};
-    PassOptions options = {.loss_weights = gradient ? p->batch->loss : NULL,
-                           .recompute = (Recompute)step->recompute,
-                           .memory_limit_bytes = p->pass->memory_limit_bytes,
-                           .want_nll = targets};
+    const PassOptions options = pass_options(p->pass, gradient ? p->batch->loss : NULL);
     PassResult result = {0};
     const bool ok = model_pass(p->pass->model, &view, &options, &hooks, &result, error);
     if (ok && targets) memcpy(nll, result.nll, (size_t)p->batch->n_tokens * sizeof *nll);
@@ -236,4 +246,14 @@ bool contrast_measure(const ContrastPass *pass, int64_t first, int64_t n, int64_
     free_room(&p);
     batch_free(&batch);
     return ok;
+}
+
+void contrast_serve(const ContrastPass *pass) {
+    const bool both = pass->step->contrast == CONTRAST_ADAPTER;
+    const float none = 0; /* that there are weights says that the pass is walked back */
+    const PassOptions options = pass_options(pass, contrast_walks_back(pass->step) ? &none : NULL);
+    for (int side = both ? 0 : 1; side < 2; side++) {
+        const Model model = both ? model_of_side(pass, side) : *pass->model;
+        model_serve(&model, &options);
+    }
 }

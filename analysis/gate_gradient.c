@@ -58,6 +58,12 @@ static void put_prompts(const GateGradient *g, const float *nll, Measures *to) {
     }
 }
 
+static PassOptions pass_options(const GateGradientOptions *options, const float *loss) {
+    return (PassOptions){.loss_weights = loss,
+                         .recompute = (Recompute)options->recompute,
+                         .memory_limit_bytes = options->memory_limit_bytes};
+}
+
 bool gate_gradient_measure(const Model *model, const Batch *batch, int64_t at,
                            const GateGradientOptions *options, Measures *to, Error *error) {
     const ModelConfig *config = &model->config;
@@ -82,9 +88,7 @@ bool gate_gradient_measure(const Model *model, const Batch *batch, int64_t at,
         }
         PromptBatch view = batch_view(batch);
         Hooks hooks = {.context = &g, .route_grad = measure_layer};
-        PassOptions pass = {.loss_weights = batch->loss,
-                            .recompute = (Recompute)options->recompute,
-                            .memory_limit_bytes = options->memory_limit_bytes};
+        const PassOptions pass = pass_options(options, batch->loss);
         ok = model_pass(model, &view, &pass, &hooks, &result, error);
     }
     if (ok) put_prompts(&g, result.nll, to);
@@ -92,4 +96,10 @@ bool gate_gradient_measure(const Model *model, const Batch *batch, int64_t at,
     mem_free(host);
     if (device) model->device->free(device);
     return ok;
+}
+
+void gate_gradient_serve(const Model *model, const GateGradientOptions *options) {
+    const float none = 0; /* that there are weights says that the pass is walked back */
+    const PassOptions pass = pass_options(options, &none);
+    model_serve(model, &pass);
 }

@@ -17,5 +17,7 @@ typedef struct {
  * and fills their rows of `to`. */
 bool gate_gradient_measure(const Model *model, const Batch *batch, int64_t at,
                            const GateGradientOptions *options, Measures *to, Error *error);
+/* This rank's part in such a pass of the others, on a spread model. */
+void gate_gradient_serve(const Model *model, const GateGradientOptions *options);
 
 #endif

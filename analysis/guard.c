@@ -241,20 +241,24 @@ static ScoredText answer_text(const Guard *guard, const EncodedPrompt *question,
                         .behind_set = -1};
 }
 
-/* How many questions from number `at` on go through the model together, each with all its answers. */
-static int64_t batch_length(const Guard *guard, const PromptGroup *questions, int64_t at,
-                            BatchLimits limits) {
-    int64_t n = 0, n_tokens = 0;
-    for (; at + n < questions->n; n++) {
-        for (int l = 0; l < N_LABELS; l++)
-            if (guard->answers[l]) n_tokens += questions->prompts[at + n].n_prompt + guard->n_tokens[l];
-        if (n && !batch_fits(limits, n + 1, n_tokens)) break;
-    }
+int64_t guard_question_tokens(const Guard *guard, const EncodedPrompt *question) {
+    int64_t n = 0;
+    for (int l = 0; l < N_LABELS; l++)
+        if (guard->answers[l]) n += question->n_prompt + guard->n_tokens[l];
     return n;
 }
 
-static bool ask_batch(const Guard *guard, const Model *model, const EncodedPrompt *questions, int64_t n,
-                      double *log_p, Error *error) {
+int64_t guard_batch_size(const Guard *guard, const EncodedPrompt *questions, int64_t n, BatchLimits limits) {
+    int64_t n_fit = 0, n_tokens = 0;
+    for (; n_fit < n; n_fit++) {
+        n_tokens += guard_question_tokens(guard, &questions[n_fit]);
+        if (n_fit && !batch_fits(limits, n_fit + 1, n_tokens)) break;
+    }
+    return n_fit;
+}
+
+bool guard_ask(const Guard *guard, const Model *model, const EncodedPrompt *questions, int64_t n,
+               double *log_p, Error *error) {
     const int64_t n_answers = guard_count(guard);
     ScoredText *texts = mem_zeroed((size_t)(n * n_answers), sizeof *texts);
     double *nll = mem_zeroed((size_t)(n * n_answers), sizeof *nll);
@@ -271,17 +275,6 @@ static bool ask_batch(const Guard *guard, const Model *model, const EncodedPromp
             if (guard->answers[l]) log_p[i * N_LABELS + l] = -nll[k++] * (double)guard->n_tokens[l];
     mem_free(texts);
     mem_free(nll);
-    return ok;
-}
-
-bool guard_ask(const Guard *guard, const Model *model, const PromptGroup *questions, BatchLimits limits,
-               double *log_p, Error *error) {
-    bool ok = true;
-    for (int64_t at = 0; ok && at < questions->n;) {
-        const int64_t n = batch_length(guard, questions, at, limits);
-        ok = ask_batch(guard, model, questions->prompts + at, n, log_p + at * N_LABELS, error);
-        at += n;
-    }
     return ok;
 }
 

@@ -38,8 +38,13 @@ typedef struct {
 
 /* Questions about n texts as tokens. Caller frees the group, also after an error. */
 bool guard_encode(const Guard *guard, const GuardText *texts, int64_t n, PromptGroup *group, Error *error);
-/* log_p [n,N_LABELS]: of each answer behind each of the questions, natural; 0 where there is none. */
-bool guard_ask(const Guard *guard, const Model *model, const PromptGroup *questions, BatchLimits limits,
+/* Tokens of a question's pass, each of its answers behind a copy of it. */
+int64_t guard_question_tokens(const Guard *guard, const EncodedPrompt *question);
+/* How many of n questions go through the model together: at least one. */
+int64_t guard_batch_size(const Guard *guard, const EncodedPrompt *questions, int64_t n, BatchLimits limits);
+/* log_p [n,N_LABELS]: of each answer behind each of the questions, natural, in one pass; 0 where there is
+ * none. */
+bool guard_ask(const Guard *guard, const Model *model, const EncodedPrompt *questions, int64_t n,
                double *log_p, Error *error);
 
 /* Probabilities of the answers among themselves (NaN: no such answer), of saying something else, and the

@@ -5,7 +5,7 @@
  * not defined), cells.csv (the cells of each), excluded.csv (super experts), prompts.csv,
  * responses/CONDITION.jsonl (with reply_perplexity also how likely the unedited model finds each reply), side
  * effects on prompts and targets, the tables of judge_folder.h by the standard rules, and last step.json.
- * Finished blocks of 64 prompts are not run again. */
+ * Ranks share the replies (share.h); finished blocks of 64 prompts are not run again. */
 #ifndef GATETAPE_INTERVENE_H
 #define GATETAPE_INTERVENE_H
 #include "conditions.h"

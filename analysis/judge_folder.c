@@ -24,8 +24,10 @@ bool judge_folder(const JudgeFolder *request, Error *error) {
     w.rules = path ? judge_rules_read(path, error) : NULL;
     bool ok = w.rules && judge_read_conditions(&w) && judge_read_perplexity(&w) && judge_read_people(&w) &&
               (!request->ask_guard || request->ask_guard(request->context, &w));
-    if (ok) judge_decide(&w);
-    ok = ok && judge_write_tables(&w, base_name(request->rules));
+    if (ok && !request->asks_alone) {
+        judge_decide(&w);
+        ok = judge_write_tables(&w, base_name(request->rules));
+    }
     judge_free_conditions(&w);
     csv_free(&w.people);
     judge_rules_free(w.rules);

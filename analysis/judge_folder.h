@@ -50,6 +50,7 @@ typedef struct {
     void *context;
     const char *guard_facts;
     bool guard_degrades;
+    bool asks_alone; /* no tables: of ranks that ask the guard together, all but the first */
 } JudgeFolder;
 
 bool judge_folder(const JudgeFolder *request, Error *error);

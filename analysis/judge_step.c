@@ -1,12 +1,12 @@
-/* A judge step: who labels by the options, what a guard says to each reply in blocks, and step.json. */
+/* A judge step: who labels by the options, what a guard says to each reply, by all ranks, and step.json. */
 #include "judge_step.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"
-#include "../engine/safetensors.h"
 #include "guard.h"
 #include "judge_parts.h"
+#include "likelihood.h"
 #include "scores.h"
-#include <math.h>
+#include "share.h"
 #include <string.h>
 
 const StepOptions *judge_step_source(const Job *job, const StepOptions *step) {
@@ -19,9 +19,11 @@ typedef struct {
     const StepRun *run;
     const StepOptions *source;
     Guard *guard;
-    PromptFile *files; /* [source->groups.n]: the requests that were replied to */
-    Judging *judging;
-    int64_t n_done;
+    PromptFile *files;      /* [source->groups.n]: the requests that were replied to */
+    PromptGroup *questions; /* [n]: of each condition's replies */
+    ShareList *lists;       /* [n] */
+    int64_t n;
+    bool agreed; /* with the other ranks, on having read what the guard is asked about */
     Error *error;
 } Asking;
 
@@ -59,89 +61,103 @@ static const ChatMessage *find_request(const Asking *a, const Judged *j, const R
     return NULL;
 }
 
-/* ---- a block of replies of one condition ---- */
-static char *block_path(Asking *a, const Judged *j, int64_t first) {
-    char name[300];
-    snprintf(name, sizeof name, "%.200s.%04lld.safetensors", j->name, (long long)(first / BLOCK_PROMPTS));
-    char *folder = io_join(a->run->folder, "blocks"), *path = folder ? io_join(folder, name) : NULL;
-    if (!path)
-        error_out_of_memory(a->error, "a path", strlen(name));
-    else if (!io_make_folders(folder, a->error)) {
-        mem_free(path);
-        path = NULL;
+/* ---- questions ---- */
+static bool encode_questions(Asking *a, const Judged *j, PromptGroup *questions) {
+    GuardText *texts = mem_zeroed((size_t)j->n + 1, sizeof *texts);
+    bool ok = texts || error_out_of_memory(a->error, "questions", (size_t)j->n * sizeof *texts);
+    for (int64_t i = 0; ok && i < j->n; i++) {
+        const Reply *reply = &j->replies[i];
+        texts[i] = (GuardText){reply->id, find_request(a, j, reply), reply->text};
+        ok = texts[i].prompt != NULL;
     }
-    mem_free(folder);
-    return path;
+    ok = ok && (guard_encode(a->guard, texts, j->n, questions, a->error) ||
+                error_add_place(a->error, "condition %s", j->name));
+    mem_free(texts);
+    return ok;
 }
 
-static Tensor block_tensor(double *log_p, int64_t n) { return tensor_matrix(log_p, DTYPE_F64, n, N_LABELS); }
+static bool make_lists(Asking *a, const Judging *w) {
+    a->n = w->n;
+    a->questions = mem_zeroed((size_t)w->n, sizeof *a->questions);
+    a->lists = mem_zeroed((size_t)w->n, sizeof *a->lists);
+    bool ok = (a->questions && a->lists) ||
+              error_out_of_memory(a->error, "questions", (size_t)w->n * sizeof *a->questions);
+    for (int64_t i = 0; ok && i < w->n; i++) {
+        const Judged *j = &w->list[i];
+        const size_t n = (size_t)j->n * N_LABELS;
+        if (!j->n) continue;
+        a->lists[i] = (ShareList){
+            .name = j->name, .n = j->n, .n_each = 1, .values = mem_zeroed(n, sizeof *a->lists[i].values)};
+        ok = (a->lists[i].values || error_out_of_memory(a->error, "answers", n * sizeof(double))) &&
+             encode_questions(a, j, &a->questions[i]);
+    }
+    return ok;
+}
 
-/* A block that cannot be read is asked again. */
-static bool load_block(Asking *a, const char *path, int64_t n, double *log_p, bool *there) {
-    Error own = {0};
-    *there = false;
-    if (!io_exists(path)) return true;
-    TensorSet *set = safetensors_open(path, &own);
-    const TensorEntry *entry = set ? safetensors_find(set, "log_p") : NULL;
-    const Tensor to = block_tensor(log_p, n);
-    if (entry && (!entry->dtype_known || entry->dtype != to.dtype || entry->n_bytes != tensor_bytes(to)))
-        entry = NULL;
-    *there = entry && safetensors_read(set, entry, 0, log_p, tensor_bytes(to), &own);
-    if (set) safetensors_close(set);
-    if (*there) return true;
-    if (own.code == ERROR_UNAVAILABLE) return error_set(a->error, own.code, "%s", own.text);
-    progress_warn(a->run->progress, "%s: expected answers to %lld replies; they are asked for again", path,
-                  (long long)n);
+/* ---- shared by ranks: an item is a reply ---- */
+static const EncodedPrompt *question_of(const Share *share, int64_t list, int64_t item) {
+    const Asking *a = share->context;
+    return &a->questions[list].prompts[item];
+}
+
+static int64_t question_cost(const Share *share, int64_t list, int64_t item) {
+    const Asking *a = share->context;
+    return guard_question_tokens(a->guard, question_of(share, list, item));
+}
+
+static int64_t batch_questions(const Share *share, const SharePart *part, int stage, int64_t at) {
+    const Asking *a = share->context;
+    (void)stage;
+    return guard_batch_size(a->guard, question_of(share, part->block->list, part->first + at), part->n - at,
+                            step_limits(share->run->job));
+}
+
+static bool ask_batch(const Share *share, SharePart *part, int stage, int64_t at, int64_t n, Error *error) {
+    const Asking *a = share->context;
+    const int64_t list = part->block->list;
+    (void)stage;
+    return guard_ask(a->guard, share->run->model, question_of(share, list, part->first + at), n,
+                     part->values + at * N_LABELS, error) ||
+           error_add_place(error, "condition %s", share->lists[list].name);
+}
+
+static bool serve_batch(const Share *share, int stage, Error *error) {
+    (void)stage;
+    (void)error;
+    likelihood_serve(share->run->model, NULL);
     return true;
 }
 
-static bool ask_block(Asking *a, const Judged *j, int64_t first, int64_t n, double *log_p) {
-    GuardText texts[BLOCK_PROMPTS];
-    PromptGroup questions = {0};
-    for (int64_t i = 0; i < n; i++) {
-        const Reply *reply = &j->replies[first + i];
-        texts[i] = (GuardText){reply->id, find_request(a, j, reply), reply->text};
-        if (!texts[i].prompt) return false;
-    }
-    bool ok = guard_encode(a->guard, texts, n, &questions, a->error) &&
-              guard_ask(a->guard, a->run->model, &questions, step_limits(a->run->job), log_p, a->error);
-    if (!ok) error_add_place(a->error, "condition %s", j->name);
-    prompt_group_free(&questions);
-    return ok && step_goes_on(a->run, a->error);
-}
-
-static bool take_block(Asking *a, Judged *j, int64_t first) {
-    const int64_t n = j->n - first < BLOCK_PROMPTS ? j->n - first : BLOCK_PROMPTS;
-    double log_p[BLOCK_PROMPTS * N_LABELS] = {0};
-    bool there = false;
-    char *path = block_path(a, j, first);
-    bool ok = path && load_block(a, path, n, log_p, &there);
-    if (ok && !there) {
-        const NamedTensor block = {"log_p", block_tensor(log_p, n)};
-        ok = ask_block(a, j, first, n, log_p) && safetensors_write(path, &block, 1, NULL, 0, a->error);
-    }
-    for (int64_t i = 0; ok && i < n; i++) {
-        Reply *reply = &j->replies[first + i];
-        const GuardVerdict v = guard_verdict(a->guard, log_p + i * N_LABELS);
-        reply->guard = (int)v.label;
-        reply->other = v.other;
-        memcpy(reply->probability, v.probability, sizeof v.probability);
-    }
-    a->n_done += n;
-    mem_free(path);
-    return ok && progress_update(a->run->progress, a->n_done, 0, a->error);
+static void put_verdict(const Asking *a, const double log_p[N_LABELS], Reply *reply) {
+    const GuardVerdict v = guard_verdict(a->guard, log_p);
+    reply->guard = (int)v.label;
+    reply->other = v.other;
+    memcpy(reply->probability, v.probability, sizeof v.probability);
 }
 
 static bool ask(void *context, Judging *w) {
     Asking *a = context;
-    int64_t n = 0;
-    for (int64_t i = 0; i < w->n; i++) n += w->list[i].n;
-    bool ok =
-        read_requests(a) && progress_begin(a->run->progress, a->run->step->name, n, 0, "replies", a->error);
+    bool ok = read_requests(a) && make_lists(a, w);
+    ok = comm_agree(a->run->comm, ok, a->error);
+    a->agreed = true;
+    Share share = {.run = a->run,
+                   .context = a,
+                   .unit = "replies",
+                   .lists = a->lists,
+                   .n_lists = a->n,
+                   .n_stages = 1,
+                   .n_values = N_LABELS,
+                   .values_name = "log_p",
+                   .cost = question_cost,
+                   .batch = batch_questions,
+                   .measure = ask_batch,
+                   .serve = serve_batch};
+    ok = ok && share_run(&share, a->error);
     for (int64_t i = 0; ok && i < w->n; i++)
-        for (int64_t first = 0; ok && first < w->list[i].n; first += BLOCK_PROMPTS)
-            ok = take_block(a, &w->list[i], first);
-    return ok && progress_end(a->run->progress, a->error);
+        for (int64_t r = 0; r < w->list[i].n; r++)
+            put_verdict(a, a->lists[i].values + r * N_LABELS, &w->list[i].replies[r]);
+    share_free(&share);
+    return ok;
 }
 
 /* ---- the step ---- */
@@ -194,20 +210,36 @@ static bool open_guard(Asking *a, JudgeFolder *request, Text *facts) {
     return !facts->failed || error_out_of_memory(a->error, "a guard", facts->length);
 }
 
+static void free_asking(Asking *a) {
+    for (int64_t g = 0; a->files && g < a->source->groups.n; g++) prompts_free(&a->files[g]);
+    for (int64_t i = 0; a->questions && i < a->n; i++) prompt_group_free(&a->questions[i]);
+    for (int64_t i = 0; a->lists && i < a->n; i++) mem_free(a->lists[i].values);
+    mem_free(a->files);
+    mem_free(a->questions);
+    mem_free(a->lists);
+    guard_free(a->guard);
+}
+
+/* With a model by all ranks, else by the first alone. A rank that fails before it asks says so to the others,
+ * which wait for it in `ask`. */
 bool judge_step_run(const StepRun *run, Error *error) {
     JudgeFolder request;
     Text facts = {0};
     Asking asking = {.run = run, .source = judge_step_source(run->job, run->step), .error = error};
     char *parent = io_folder_of(run->folder), *folder = parent ? io_join(parent, asking.source->name) : NULL;
+    const bool first = run->comm->rank == 0, together = run->step->model[0];
     fill_request(run, &request);
     request.folder = folder;
+    request.asks_alone = !first;
     bool ok = (folder || error_out_of_memory(error, "a path", strlen(run->folder))) &&
-              io_make_folders(run->folder, error) && open_guard(&asking, &request, &facts) &&
-              judge_folder(&request, error) && write_facts(run, asking.source, error) &&
-              step_remove_blocks(run, error);
-    for (int64_t g = 0; asking.files && g < asking.source->groups.n; g++) prompts_free(&asking.files[g]);
-    mem_free(asking.files);
-    guard_free(asking.guard);
+              (!first || io_make_folders(run->folder, error)) && open_guard(&asking, &request, &facts);
+    if (together) ok = comm_agree(run->comm, ok, error);
+    if (ok) {
+        ok = judge_folder(&request, error);
+        if (together && !asking.agreed) ok = comm_agree(run->comm, ok, error);
+    }
+    ok = ok && (!first || (write_facts(run, asking.source, error) && step_remove_blocks(run, error)));
+    free_asking(&asking);
     text_free(&facts);
     mem_free(folder);
     mem_free(parent);

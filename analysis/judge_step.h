@@ -1,8 +1,8 @@
 /* judge_step: one step of kind judge. The replies of an intervention step get labels in a folder of their
  * own, RUN/NAME: the tables of judge_folder.h, and last step.json. The intervention's folder stays as it is.
  *
- * With a model it is asked as a guard (guard.h), 64 replies of a condition at a time; finished blocks are not
- * asked again. */
+ * With a model it is asked as a guard (guard.h), by all ranks together (share.h); finished blocks of 64
+ * replies of a condition are not asked again. */
 #ifndef GATETAPE_JUDGE_STEP_H
 #define GATETAPE_JUDGE_STEP_H
 #include "step.h"

@@ -62,3 +62,7 @@ bool likelihood_of_texts(const Model *model, const EditTable *edits, const Score
     packed_free(&packed);
     return ok;
 }
+
+void likelihood_serve(const Model *model, const EditTable *edits) {
+    model_serve(model, &(PassOptions){.want_nll = true, .edits = edits});
+}

@@ -17,5 +17,7 @@ typedef struct {
  * each; 0 where there are none. Either may be NULL. */
 bool likelihood_of_texts(const Model *model, const EditTable *edits, const ScoredText *texts, int64_t n,
                          double *prompt, double *behind, Error *error);
+/* This rank's part in such a pass of the others, on a spread model. */
+void likelihood_serve(const Model *model, const EditTable *edits);
 
 #endif

@@ -120,3 +120,5 @@ bool routing_measure(const Model *model, const Batch *batch, int64_t at, double 
     if (device) model->device->free(device);
     return ok;
 }
+
+void routing_serve(const Model *model) { model_serve(model, &(PassOptions){0}); }

@@ -13,5 +13,7 @@
  * be NULL. */
 bool routing_measure(const Model *model, const Batch *batch, int64_t at, double near_tie, Measures *to,
                      Trace *trace, Error *error);
+/* This rank's part in such a pass of the others, on a spread model. */
+void routing_serve(const Model *model);
 
 #endif

@@ -159,10 +159,8 @@ static void close_model(Run *run) {
     run->loaded = NULL;
 }
 
-/* The others are rank 0's alone. */
-static bool runs_on_all(const StepOptions *step) {
-    return step->kind == STEP_ACTIVATION || step->kind == STEP_GRADIENT || step->kind == STEP_TUNE;
-}
+/* What computes with a model; the others are rank 0's alone. */
+static bool runs_on_all(const StepOptions *step) { return step->kind != STEP_REPORT && step->model[0]; }
 
 /* A training has its tokens at home, and so has whatever rank 0 does alone. */
 static Spread spread_of(const Run *run, const ModelOptions *options, const StepOptions *step) {

@@ -72,12 +72,10 @@ bool step_read_groups(const Job *job, const StepOptions *step, const PromptEncod
 }
 
 /* ---- blocks ---- */
-char *step_block_path(const StepRun *run, const char *kind, const PromptGroup *group, int64_t first,
-                      Error *error) {
-    char name[120];
-    snprintf(name, sizeof name, "%.80s.%04lld.safetensors", group->options->name,
-             (long long)(first / BLOCK_PROMPTS));
-    char *folder = io_join(run->folder, kind), *path = folder ? io_join(folder, name) : NULL;
+char *step_block_path(const StepRun *run, const char *kind, const char *name, int64_t first, Error *error) {
+    char file[300];
+    snprintf(file, sizeof file, "%.200s.%04lld.safetensors", name, (long long)(first / BLOCK_PROMPTS));
+    char *folder = io_join(run->folder, kind), *path = folder ? io_join(folder, file) : NULL;
     if (!path)
         error_out_of_memory(error, "a path", strlen(run->folder));
     else if (!io_make_folders(folder, error)) {
@@ -103,17 +101,6 @@ bool step_load_block(const StepRun *run, const char *path, const Measures *whole
     if (own.code == ERROR_UNAVAILABLE) return error_set(error, own.code, "%s", own.text);
     progress_warn(run->progress, "%s; it is measured again", own.text);
     return true;
-}
-
-int64_t step_count_finished(const StepRun *run, const PromptGroup *groups, Error *error) {
-    int64_t n = 0;
-    for (int64_t g = 0; g < run->step->groups.n; g++)
-        for (int64_t first = 0; first < groups[g].n; first += BLOCK_PROMPTS) {
-            char *path = step_block_path(run, "blocks", &groups[g], first, error);
-            if (path && io_exists(path)) n += step_block_length(&groups[g], first);
-            mem_free(path);
-        }
-    return n;
 }
 
 bool step_remove_blocks(const StepRun *run, Error *error) {

@@ -41,7 +41,7 @@ BatchLimits step_limits(const Job *job);
 
 /* Stands for a prompt in random numbers: its group and entry, whatever is around it. */
 int64_t step_prompt_key(const StepRun *run, const PromptGroup *group, int64_t i);
-/* False and an Error when a signal has asked for the end. */
+/* False and an Error when a signal has asked for the end; on a spread model of any rank, and collective. */
 bool step_goes_on(const StepRun *run, Error *error);
 /* One line of progress for each line of the notes. */
 void step_show_notes(const StepRun *run, const Text *notes);
@@ -54,23 +54,16 @@ GenerateOptions step_generate_options(const StepRun *run);
 /* ---- blocks ---- */
 int64_t step_block_length(const PromptGroup *group,
                           int64_t first); /* prompts of the block that begins there */
-/* Prompts of the blocks that earlier runs finished. */
-int64_t step_count_finished(const StepRun *run, const PromptGroup *groups, Error *error);
 /* A block that an earlier run finished, of n rows like those of `whole`. A file that cannot be read is
  * measured again: *there stays false. */
 bool step_load_block(const StepRun *run, const char *path, const Measures *whole, int64_t n, Measures *block,
                      bool *there, Error *error);
-/* ---- what is measured of some prompts of a block ---- */
+/* What is measured of some prompts of a block. */
 typedef struct {
     Measures measures;
     Trace trace;      /* logits NULL: not asked for */
     float *gate_rows; /* [P,L,E,D]; NULL: not asked for */
 } BlockResult;
-
-/* Measures prompts [first, first + n) of a group, n may be 0. n_before: what progress counts before them.
- * Caller frees, also after an error. */
-bool step_measure_block(const StepRun *run, const PromptGroup *group, int64_t first, int64_t n,
-                        int64_t n_before, BlockResult *result, Error *error);
 /* Collective: rank 0 gets the whole block, rows[r] prompts from rank r in order; *part is taken. */
 void step_gather_block(const StepRun *run, BlockResult *part, const int64_t *rows, BlockResult *whole);
 /* Writes a whole block's trace and gate rows where asked for, then its measures: the block is finished. */
@@ -80,8 +73,8 @@ void step_free_block(BlockResult *result);
 /* Measures all prompts of the step's groups, block by block, by all ranks together; measures [n_groups] are
  * filled on rank 0 alone. Collective. */
 bool step_measure_groups(const StepRun *run, const PromptGroup *groups, Measures *measures, Error *error);
-/* RUN/STEP/KIND/GROUP.NNNN.safetensors, the folder made; caller frees. NULL and an Error. */
-char *step_block_path(const StepRun *run, const char *kind, const PromptGroup *group, int64_t first,
-                      Error *error);
+/* RUN/STEP/KIND/NAME.NNNN.safetensors of the block that begins at number `first`, the folder made; caller
+ * frees. NULL and an Error. */
+char *step_block_path(const StepRun *run, const char *kind, const char *name, int64_t first, Error *error);
 
 #endif

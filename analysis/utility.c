@@ -1,10 +1,9 @@
-/* The likelihoods of a utility step, block by block, and each block model by model. */
+/* The likelihoods of a utility step, shared by ranks, and each rank's model by model. */
 #include "utility.h"
 #include "../engine/alloc.h"
 #include "../engine/io.h"
-#include "../engine/safetensors.h"
 #include "likelihood.h"
-#include <string.h>
+#include "share.h"
 
 /* ---- groups ---- */
 int64_t utility_count(const StepOptions *step, const EncodedPrompt *text) {
@@ -74,118 +73,113 @@ bool utility_read_groups(const Job *job, const StepOptions *step, const PromptEn
     return ok;
 }
 
-/* ---- a block: units [first, first + n) of a group, under every model ---- */
+/* ---- shared by ranks: items are texts, stages models ---- */
 typedef struct {
     const StepRun *run;
     const AdaptedModels *models;
-    int64_t n_done, n_tokens;
+    const UtilityGroup *groups;
 } Work;
 
-/* As many texts from number `at` on, before `end`, as one pass takes. */
-static int64_t pass_length(const Work *w, const PromptGroup *group, int64_t at, int64_t end) {
+static const Work *work_of(const Share *share) { return share->context; }
+
+static int64_t text_tokens(const StepOptions *step, const EncodedPrompt *text) {
+    return text->n_prompt + (step_reads_targets(step) ? text->n_target : 0);
+}
+
+static int64_t text_cost(const Share *share, int64_t list, int64_t item) {
+    return text_tokens(share->run->step, &work_of(share)->groups[list].group->prompts[item]);
+}
+
+/* As many texts as one pass takes. */
+static int64_t batch_texts(const Share *share, const SharePart *part, int stage, int64_t at) {
     int64_t n = 0, n_tokens = 0;
-    for (; at + n < end; n++) {
-        const EncodedPrompt *text = &group->prompts[at + n];
-        n_tokens += text->n_prompt + (step_reads_targets(w->run->step) ? text->n_target : 0);
-        if (n && !batch_fits(step_limits(w->run->job), n + 1, n_tokens)) break;
+    (void)stage;
+    for (; at + n < part->n; n++) {
+        n_tokens += text_cost(share, part->block->list, part->first + at + n);
+        if (n && !batch_fits(step_limits(share->run->job), n + 1, n_tokens)) break;
     }
     return n;
 }
 
-/* Log-likelihoods of texts [at, at + n). */
-static bool score(const Work *w, const Model *model, const PromptGroup *group, int64_t at, int64_t n,
+/* Log-likelihoods of n texts, to sums[0], sums[n_values], ... */
+static bool score(const Share *share, const Model *model, const EncodedPrompt *prompts, int64_t n,
                   double *sums, Error *error) {
-    const bool targets = step_reads_targets(w->run->step);
+    const StepOptions *step = share->run->step;
+    const bool targets = step_reads_targets(step);
     ScoredText *texts = mem_zeroed((size_t)n, sizeof *texts);
     double *means = mem_zeroed((size_t)n, sizeof *means);
     bool ok = (texts && means) || error_out_of_memory(error, "texts", (size_t)n * sizeof *texts);
-    for (int64_t i = 0; ok && i < n; i++) {
-        const EncodedPrompt *text = &group->prompts[at + i];
-        texts[i] = (ScoredText){.prompt = text,
-                                .behind = text->tokens + text->n_prompt,
-                                .n_behind = targets ? text->n_target : 0,
+    for (int64_t i = 0; ok && i < n; i++)
+        texts[i] = (ScoredText){.prompt = &prompts[i],
+                                .behind = prompts[i].tokens + prompts[i].n_prompt,
+                                .n_behind = targets ? prompts[i].n_target : 0,
                                 .prompt_set = -1,
                                 .behind_set = -1};
-    }
     ok = ok &&
          likelihood_of_texts(model, NULL, texts, n, targets ? NULL : means, targets ? means : NULL, error);
-    for (int64_t i = 0; ok && i < n; i++)
-        sums[i] = -means[i] * (double)utility_count(w->run->step, &group->prompts[at + i]);
+    for (int64_t i = 0; ok && i < n; i++) {
+        sums[i * share->n_values] = -means[i] * (double)utility_count(step, &prompts[i]);
+        share->run->progress->n_tokens += text_tokens(step, &prompts[i]);
+    }
     mem_free(texts);
     mem_free(means);
-    if (!ok && error->code != ERROR_INTERRUPTED)
-        error_add_place(error, "group %s, prompts from \"%.60s\"", group->options->name,
-                        group->prompts[at].entry->id);
-    return ok && step_goes_on(w->run, error);
-}
-
-/* sums [n_models, n_texts] of texts from `begin` on. */
-static bool measure_block(Work *w, const PromptGroup *group, int64_t begin, int64_t n_texts, double *sums,
-                          Error *error) {
-    bool ok = true;
-    for (int64_t m = 0; ok && m < w->models->n; m++)
-        for (int64_t at = 0, n; ok && at < n_texts; at += n) {
-            n = pass_length(w, group, begin + at, begin + n_texts);
-            ok = score(w, &w->models->list[m], group, begin + at, n, sums + m * n_texts + at, error);
-            for (int64_t i = 0; i < n; i++) {
-                const EncodedPrompt *text = &group->prompts[begin + at + i];
-                w->n_tokens += text->n_prompt + (step_reads_targets(w->run->step) ? text->n_target : 0);
-            }
-        }
     return ok;
 }
 
-/* A block that cannot be read is measured again. */
-static bool load_block(const Work *w, const char *path, Tensor to, bool *there, Error *error) {
-    Error own = {0};
-    *there = false;
-    if (!io_exists(path)) return true;
-    TensorSet *set = safetensors_open(path, &own);
-    const TensorEntry *entry = set ? safetensors_find(set, "log_likelihood") : NULL;
-    if (entry && (!entry->dtype_known || entry->dtype != to.dtype || entry->n_bytes != tensor_bytes(to)))
-        entry = NULL;
-    *there = entry && safetensors_read(set, entry, 0, to.data, tensor_bytes(to), &own);
-    if (set) safetensors_close(set);
-    if (*there) return true;
-    if (own.code == ERROR_UNAVAILABLE) return error_set(error, own.code, "%s", own.text);
-    progress_warn(w->run->progress, "%s: expected likelihoods of %lld texts; they are measured again", path,
-                  (long long)to.shape[1]);
+static bool measure_texts(const Share *share, SharePart *part, int stage, int64_t at, int64_t n,
+                          Error *error) {
+    const Work *w = work_of(share);
+    const PromptGroup *group = w->groups[part->block->list].group;
+    const EncodedPrompt *prompts = &group->prompts[part->first + at];
+    const bool ok =
+        score(share, &w->models->list[stage], prompts, n, part->values + at * share->n_values + stage, error);
+    if (!ok && error->code != ERROR_INTERRUPTED)
+        error_add_place(error, "group %s, prompts from \"%.60s\"", group->options->name,
+                        prompts[0].entry->id);
+    return ok;
+}
+
+static bool serve_texts(const Share *share, int stage, Error *error) {
+    (void)error;
+    likelihood_serve(&work_of(share)->models->list[stage], NULL);
     return true;
 }
 
-static bool take_block(Work *w, UtilityGroup *group, int64_t first, Error *error) {
-    const int64_t left = group->n - first, n = left < BLOCK_PROMPTS ? left : BLOCK_PROMPTS,
-                  begin = group->begin[first], n_texts = group->begin[first + n] - begin;
-    double *sums = mem_zeroed((size_t)(w->models->n * n_texts), sizeof *sums);
-    if (!sums) return error_out_of_memory(error, "likelihoods", (size_t)n_texts * sizeof *sums);
-    const NamedTensor block = {"log_likelihood", tensor_matrix(sums, DTYPE_F64, w->models->n, n_texts)};
-    bool there = false;
-    char *path = step_block_path(w->run, "blocks", group->group, first, error);
-    bool ok = path && load_block(w, path, block.tensor, &there, error);
-    if (ok && !there)
-        ok = measure_block(w, group->group, begin, n_texts, sums, error) &&
-             safetensors_write(path, &block, 1, NULL, 0, error);
-    for (int64_t m = 0; ok && m < w->models->n; m++)
-        memcpy(group->sums + m * group->group->n + begin, sums + m * n_texts, (size_t)n_texts * sizeof *sums);
-    w->n_done += n;
-    mem_free(path);
-    mem_free(sums);
-    return ok && progress_update(w->run->progress, w->n_done, w->n_tokens, error);
-}
-
-static bool measure_groups(Work *w, UtilityGroup *groups, Error *error) {
-    const int64_t n_groups = w->run->step->groups.n;
-    int64_t n = 0;
-    for (int64_t g = 0; g < n_groups; g++) n += groups[g].n;
-    bool ok = progress_begin(w->run->progress, w->run->step->name, n, 0, "prompts", error);
-    for (int64_t g = 0; ok && g < n_groups; g++) {
+static bool make_lists(const Work *w, UtilityGroup *groups, ShareList *lists, Error *error) {
+    for (int64_t g = 0; g < w->run->step->groups.n; g++) {
         const size_t n_sums = (size_t)(w->models->n * groups[g].group->n);
         groups[g].sums = mem_zeroed(n_sums, sizeof *groups[g].sums);
-        ok = groups[g].sums || error_out_of_memory(error, "likelihoods", n_sums * sizeof *groups[g].sums);
-        for (int64_t first = 0; ok && first < groups[g].n; first += BLOCK_PROMPTS)
-            ok = take_block(w, &groups[g], first, error);
+        if (!groups[g].sums) return error_out_of_memory(error, "likelihoods", n_sums * sizeof(double));
+        lists[g] = (ShareList){.name = groups[g].group->options->name,
+                               .n = groups[g].n,
+                               .begin = groups[g].begin,
+                               .values = groups[g].sums};
     }
-    return ok && progress_end(w->run->progress, error);
+    return true;
+}
+
+static bool measure_groups(const Work *w, UtilityGroup *groups, Error *error) {
+    const StepRun *run = w->run;
+    const int64_t n = run->step->groups.n;
+    ShareList *lists = mem_zeroed((size_t)n, sizeof *lists);
+    Share share = {.run = run,
+                   .context = (void *)(uintptr_t)w,
+                   .unit = "texts",
+                   .lists = lists,
+                   .n_lists = n,
+                   .n_stages = (int)w->models->n,
+                   .n_values = w->models->n,
+                   .values_name = "log_likelihoods",
+                   .cost = text_cost,
+                   .batch = batch_texts,
+                   .measure = measure_texts,
+                   .serve = serve_texts};
+    bool ok = (lists || error_out_of_memory(error, "groups", (size_t)n * sizeof *lists)) &&
+              make_lists(w, groups, lists, error);
+    ok = comm_agree(run->comm, ok, error) && share_run(&share, error);
+    share_free(&share);
+    mem_free(lists);
+    return ok;
 }
 
 /* ---- the step ---- */
@@ -193,13 +187,14 @@ bool utility_run(const StepRun *run, Error *error) {
     UtilityGroup *groups = NULL;
     AdaptedModels models = {0};
     Text notes = {0};
-    bool ok = io_make_folders(run->folder, error) &&
+    const bool first = run->comm->rank == 0;
+    bool ok = (!first || io_make_folders(run->folder, error)) &&
               utility_read_groups(run->job, run->step, run->encoder, run->inputs, &groups, &notes, error);
     if (ok) step_show_notes(run, &notes);
     ok = ok && adapted_models_open(run, &models, error);
-    Work work = {.run = run, .models = &models};
-    ok = ok && measure_groups(&work, groups, error);
-    if (ok) {
+    const Work work = {.run = run, .models = &models, .groups = groups};
+    ok = comm_agree(run->comm, ok, error) && measure_groups(&work, groups, error);
+    if (ok && first) {
         const Utility utility = {run, groups, models.n, notes.bytes};
         ok = utility_write(&utility, error) && step_remove_blocks(run, error);
     }

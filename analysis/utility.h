@@ -4,7 +4,8 @@
  *
  * RUN/STEP gets utility.csv (one row a condition and group), questions.csv and choices.csv, or texts.csv (one
  * row a prompt), and last step.json. All conditions are measured on the same prompts, which are the units of
- * intervals and pairs. Finished blocks of 64 prompts are not measured again. */
+ * intervals and pairs. Ranks share the texts (share.h); finished blocks of 64 prompts are not measured again.
+ */
 #ifndef GATETAPE_UTILITY_H
 #define GATETAPE_UTILITY_H
 #include "adapted.h"
@@ -22,7 +23,7 @@ typedef struct {
     PromptGroup texts;        /* perplexity */
     const PromptGroup *group; /* the one of these that is used */
     int64_t *begin, n;        /* [n + 1] */
-    double *sums; /* [n_models, group->n]: log-likelihood in nats of what is asked for of each text */
+    double *sums; /* [group->n, n_models]: log-likelihood in nats of what is asked for of each text */
 } UtilityGroup;
 
 /* Caller frees with utility_free_groups, also after an error. inputs NULL: hashes are not compared. */

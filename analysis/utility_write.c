@@ -36,7 +36,7 @@ void wilson_interval(int64_t k, int64_t n, double confidence, double *low, doubl
 /* What is compared of choice c of a question: its log-likelihood, of the whole or of one token or byte. */
 static double choice_score(const Utility *u, const UtilityGroup *group, int64_t model, int64_t text) {
     const EncodedPrompt *choice = &group->group->prompts[text];
-    const double sum = group->sums[model * group->group->n + text];
+    const double sum = group->sums[text * u->n_models + model];
     if (u->run->step->normalize == NORMALIZE_TOKENS) return sum / (double)choice->n_target;
     if (u->run->step->normalize == NORMALIZE_BYTES) return sum / (double)choice->entry->target_length;
     return sum;
@@ -65,7 +65,7 @@ static Choice choose(const Utility *u, const UtilityGroup *group, int64_t model,
 static double value_of(const Utility *u, const UtilityGroup *group, int64_t model, int64_t i) {
     if (u->run->step->measure == MEASURE_CHOICES)
         return choose(u, group, model, i).chosen == group->choices.list[i].answer;
-    return -group->sums[model * group->group->n + i] /
+    return -group->sums[i * u->n_models + model] /
            (double)utility_count(u->run->step, &group->group->prompts[i]);
 }
 
@@ -232,7 +232,7 @@ static bool write_choices(const Utility *u, Error *error) {
                     put_prompt(u, m, g, choice->entry, &text);
                     text_format(&text, ",%lld,%lld,%lld", (long long)c, (long long)choice->n_target,
                                 (long long)choice->entry->target_length);
-                    put_number(&text, group->sums[m * group->group->n + q->first + c]);
+                    put_number(&text, group->sums[(q->first + c) * u->n_models + m]);
                     text_put_string(&text, "\n");
                 }
             }

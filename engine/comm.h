@@ -58,8 +58,8 @@ typedef struct {
 /* Collective. ERROR_UNAVAILABLE when a plug-in or library is missing, with what to install. */
 bool comm_open(const CommOptions *options, Comm *comm, Error *error);
 /* Collective, on all ranks alike: queues that calls name are the device's from now on. `travels`: its memory
- * will be sent, so a transport for it is opened where it has memory of its own. Once for a device; again where
- * more is wanted. ERROR_UNAVAILABLE when NCCL is wanted and missing, with what to install. */
+ * will be sent, so a transport for it is opened where it has memory of its own. Called again when more is
+ * wanted. ERROR_UNAVAILABLE when NCCL is wanted and missing, with what to install. */
 bool comm_use_device(Comm *comm, const Device *device, bool travels, Error *error);
 /* One rank that nobody launched. */
 Comm comm_alone(const Device *device);

@@ -130,7 +130,6 @@ bool comm_nccl_open(Comm *comm, Error *error) {
     if (ok && comm->rank == 0 && nccl.get_unique_id(&mine) != NCCL_SUCCESS)
         ok = error_set(error, ERROR_FAILED, "ncclGetUniqueId: expected an id: got \"%.300s\"",
                        nccl.get_last_error(NULL));
-    comm_phase("start of NCCL");
     if (!comm_agree(comm, ok, error)) return false;
     watchdog_use_words(words);
     comm_all_gather(comm, NULL, tensor_matrix(id, DTYPE_I64, comm->size, sizeof mine / sizeof(int64_t)),

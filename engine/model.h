@@ -167,7 +167,9 @@ bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions 
                 PassResult *result, Error *error);
 void pass_result_free(PassResult *result);
 
-/* ---- passes of a spread model (spread.h): collectives, which end the job when one rank fails ---- */
+/* ---- passes of a spread model (spread.h): collectives, which end the job when one rank fails ----
+ * but for numbers of a training's pass that are not finite: those are found when no peer waits in the pass
+ * any more, and the training says whose they are */
 /* How many passes all ranks make where this one has n to make: the most that a rank has. Not spread: n. */
 int64_t model_agree_passes(const Model *model, int64_t n);
 /* This rank's part in a pass of the others, which have such options. */

@@ -27,7 +27,7 @@ typedef struct {
     RouterLossReals router_loss;
     void *nll; /* [T] reals on the host */
     float *logits;
-    bool wants_nll, failed;
+    bool wants_nll, failed, walked;
     size_t saved_bytes;
 } Pass;
 
@@ -177,7 +177,7 @@ static bool compute(Pass *p, const PassResult *plan) {
               workspace_reserve(&w, plan->activation_bytes, p->error);
     if (ok) {
         run_program(p, &w.context, plan->recomputed);
-        ok = workspace_sync(&w, p->error) && !p->failed;
+        ok = p->walked = workspace_sync(&w, p->error) && !p->failed;
         ok = ok && decoder_checks_read(&p->model->config, p->findings, place_in_batch, p->batch, p->error);
         check(!ok || w.context.arena.peak == plan->activation_bytes, "%zu bytes planned, %zu used",
               plan->activation_bytes, w.context.arena.peak);
@@ -323,8 +323,9 @@ static bool check_options(const Model *model, const PromptBatch *batch, const Pa
     return check_replay(&model->config, o->replay, n, error);
 }
 
+/* *walked: the whole program has run, whatever its numbers are. */
 static bool run_pass(const Model *model, const PromptBatch *batch, const PassOptions *options,
-                     const Hooks *hooks, PassResult *result, Error *error) {
+                     const Hooks *hooks, PassResult *result, bool *walked, Error *error) {
     const Hooks none = {0};
     if (!decoder_check_batch(model, batch, 0, error) || !check_options(model, batch, options, error))
         return false;
@@ -336,6 +337,7 @@ static bool run_pass(const Model *model, const PromptBatch *batch, const PassOpt
         ok = compute(&p, result);
         if (ok) hand_over(&p, result);
     }
+    *walked = p.walked;
     pass_close(&p);
     if (!ok) pass_result_free(result);
     return ok;
@@ -344,8 +346,11 @@ static bool run_pass(const Model *model, const PromptBatch *batch, const PassOpt
 bool model_pass(const Model *model, const PromptBatch *batch, const PassOptions *options, const Hooks *hooks,
                 PassResult *result, Error *error) {
     *result = (PassResult){0};
-    const bool ok = run_pass(model, batch, options, hooks, result, error);
-    if (!ok && model->device->computes && spread_any(&model->spread)) comm_fail(model->spread.comm, error);
+    bool walked = false;
+    const bool ok = run_pass(model, batch, options, hooks, result, &walked, error);
+    const bool told = walked && options->training; /* the caller serves what peers have left */
+    if (!ok && !told && model->device->computes && spread_any(&model->spread))
+        comm_fail(model->spread.comm, error);
     return ok;
 }
 

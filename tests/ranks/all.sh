@@ -35,7 +35,7 @@ part "weights that travel; peers.sh" bash "$here/peers.sh" "$build" "$source" lo
 part "memory and bytes beside the plan; memory.sh" bash "$here/memory.sh" "$build" "$source"
 part "planted communication bugs, seen by the stand-in for NCCL; bugs.sh" bash "$here/bugs.sh" "$build"
 part "run folders of 1 to 12 ranks; run.sh" bash "$here/run.sh" "$build" "$source" long
-part "trainings on ranks; tune.sh" bash "$here/tune.sh" "$build" "$source" long
+part "trainings of 1 to 12 ranks; tune.sh" bash "$here/tune.sh" "$build" "$source" long
 part "golden cases on 1 to 8 ranks; conform.sh" bash "$here/conform.sh" "$build" "$source" long
 part "under a Slurm of its own; slurm.sh" bash "$here/slurm.sh" "$build" "$source"
 part "a golden case on emulated devices, NCCL's stand-in between them; conform.sh" bash "$here/conform.sh" "$build" "$source" emulated

@@ -25,6 +25,51 @@ for how_many in 2:nccl: 3:nccl:late=2 3:mpi: 5:nccl:seed=7; do
     [ "${got##* }" = "${want##* }" ] || fail "$kind $fault, $n ranks: expected the same sums"
 done
 
+# ---- a spread model: passes forward and back, whatever travels ----
+want=
+passes() { # ranks, ranks of a node, residency, how they talk
+    local got
+    got=$(NCCL_STANDIN=late=1,seed=$1 timeout 300 mpirun -n "$1" "$build/emulated/rank_peers" "$source/tests/golden/olmoe" bf16 "$2" "$3" "$4" 2>&1) ||
+        fail "$*: $got"
+    echo "$3, $4: $got"
+    want=${want:-${got##* }}
+    [ "${got##* }" = "$want" ] || fail "$*: expected the same bits"
+}
+passes 1 1 resident nccl
+if [ "$how" = short ]; then
+    passes 3 3 resident nccl
+    passes 2 2 streamed mpi
+    passes 4 2 peers nccl
+else
+    for n in 2 3 4 8; do
+        for residency in resident streamed peers; do
+            for kind in nccl mpi; do passes "$n" "$n" $residency $kind; done
+        done
+    done
+    passes 5 3 peers nccl
+fi
+
+# ---- golden cases: the files of one rank ----
+conform() { # ranks, case, residency, more words
+    local n=$1 case=$2 residency=$3 words=()
+    shift 3
+    [ "$residency" = alone ] || words=(--residency "$residency")
+    NCCL_STANDIN=seed=$n timeout 500 mpirun -n "$n" "$program" conform "$source/tests/golden/$case" --device cuda "${words[@]}" "$@" \
+        --out "$case-$n-$residency" >log 2>&1 || { fail "$case, $n ranks, $residency"; cat log; }
+}
+cases=(mixtral_window) counts=(2) words=(--once)
+[ "$how" = long ] && cases=(mixtral mixtral_window olmoe qwen3_moe qwen3_moe_dense_layer) counts=(2 3 4 8) words=()
+for case in "${cases[@]}"; do
+    conform 1 "$case" alone "${words[@]}"
+    for n in "${counts[@]}"; do
+        for residency in resident streamed peers; do
+            conform "$n" "$case" $residency "${words[@]}"
+            diff -r "$case-1-alone" "$case-$n-$residency" >log || fail "$case, $n ranks, $residency: other files: $(head -n 3 log)"
+        done
+    done
+    echo "$case: same files on 1 ${counts[*]} ranks, resident, streamed and peers"
+done
+
 # ---- a job: each rank has the whole model ----
 cat >ranks.json <<JOB
 {

@@ -1,6 +1,6 @@
 /* A spread model: passes of several ranks, forward and back, give each prompt the bits that one rank gives
- * it, whatever travels; layers of peers are gathered as often as the formula says, with the bytes of the plan;
- * a rank without prompts serves the others' passes.
+ * it, whatever travels; layers of peers are gathered as often as the formula says, with the bytes of the
+ * plan; a rank without prompts serves the others' passes.
  *   mpirun -n N rank_peers MODEL f32|bf16 RANKS_OF_A_NODE [RESIDENCY [COMM]]
  * prints "ok N ranks HASH", the same for every N and residency (peers unless said). With COMM (mpi, nccl) on
  * the device cuda, else on the CPU. */

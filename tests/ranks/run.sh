@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The program on ranks: a run folder has the same bytes for 1, 2, 3, 4 and 8 ranks, also of steps that keep traces, gate
-# rows and generated replies, and of steps that rank 0 runs alone; a run whose rank was killed or stopped, or that was
-# asked to end, is gone on with by another number of ranks, with the same bytes; ranks that differ are refused.
+# The program on ranks: a run folder has the same bytes for any number of ranks, more than there are prompts too, of every
+# kind of step: traces, gate rows and generated replies, contrasts, interventions with edits, forks and adapters, a guard,
+# choices and perplexity; a run whose rank was killed or stopped, or that was asked to end, is gone on with by another
+# number of ranks, with the same bytes; ranks that differ are refused. `long`: more numbers of ranks, and shipped jobs.
 #   run.sh BUILD_FOLDER SOURCE_FOLDER short|long
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
@@ -21,20 +22,37 @@ same() { diff -rq -x manifest.json -x events.jsonl whole "$1"; }
 cat >configs/jobs/ranks.json <<'JOB'
 {
   "schema_version": 1,
+  "seed": 3,
   "models": {"demo": {"path": "../demo/model", "chat_template": "phi35moe"}},
   "prompts": {
-    "ordinary": {"path": "../demo/prompts/rank_ordinary.jsonl"},
-    "restricted": {"path": "../demo/prompts/rank_restricted.jsonl"},
-    "test": {"path": "../demo/prompts/test_restricted.jsonl", "limit": 6}
+    "ordinary": {"path": "../demo/prompts/rank_ordinary.jsonl", "limit": 70},
+    "restricted": {"path": "../demo/prompts/rank_restricted.jsonl", "limit": 40},
+    "pairs": {"path": "../demo/prompts/contrast_restricted.jsonl", "limit": 12},
+    "partners": {"path": "../demo/prompts/contrast_ordinary.jsonl", "limit": 12},
+    "test": {"path": "../demo/prompts/test_restricted.jsonl", "limit": 6},
+    "choices": {"path": "../demo/prompts/choices.jsonl", "limit": 9}
   },
   "steps": [
-    {"name": "activation", "kind": "activation", "model": "demo", "groups": ["ordinary", "restricted"], "trace": "full"},
-    {"name": "reply", "kind": "activation", "tokens": "generated", "max_new_tokens": 8, "model": "demo",
-     "groups": ["ordinary", "restricted"], "trace": "full"},
-    {"name": "gradient", "kind": "gradient", "loss": "target", "model": "demo", "groups": ["ordinary", "restricted"],
-     "gate_rows": true},
-    {"name": "silenced", "kind": "intervention", "model": "demo", "groups": ["test"], "max_new_tokens": 4,
-     "from": ["activation"], "rank_groups": ["restricted", "ordinary"], "top": [2]}
+    {"name": "activation", "kind": "activation", "groups": ["ordinary", "restricted"], "trace": "full"},
+    {"name": "reply", "kind": "activation", "tokens": "generated", "max_new_tokens": 8, "groups": ["ordinary", "restricted"],
+     "trace": "full"},
+    {"name": "gradient", "kind": "gradient", "loss": "target", "groups": ["ordinary", "restricted"], "gate_rows": true},
+    {"name": "behaviour", "kind": "contrast", "groups": ["pairs"], "select": 2},
+    {"name": "matched", "kind": "contrast", "contrast": "matched", "groups": ["pairs", "partners"], "select": 2},
+    {"name": "prefix", "kind": "contrast", "contrast": "prefix", "groups": ["partners"], "prefix": "No. ", "tokens": "shared",
+     "select": 2},
+    {"name": "tuned", "kind": "tune", "groups": ["restricted"], "cells": ["2:1", "3:4"], "rank": 4, "learning_rate": 0.01,
+     "steps": 2, "examples": 4},
+    {"name": "silenced", "kind": "intervention", "groups": ["test", "partners", "pairs"], "max_new_tokens": 4, "random_sets": 2,
+     "from": ["activation"], "rank_groups": ["restricted", "ordinary"], "top": [2]},
+    {"name": "generated", "kind": "intervention", "groups": ["test"], "max_new_tokens": 4, "random_sets": 2,
+     "from": ["activation"], "rank_groups": ["restricted", "ordinary"], "top": [2], "applies_to": "generated"},
+    {"name": "tested", "kind": "intervention", "groups": ["test", "partners"], "max_new_tokens": 8, "adapters": ["tuned"],
+     "temperature": 0.8},
+    {"name": "judged", "kind": "judge", "from": ["tested"], "model": "demo"},
+    {"name": "drift", "kind": "contrast", "contrast": "adapter", "adapter": "tuned", "groups": ["test"], "select": 2},
+    {"name": "questions", "kind": "utility", "groups": ["choices"], "adapters": ["tuned"]},
+    {"name": "perplexity", "kind": "utility", "measure": "perplexity", "groups": ["partners"], "adapters": ["tuned"]}
   ]
 }
 JOB
@@ -48,17 +66,43 @@ for n in "${counts[@]}"; do
     rm -rf ranks
 done
 
+# ---- shipped jobs, of raset-demo.json a training of two steps and what compares it with the model as it is ----
+shipped() { # a job, then its settings
+    local job=$1 name
+    name=$(basename "$job" .json)
+    shift
+    timeout 600 "$program" run "$job" --out "$name-1" "$@" 2>log || { fail "$name"; cat log; }
+    for n in 2 3; do
+        timeout 600 mpirun -n $n "$program" run "$job" --out "$name-$n" "$@" 2>log || { fail "$name, $n ranks"; cat log; }
+        if diff -rq -x manifest.json -x events.jsonl "$name-1" "$name-$n"; then echo "$name, $n ranks: same bytes"; else fail "$name, $n ranks: other bytes"; fi
+    done
+}
+if [ "$how" = long ]; then
+    python3 - configs/jobs/raset-demo.json configs/jobs/raset-few.json <<'FEW'
+import json, sys
+job = json.load(open(sys.argv[1]))
+for step in job["steps"]:
+    step.pop("_comment", None)
+    if step["kind"] == "tune":
+        step["steps"] = 2
+json.dump(job, open(sys.argv[2], "w"))
+FEW
+    shipped configs/jobs/demo.json
+    shipped configs/jobs/contrast-demo.json
+    shipped configs/jobs/raset-few.json
+fi
+
 # ---- ended in the middle, gone on with by another number of ranks ----
 slow=(--set batch_prompts=1)
-# name, ranks at first, ranks then, and what happens in between
+# name, ranks at first, ranks then, what happens in between, and once which step has begun
 interrupted() {
-    local name=$1 first=$2 then=$3 meet=$4 code line left begun took n_blocks
+    local name=$1 first=$2 then=$3 meet=$4 step=$5 code line left begun took n_blocks
     begun=$(date +%s.%N)
     timeout -s KILL 100 mpirun -n "$first" "$program" run configs/jobs/ranks.json --out ranks --deadline 3 "${slow[@]}" 2>log &
     pid=$!
-    for _ in $(seq 400); do
+    for _ in $(seq 2000); do
         n_blocks=$(find ranks -path '*blocks*' -name '*.safetensors' 2>/dev/null | wc -l)
-        [ -d ranks/reply ] && [ "$n_blocks" -gt 0 ] && break
+        [ -d "ranks/$step" ] && [ "$n_blocks" -gt 0 ] && break
         sleep 0.02
     done
     mapfile -t ranks < <(pgrep -f "^$program run configs/jobs/ranks.json --out ranks" | sort -n)
@@ -72,7 +116,7 @@ interrupted() {
     [ $code != 0 ] || fail "$name: expected a code that is not 0"
     [ -n "$line" ] || { fail "$name: expected a line"; cat log; }
     [ "$left" = 0 ] || fail "$name: $left processes left"
-    [ -f ranks/silenced/step.json ] && fail "$name: came too late"
+    [ -f ranks/perplexity/step.json ] && fail "$name: came too late"
     printf '%s: code %s after %s s: %s\n' "$name" $code "$took" "$line"
     timeout 120 mpirun -n "$then" "$program" run configs/jobs/ranks.json --out ranks "${slow[@]}" 2>log || { fail "$name: not resumed"; cat log; }
     diff -rq -x manifest.json -x events.jsonl -x job.json whole ranks || fail "$name: other bytes"
@@ -82,10 +126,11 @@ killed() { kill -KILL "${ranks[2]}"; }
 stopped() { kill -STOP "${ranks[1]}"; }
 asked() { kill -USR1 "$(pgrep -P $pid)"; }
 one_asked() { kill -TERM "${ranks[1]}"; }
-interrupted "killed rank of 4, gone on with by 3" 4 3 killed
-[ "$how" = long ] && interrupted "stopped rank of 2, gone on with by 1" 2 1 stopped
-interrupted "USR1 to mpirun of 3, gone on with by 8" 3 8 asked
-[ "$how" = long ] && interrupted "TERM to one rank of 3, gone on with by 2" 3 2 one_asked
+interrupted "killed rank of 4, gone on with by 3" 4 3 killed reply
+[ "$how" = long ] && interrupted "stopped rank of 2, gone on with by 1" 2 1 stopped reply
+interrupted "USR1 to mpirun of 2 in an intervention, gone on with by 8" 2 8 asked silenced
+[ "$how" = long ] && interrupted "killed rank of 3 in a contrast, gone on with by 2" 3 2 killed matched
+[ "$how" = long ] && interrupted "TERM to one rank of 2 in a utility, gone on with by 3" 2 3 one_asked questions
 
 # ---- ranks that differ, a full disk, nowhere to go ----
 cp "$program" other && printf 'x' >>other

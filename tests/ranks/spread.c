@@ -197,11 +197,17 @@ static void compare(const Setup *s, const Log *whole, const Log *part, const cha
 }
 
 /* ---- passes ---- */
+/* Some cases have ranks that keep what others compute again, by choice or because of their memory. */
 static PassOptions options_of(const Setup *s) {
-    return (PassOptions){.loss_weights = s->c->walks ? s->loss_weights : NULL,
-                         .edits = s->c->edited ? &s->edits : NULL,
-                         .recompute = s->c->recomputes ? RECOMPUTE_ALWAYS : RECOMPUTE_NEVER,
-                         .want_nll = true};
+    const bool odd = s->comm->rank % 2, recomputes = s->c->recomputes != (s->c->homes == 2 && odd);
+    PassOptions options = {.loss_weights = s->c->walks ? s->loss_weights : NULL,
+                           .edits = s->c->edited ? &s->edits : NULL,
+                           .recompute = recomputes ? RECOMPUTE_ALWAYS : RECOMPUTE_NEVER,
+                           .want_nll = true};
+    if (s->c->homes) return options;
+    options.recompute = RECOMPUTE_AUTO;
+    options.memory_limit_bytes = odd ? 1 << 16 : 0;
+    return options;
 }
 
 static void pass(const Setup *s, const Model *model, Log *log) {
