@@ -162,10 +162,9 @@ static void close_model(Run *run) {
 /* What computes with a model; the others are rank 0's alone. */
 static bool runs_on_all(const StepOptions *step) { return step->kind != STEP_REPORT && step->model[0]; }
 
-/* A training has its tokens at home, and so has whatever rank 0 does alone. */
+/* A training has its tokens at home. */
 static Spread spread_of(const Run *run, const ModelOptions *options, const StepOptions *step) {
     const Spread *spread = &run->spreads[options - run->job->models];
-    if (!runs_on_all(step) && spread_any(spread)) return (Spread){.residency = RESIDENCY_RESIDENT};
     return step->kind == STEP_TUNE ? residency_of_training(spread) : *spread;
 }
 
@@ -217,8 +216,7 @@ static bool run_measuring(Run *run, const StepOptions *step, const char *folder,
     StepAdapter adapter = {0};
     bool ok = open_model(run, job_model(run->job, step->model), step, error) &&
               step_adapter_open(run->job, step, run->folder->path, &run->model, &adapter, error);
-    if (runs_on_all(step)) ok = comm_agree(run->comm, ok, error);
-    ok = ok && work(&one, error);
+    ok = comm_agree(run->comm, ok, error) && work(&one, error);
     step_adapter_close(&run->model, &adapter);
     return ok;
 }

@@ -30,15 +30,9 @@ static void serve_program(const Model *model, Queue *q, int64_t lowest) {
 
 /* Where a walk ends: at the first router, or, in training, at the lowest layer that is trained. */
 static int64_t lowest_walked(const Model *model, const PassOptions *options) {
-    const LoraWeights *adapter = model->adapter;
-    int64_t lowest = model->config.n_layers;
     if (!options->loss_weights) return model->config.n_moe_layers;
     if (!options->training) return 0;
-    for (int64_t i = 0; i < adapter->n_groups; i++)
-        if (adapter->groups[i].layer < lowest) lowest = adapter->groups[i].layer;
-    for (int64_t i = 0; i < adapter->n_row_groups; i++)
-        if (adapter->rows[i].layer < lowest) lowest = adapter->rows[i].layer;
-    return model_config_moe_layer(&model->config, lowest);
+    return model_config_moe_layer(&model->config, lora_lowest_layer(model->adapter));
 }
 
 static Queue *open_queue(const Model *model) {

@@ -33,6 +33,7 @@ part "collectives on 1 to 8 ranks; collectives.sh" bash "$here/collectives.sh" "
 part "tokens that travel, of a small model on 1 to 8 ranks; spread.sh" bash "$here/spread.sh" "$build" long
 part "weights that travel; peers.sh" bash "$here/peers.sh" "$build" "$source" long
 part "memory and bytes beside the plan; memory.sh" bash "$here/memory.sh" "$build" "$source"
+part "residencies of runs on 2 to 12 ranks; residency.sh" bash "$here/residency.sh" "$build" "$source" long
 part "planted communication bugs, seen by the stand-in for NCCL; bugs.sh" bash "$here/bugs.sh" "$build"
 part "run folders of 1 to 12 ranks; run.sh" bash "$here/run.sh" "$build" "$source" long
 part "trainings of 1 to 12 ranks; tune.sh" bash "$here/tune.sh" "$build" "$source" long

@@ -66,6 +66,20 @@ for n in "${counts[@]}"; do
     rm -rf ranks
 done
 
+# ---- experts spread over the ranks: tokens travel to them (resident), or they to the tokens (peers) ----
+spread() { # ranks, residency
+    timeout 200 mpirun -n "$1" "$program" run configs/jobs/ranks.json --out ranks --set residency="$2" 2>log || { fail "$2 over $1 ranks"; cat log; }
+    grep -q "model demo: $2, experts over $1 of $1 ranks" log || { fail "$2 over $1 ranks: the model is not spread"; cat log; }
+    if diff -rq -x manifest.json -x events.jsonl -x job.json whole ranks; then echo "$2 over $1 ranks: same bytes"; else fail "$2 over $1 ranks: other bytes"; fi
+    rm -rf ranks
+}
+spread 3 resident
+spread 2 peers
+if [ "$how" = long ]; then
+    for n in 2 4 8; do spread $n resident; done
+    for n in 3 8; do spread $n peers; done
+fi
+
 # ---- shipped jobs, of raset-demo.json a training of two steps and what compares it with the model as it is ----
 shipped() { # a job, then its settings
     local job=$1 name
@@ -94,11 +108,12 @@ fi
 
 # ---- ended in the middle, gone on with by another number of ranks ----
 slow=(--set batch_prompts=1)
-# name, ranks at first, ranks then, what happens in between, and once which step has begun
+# name, ranks at first, ranks then, what happens in between, once which step has begun, and settings of the first run
 interrupted() {
     local name=$1 first=$2 then=$3 meet=$4 step=$5 code line left begun took n_blocks
+    shift 5
     begun=$(date +%s.%N)
-    timeout -s KILL 100 mpirun -n "$first" "$program" run configs/jobs/ranks.json --out ranks --deadline 3 "${slow[@]}" 2>log &
+    timeout -s KILL 100 mpirun -n "$first" "$program" run configs/jobs/ranks.json --out ranks --deadline 3 "${slow[@]}" "$@" 2>log &
     pid=$!
     for _ in $(seq 2000); do
         n_blocks=$(find ranks -path '*blocks*' -name '*.safetensors' 2>/dev/null | wc -l)
@@ -129,6 +144,7 @@ one_asked() { kill -TERM "${ranks[1]}"; }
 interrupted "killed rank of 4, gone on with by 3" 4 3 killed reply
 [ "$how" = long ] && interrupted "stopped rank of 2, gone on with by 1" 2 1 stopped reply
 interrupted "USR1 to mpirun of 2 in an intervention, gone on with by 8" 2 8 asked silenced
+interrupted "TERM to one of 2 that share experts, gone on with by 3" 2 3 one_asked silenced --set residency=resident
 [ "$how" = long ] && interrupted "killed rank of 3 in a contrast, gone on with by 2" 3 2 killed matched
 [ "$how" = long ] && interrupted "TERM to one rank of 2 in a utility, gone on with by 3" 2 3 one_asked questions
 

@@ -45,7 +45,8 @@ declare -A sets=([tune]="" [objectives-demo]="${short[*]}")
 
 # ---- any number of ranks ----
 counts=(3 8)
-[ "$how" = long ] && counts=(1 2 3 4 5 8 12)
+spread_counts=(3) spread=(--set residency=peers)
+[ "$how" = long ] && counts=(1 2 3 4 5 8 12) spread_counts=(2 3 4 8)
 for job in tune objectives-demo; do
     read -ra own <<<"${sets[$job]}"
     timeout 120 "$program" run configs/jobs/$job.json --out "$job" "${own[@]}" 2>log || { cat log; exit 1; }
@@ -53,6 +54,15 @@ for job in tune objectives-demo; do
         timeout 120 mpirun -n "$n" "$program" run configs/jobs/$job.json --out ranks "${own[@]}" 2>log ||
             { fail "$job, $n ranks"; cat log; }
         if same "$job" ranks; then echo "$job, $n ranks: same bytes"; else fail "$job, $n ranks: other bytes"; fi
+        rm -rf ranks
+    done
+    # the experts spread over the ranks, which then fetch each other's weights in every pass
+    for n in "${spread_counts[@]}"; do
+        timeout 120 mpirun -n "$n" "$program" run configs/jobs/$job.json --out ranks "${own[@]}" "${spread[@]}" 2>log ||
+            { fail "$job, spread over $n ranks"; cat log; }
+        diff -rq -x manifest.json -x events.jsonl -x job.json "$job" ranks || fail "$job, spread over $n ranks: other bytes"
+        grep -q 'model demo: peers, experts over' log || fail "$job, $n ranks: not spread: $(cat log)"
+        echo "$job, spread over $n ranks: same bytes"
         rm -rf ranks
     done
 done
@@ -96,12 +106,18 @@ interrupted "TERM to one rank of 3, gone on with by 8" 3 8 one_asked
 # ---- a training that diverges: one line, the same, and the same state ----
 wild=(--set steps.tune.learning_rate=1e6 --set steps.tune.schedule=constant --set steps.tune.evaluate_every=1000)
 timeout 60 "$program" run configs/jobs/tune.json --out wild "${wild[@]}" 2>wild.log
-timeout 60 mpirun -n 3 "$program" run configs/jobs/tune.json --out ranks "${wild[@]}" 2>log
-[ $? = 1 ] || fail "a loss that is not finite: expected exit code 1"
-line=$(grep 'gatetape: error:' log)
-grep -qE 'training step [0-9]+, not taken .*group tuning, example .*expected a finite number' <<<"$line" ||
-    fail "a loss that is not finite: $line"
-[ "$line" = "$(grep 'gatetape: error:' wild.log)" ] || fail "a loss that is not finite: other words on ranks: $line"
-same wild ranks || fail "a loss that is not finite: another state on ranks"
-echo "diverged: $(cut -c1-160 <<<"$line")"
+diverged() { # how [arguments]
+    local name=$1 line
+    timeout 60 mpirun -n 3 "$program" run configs/jobs/tune.json --out ranks "${wild[@]}" "${@:2}" 2>log
+    [ $? = 1 ] || fail "a loss that is not finite, $name: expected exit code 1"
+    line=$(grep 'gatetape: error:' log)
+    grep -qE 'training step [0-9]+, not taken .*group tuning, example .*expected a finite number' <<<"$line" ||
+        fail "a loss that is not finite, $name: $line"
+    [ "$line" = "$(grep 'gatetape: error:' wild.log)" ] || fail "a loss that is not finite, $name: other words: $line"
+    diff -rq -x manifest.json -x events.jsonl -x job.json wild ranks || fail "a loss that is not finite, $name: another state"
+    echo "diverged, $name: $(cut -c1-160 <<<"$line")"
+    rm -rf ranks
+}
+diverged "whole models"
+diverged "spread experts" "${spread[@]}"
 exit $status
