@@ -45,7 +45,8 @@ mutation: deps ## plant bugs in the GPU's kernels and see which tests catch them
 ranks: deps ## several ranks: every fate of first, middle and last, resumed by others, Slurm where it is installed
 	@tools/install_deps.sh test
 	@cmake -S . -B $(BUILD) >/dev/null
-	@cmake --build $(BUILD) -j $(JOBS) --target gatetape gatetape_mpi rank_collectives rank_victim rank_spread rank_peers rank_memory nccl_bugs
+	@cmake --build $(BUILD) -j $(JOBS) --target gatetape gatetape_mpi rank_collectives rank_victim rank_spread rank_peers rank_memory nccl_bugs \
+		gatetape_on_emulator emulated_collectives emulated_peers
 	tests/ranks/all.sh $(BUILD)
 
 lint: ## house rules that a machine can check

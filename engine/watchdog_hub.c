@@ -56,11 +56,11 @@ void watchdog_hub_verdict(int code, const char *text, const Beat *culprit) {
     watchdog_end(code, text);
 }
 
-/* The furthest collective that anyone is known to have entered: where the job stands. */
-static void describe_front(char *to, size_t capacity) {
+/* The furthest collective that another rank than `but` is known to have entered: where the job stands. */
+static void describe_front(int but, char *to, size_t capacity) {
     Beat front = beat_own(BEAT_ALIVE);
     for (int r = 1; r < watchdog_place.size; r++)
-        if (!hub.peers[r].bye && beat_number(&hub.peers[r].last) > beat_number(&front))
+        if (r != but && !hub.peers[r].bye && beat_number(&hub.peers[r].last) > beat_number(&front))
             front = hub.peers[r].last;
     char where[200];
     beat_describe(&front, where, sizeof where);
@@ -79,7 +79,7 @@ static void hear(Peer *peer) {
 static void judge_gone(int r) {
     char front[240], text[400];
     if (hub.peers[r].bye) return;
-    describe_front(front, sizeof front);
+    describe_front(r, front, sizeof front);
     snprintf(text, sizeof text, "rank %d on %s ended without goodbye; %s", r, hub.peers[r].last.host, front);
     watchdog_hub_verdict(ERROR_FAILED, text, NULL);
 }
@@ -89,7 +89,7 @@ static void judge_silent(int r, double now) {
     const Peer *peer = &hub.peers[r];
     double silent_s = now - peer->heard;
     if (peer->bye || silent_s <= watchdog_place.deadline_s) return;
-    describe_front(front, sizeof front);
+    describe_front(r, front, sizeof front);
     snprintf(text, sizeof text,
              "rank %d on %s does not answer for %.1f s (stopped, or its machine is gone); %s", r,
              peer->last.host[0] ? peer->last.host : "a machine unknown", silent_s, front);

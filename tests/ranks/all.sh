@@ -39,4 +39,7 @@ part "run folders of 1 to 12 ranks; run.sh" bash "$here/run.sh" "$build" "$sourc
 part "trainings of 1 to 12 ranks; tune.sh" bash "$here/tune.sh" "$build" "$source" long
 part "golden cases on 1 to 8 ranks; conform.sh" bash "$here/conform.sh" "$build" "$source" long
 part "under a Slurm of its own; slurm.sh" bash "$here/slurm.sh" "$build" "$source"
+part "a golden case on emulated devices, NCCL's stand-in between them; conform.sh" bash "$here/conform.sh" "$build" "$source" emulated
+part "trainings of one on emulated devices; conform.sh" bash "$here/conform.sh" "$build" "$source" training
+part "runs on emulated devices; emulated.sh" bash "$here/emulated.sh" "$build" "$source" long
 exit $status

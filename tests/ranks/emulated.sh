@@ -70,36 +70,55 @@ for case in "${cases[@]}"; do
     echo "$case: same files on 1 ${counts[*]} ranks, resident, streamed and peers"
 done
 
-# ---- a job: each rank has the whole model ----
+# ---- a job, on each rank the whole model or a part of its experts ----
+prompts() { printf '{"path": "%s/configs/demo/prompts/%s.jsonl", "limit": %s%s}' "$source" "$@"; }
 cat >ranks.json <<JOB
 {
   "schema_version": 1,
   "models": {"demo": {"path": "$source/configs/demo/model", "chat_template": "phi35moe"}},
   "prompts": {
-    "ordinary": {"path": "$source/configs/demo/prompts/rank_ordinary.jsonl", "limit": 2},
-    "restricted": {"path": "$source/configs/demo/prompts/rank_restricted.jsonl", "limit": 3}
+    "ordinary": $(prompts rank_ordinary 2 ""),
+    "restricted": $(prompts rank_restricted 3 ""),
+    "test": $(prompts test_restricted 3 ""),
+    "tuning": $(prompts heldout_restricted 5 ', "use": "tuning"')
   },
   "device": "cuda",
   "steps": [
     {"name": "activation", "kind": "activation", "model": "demo", "groups": ["ordinary", "restricted"], "trace": "full"},
+MORE
     {"name": "gradient", "kind": "gradient", "loss": "target", "model": "demo", "groups": ["ordinary", "restricted"],
      "gate_rows": true}
   ]
 }
 JOB
-timeout 300 "$program" run ranks.json --out whole 2>log || { cat log; exit 1; }
-# ranks, how they talk, more words
-run() {
-    local n=$1 kind=$2
-    shift 2
-    NCCL_STANDIN=late=1,seed=$n timeout 300 mpirun -n "$n" "$program" run ranks.json --comm "$kind" --out ranks "$@" 2>log ||
-        { fail "$n ranks, $kind $*"; cat log; }
-    if diff -rq -x manifest.json -x events.jsonl whole ranks; then echo "$n ranks, $kind $*: same bytes"; else fail "$n ranks, $kind $*: other bytes"; fi
+more=
+[ "$how" = long ] && more='{"name": "reply", "kind": "activation", "tokens": "generated", "max_new_tokens": 4, "model": "demo",\
+     "groups": ["restricted"]},\
+    {"name": "silenced", "kind": "intervention", "model": "demo", "groups": ["test"], "max_new_tokens": 4,\
+     "from": ["activation"], "rank_groups": ["restricted", "ordinary"], "top": [2], "random_sets": 0,\
+     "layer_matched_sets": 0, "traffic_matched_sets": 0},\
+    {"name": "tune", "kind": "tune", "groups": ["tuning"], "cells": ["2:1", "3:4"], "rank": 4, "alpha": 8, "examples": 3,\
+     "learning_rate": 0.001, "warmup": 1, "epochs": 1},'
+sed -i "s|^MORE$|$more|" ranks.json
+timeout 500 "$program" run ranks.json --out whole >log 2>&1 || { cat log; exit 1; }
+run() { # ranks, how they talk, residency
+    NCCL_STANDIN=late=1,seed=$1 timeout 900 mpirun -n "$1" "$program" run ranks.json --comm "$2" --set residency="$3" --out ranks >log 2>&1 ||
+        { fail "$* ranks"; cat log; }
+    [ "$3" = auto ] || grep -q "model demo: $3, experts over" log || [ "$1" = 1 ] || fail "$*: expected experts that are spread"
+    if diff -rq -x manifest.json -x events.jsonl -x job.json whole ranks; then echo "$1 ranks, $2, $3: same bytes"; else fail "$*: other bytes"; fi
     rm -rf ranks
 }
-counts=(2)
-[ "$how" = long ] && counts=(1 2 3 4 8)
-for n in "${counts[@]}"; do run "$n" nccl; done
+if [ "$how" = short ]; then
+    run 3 nccl resident
+    run 2 nccl streamed
+    run 2 mpi peers
+else
+    run 1 nccl resident
+    for n in 2 3 4 8; do
+        for residency in auto resident streamed peers; do run "$n" nccl $residency; done
+    done
+    for residency in resident streamed peers; do run 3 mpi $residency; done
+fi
 
 # ---- what is missing ----
 got=$(GATETAPE_NCCL=nowhere.so timeout 60 mpirun -n 2 "$program" run ranks.json --comm nccl --out ranks 2>&1)
