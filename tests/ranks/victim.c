@@ -40,6 +40,9 @@ int main(int n, char **texts) {
     Comm comm;
     Error error = {0};
     setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
+    /* a launcher that saw a rank die asks the others to end, a second before it kills them; a run catches it,
+     * and its watchdog has that second to say who died */
+    signal(SIGTERM, SIG_IGN);
     if (!comm_open(&options, &comm, &error)) {
         text_print_error(&error);
         return (int)error.code;
