@@ -85,7 +85,7 @@ static const Case cases[] = {
     {"peer_dead_silent", ncclInProgress, 7, ""}, /* silent: as over NVLink, nobody says anything */
     {"peer_stopped", ncclInProgress, 7, ""},
     {"async_error", ncclSystemError, 4, "asked for"},
-    {"before_ready", ncclInvalidUsage, 15, "before the communicator was ready"},
+    {"before_ready", ncclInvalidUsage, 7, "before the communicator was ready"},
     {"group_left_open", ncclInvalidUsage, 15, "never ended"},
     {"end_without_start", ncclInvalidUsage, 15, ""},
     {"float_order", ncclSuccess, 15,
@@ -206,11 +206,13 @@ int main(int argc, char **argv) {
     MPI_Bcast(&id2, sizeof id2, MPI_BYTE, 0, MPI_COMM_WORLD);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
+    if (IS("before_ready") && rank == size - 1) MPI_Barrier(MPI_COMM_WORLD); /* the others have sent */
     ncclResult_t rc = ncclCommInitRankConfig(&comm, size, id, rank, &config), e = ncclInProgress;
     int good = rc == ncclInProgress;
-    if (IS("before_ready"))
+    if (IS("before_ready")) {
         rc = ncclSend(in, 4, ncclUint8, 0, comm, s);
-    else
+        if (rank < size - 1) MPI_Barrier(MPI_COMM_WORLD);
+    } else
         for (double end = now() + 20; e == ncclInProgress && now() < end; usleep(500))
             ncclCommGetAsyncError(comm, &e);
     if (IS("comm_order")) ncclCommInitRank(&comm2, size, id2, rank);
