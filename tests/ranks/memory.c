@@ -1,5 +1,5 @@
-/* What a rank takes and sends beside what the plan says it would: weights to the byte, a pass's memory and the
- * bytes that were sent within 5 %.
+/* What a rank takes and sends beside what the plan says it would: weights to the byte, a pass's memory and
+ * the bytes that were sent within 5 %.
  *   mpirun -n N rank_memory MODEL resident|peers     a line a pass and rank; code 1 when one is off
  *
  * The plan is given the skew that the passes had, since no router is even; the gradients of router gates are
