@@ -161,6 +161,12 @@ static bool take_turns(const Share *share, Wave *wave, int stage, Error *error) 
 
 /* On a spread model the others are on their way into a collective when one rank fails: it ends the job. All
  * are interrupted together, though. */
+static bool lost(const Share *share, const Error *error) {
+    if (error->code != ERROR_INTERRUPTED && spread_any(&share->run->model->spread))
+        comm_fail(share->run->comm, error);
+    return false;
+}
+
 static bool measure_wave(const Share *share, Wave *wave, Error *error) {
     bool ok = wave_make(share, wave, error);
     for (int stage = 0; ok && stage < share->n_stages; stage++) {
@@ -168,9 +174,7 @@ static bool measure_wave(const Share *share, Wave *wave, Error *error) {
             ok = share->begin(share, &wave->parts[b], stage, error);
         ok = ok && take_turns(share, wave, stage, error);
     }
-    if (!ok && error->code != ERROR_INTERRUPTED && spread_any(&share->run->model->spread))
-        comm_fail(share->run->comm, error);
-    return ok;
+    return ok || lost(share, error);
 }
 
 static bool save_wave(Share *share, Wave *wave, Error *error) {
@@ -181,7 +185,7 @@ static bool save_wave(Share *share, Wave *wave, Error *error) {
         wave->blocks[b]->done = 1;
         share->n_done += wave->blocks[b]->n_items;
     }
-    return ok && update(share, share->n_done, error);
+    return (ok && update(share, share->n_done, error)) || lost(share, error);
 }
 
 /* Rank 0 counts what the others' passes read too. */
@@ -192,7 +196,7 @@ static void count_tokens(const Share *share, int64_t n_before) {
     if (share->run->comm->rank == 0) progress->n_tokens = n_before + n;
 }
 
-/* What failed in a wave's end on rank 0 is agreed on at the next one's. */
+/* What failed in a wave's end on rank 0 is agreed on at the next one's, but for spread models. */
 static bool run_waves(Share *share, Error *error) {
     const StepRun *run = share->run;
     bool ok = true, on = true;

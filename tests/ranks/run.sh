@@ -166,14 +166,14 @@ file:1) exec "$PROGRAM" "$@" --set prompts.test.path=nowhere ;;
 disk:*) export OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo ;;
 esac
 case $WHAT:$OMPI_COMM_WORLD_RANK in
-disk:0) trap "" XFSZ; ulimit -f 40; exec "$PROGRAM" "$@" ;;
+disk:0) trap "" XFSZ; ulimit -f ${BLOCKS:-40}; exec "$PROGRAM" "$@" ;;
 esac
 exec "$PROGRAM" "$@"
 RANK
 chmod +x each
-refused() { # what, code, text
+refused() { # what, code, text, settings
     local got code
-    got=$(PROGRAM=$program WHAT=$1 timeout 60 mpirun -n 3 ./each run configs/jobs/ranks.json --out "refused-$1" 2>&1)
+    got=$(PROGRAM=$program WHAT=$1 timeout 60 mpirun -n 3 ./each run configs/jobs/ranks.json --out "refused-$1" "${@:4}" 2>&1)
     code=$?
     [ $code = "$2" ] || fail "$1: expected code $2: got $code: $got"
     grep -q "gatetape: error: .*$3" <<<"$got" || fail "$1: expected \"$3\": got $got"
@@ -187,4 +187,7 @@ refused file 2 'rank 1: .*nowhere'
 refused disk 1 'rank 0: .*File too large'
 timeout 120 mpirun -n 2 "$program" run configs/jobs/ranks.json --out refused-disk 2>log || { fail "full disk: not resumed"; cat log; }
 diff -rq -x manifest.json -x events.jsonl whole refused-disk || fail "full disk: other bytes"
+rm -rf refused-disk
+export BLOCKS=200 # enough for the first files, not for a block of traces
+refused disk 1 'traces.*File too large' --set residency=resident
 exit $status
