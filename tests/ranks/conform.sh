@@ -40,7 +40,7 @@ for case in "${cases[@]}"; do
             diff <(says "$case.said") <(says said) || fail "$case, $residency, $n ranks: says otherwise"
             rm -rf ranks
         done
-        echo "$case, $residency ${more[*]}: same files on 1 ${counts[*]} ranks: $(tail -n 1 "$case.said")"
+        echo "$case, $residency${more[*]:+ ${more[*]}}: same files on 1 ${counts[*]} ranks: $(tail -n 1 "$case.said")"
     done
 done
 case $how in emulated | training) exit $status ;; esac
