@@ -286,6 +286,8 @@ bool conform_train(Model *model, const ConformCase *c, const ConformPlan *plan, 
     mem_free(t.tokens);
     mem_free(t.loss_weights);
     mem_free(t.offsets);
+    mem_free(t.lengths);
+    mem_free(t.losses);
     return ok && conform_adapted_logits(model, c, &to->trained, &to->logits, error);
 }
 
