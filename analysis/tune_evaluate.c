@@ -40,16 +40,10 @@ typedef struct {
     double *references; /* [2,n] by the frozen model, of pairs */
 } HeldOutGroup;
 
-static Model frozen_model(const Tuning *t) {
-    Model frozen = t->model;
-    frozen.adapter = NULL;
-    return frozen;
-}
-
 /* Prompts [first, first + n): a pass, or of pairs one a side, and where they are not known one more for their
  * references. */
 static bool measure_batch(const Tuning *t, const HeldOutGroup *g, int64_t first, int64_t n, Error *error) {
-    const Model frozen = frozen_model(t);
+    const Model frozen = tune_frozen_model(t);
     for (int64_t s = 0; s < 2 && g->sides[s]; s++) {
         const int64_t at = s * g->sides[0]->n + first;
         if (!sum_losses(&t->model, g->sides[s], first, n, g->losses + at, error)) return false;
@@ -62,7 +56,7 @@ static bool measure_batch(const Tuning *t, const HeldOutGroup *g, int64_t first,
 
 /* A rank's part in the passes of a batch that others have. */
 static void serve_batch(const Tuning *t, const HeldOutGroup *g) {
-    const Model frozen = frozen_model(t);
+    const Model frozen = tune_frozen_model(t);
     const PassOptions options = {.want_nll = true};
     for (int64_t s = 0; s < 2 && g->sides[s]; s++) {
         model_serve(&t->model, &options);

@@ -181,18 +181,12 @@ static bool put_references(const TunePart *part, const float *nll, Error *error)
 
 static bool asks_frozen(const TunePack *p) { return p->kl_weights || p->wants_references; }
 
-static Model frozen_model(const TunePack *p) {
-    Model frozen = p->tuning->model;
-    frozen.adapter = NULL;
-    return frozen;
-}
-
 /* *logits is the caller's to free, also after an error. */
 static bool run_frozen(const TunePart *part, const PromptBatch *batch, float **logits, Error *error) {
     TunePack *p = part->pack;
     const bool routers = p->kl_weights != NULL, losses = p->wants_references;
     if (!asks_frozen(p)) return true;
-    const Model frozen = frozen_model(p);
+    const Model frozen = tune_frozen_model(p->tuning);
     const ModelConfig *config = &frozen.config;
     const size_t n = (size_t)(config->n_moe_layers * batch->offsets[batch->n_prompts] * config->n_experts);
     if (routers) *logits = mem_alloc(n * sizeof **logits);
@@ -301,7 +295,7 @@ void tune_part_serve(const TunePack *p, int64_t n_entered) {
     const int64_t n_frozen = asks_frozen(p);
     const RouterLoss routers = router_terms(p, 0, NULL);
     const PassOptions asked = {.want_nll = p->wants_references}, options = pass_options(p, 0, &routers);
-    const Model frozen = frozen_model(p);
+    const Model frozen = tune_frozen_model(p->tuning);
     if (n_entered < n_frozen) model_serve(&frozen, &asked);
     if (n_entered < n_frozen + 1) model_serve(&p->tuning->model, &options);
 }

@@ -96,6 +96,13 @@ typedef struct {
     char job_hash[HASH_TEXT], model_hash[HASH_TEXT];
 } Tuning;
 
+/* The model as it was before the training: what references and frozen routers are asked of. Borrows. */
+static inline Model tune_frozen_model(const Tuning *t) {
+    Model frozen = t->model;
+    frozen.adapter = NULL;
+    return frozen;
+}
+
 /* One optimizer step, number n_done, by all ranks together: collective. Errors, on all ranks alike, locate a
  * number that is not finite: step and example; nothing has changed then. Interrupted when a signal has asked
  * any rank for the end. */

@@ -247,24 +247,38 @@ static bool never_called(void *context, HookSite *site, const RouteView *view) {
     return false;
 }
 
-/* What the engine's own program takes on the device that counts, in passes of prompts of 512 tokens. It
- * counts norms and activations as work too: 3 % of Qwen's. */
-static void check_engine(const ModelConfig *config, int64_t n_tokens, bool walks_back) {
-    enum { LENGTH = 512 };
+/* What the device that counts is asked for: prompts of 512 tokens. */
+enum { LENGTH = 512 };
+typedef struct {
+    PromptBatch batch;
+    PassOptions options;
+    int64_t *offsets;
+    float *weights;
+} CountedPass;
+
+static CountedPass counted_pass(int64_t n_tokens, bool walks_back) {
     const int64_t n = n_tokens / LENGTH;
-    int64_t *offsets = calloc((size_t)n + 1, sizeof *offsets);
-    float *weights = calloc((size_t)n_tokens, sizeof *weights);
+    CountedPass p = {.offsets = calloc((size_t)n + 1, sizeof *p.offsets),
+                     .weights = calloc((size_t)n_tokens, sizeof *p.weights)};
+    assert_true(p.offsets && p.weights);
+    for (int64_t i = 0; i <= n; i++) p.offsets[i] = i * LENGTH;
+    p.batch = (PromptBatch){n, p.offsets, NULL};
+    p.options = (PassOptions){
+        .want_nll = true, .loss_weights = walks_back ? p.weights : NULL, .recompute = RECOMPUTE_ALWAYS};
+    return p;
+}
+
+static void counted_pass_free(CountedPass *p) { free(p->offsets), free(p->weights); }
+
+/* What the engine's own program takes. It counts norms and activations as work too: 3 % of Qwen's. */
+static void check_engine(const ModelConfig *config, int64_t n_tokens, bool walks_back) {
+    CountedPass pass = counted_pass(n_tokens, walks_back);
     Error error = {0};
     PassResult counted = {0};
-    assert_true(offsets && weights);
-    for (int64_t i = 0; i <= n; i++) offsets[i] = i * LENGTH;
-    const PassOptions options = {
-        .want_nll = true, .loss_weights = walks_back ? weights : NULL, .recompute = RECOMPUTE_ALWAYS};
-    if (!model_plan(config, DTYPE_BF16, DTYPE_BF16, &(PromptBatch){n, offsets, NULL}, &options, &counted,
-                    &error))
+    if (!model_plan(config, DTYPE_BF16, DTYPE_BF16, &pass.batch, &pass.options, &counted, &error))
         fail_msg("%s", error.text);
     RankWork w = work_of(walks_back);
-    w.n_tokens = n_tokens, w.n_prompts = n, w.mean_length = LENGTH;
+    w.n_tokens = n_tokens, w.n_prompts = pass.batch.n_prompts, w.mean_length = LENGTH;
     const Placement one = {1, config->n_experts, 8, false};
     const RankPlan p = rank_plan_make(config, &w, &nvlink, one, RESIDENCY_RESIDENT, -1);
     const double activations = p.memory.sum - p.memory.weights - p.memory.gates;
@@ -274,7 +288,7 @@ static void check_engine(const ModelConfig *config, int64_t n_tokens, bool walks
     if (fabs(memory - 1) > 0.01) fail_msg("memory: %.4f of the engine's", memory);
     if (fabs(work - 1) > 0.04) fail_msg("work: %.4f of the engine's", work);
     pass_result_free(&counted);
-    free(offsets), free(weights);
+    counted_pass_free(&pass);
 }
 
 static void one_rank_takes_what_the_engine_takes(void **state) {
@@ -290,31 +304,24 @@ static void one_rank_takes_what_the_engine_takes(void **state) {
 /* A pass of a rank on the device that counts, a hook that looks at routes among it, and the rows of others:
  * twice the even share. No words are sent: a program's memory follows from its sizes. */
 static double spread_bytes(const ModelConfig *config, Comm *comm, int64_t n_tokens, bool walks_back) {
-    enum { LENGTH = 512 };
-    const int64_t n = n_tokens / LENGTH;
-    int64_t *offsets = calloc((size_t)n + 1, sizeof *offsets);
-    float *weights = calloc((size_t)n_tokens, sizeof *weights);
+    CountedPass pass = counted_pass(n_tokens, walks_back);
     Error error = {0};
     PassResult counted = {0};
     Model model = {.config = *config, .device = &cost_device, .compute = DTYPE_BF16};
-    assert_true(offsets && weights);
-    for (int64_t i = 0; i <= n; i++) offsets[i] = i * LENGTH;
     model.spread = (Spread){.comm = comm,
                             .residency = RESIDENCY_RESIDENT,
                             .placement = {comm->size, config->n_experts, comm->size, false}};
-    const PassOptions options = {
-        .want_nll = true, .loss_weights = walks_back ? weights : NULL, .recompute = RECOMPUTE_ALWAYS};
     const Hooks hooks = {.route = never_called};
     if (!weights_shapes(config, DTYPE_BF16, &cost_device, &model.weights, &error) ||
         !(model.exchange = exchange_new(&model, &error)) ||
-        !model_pass(&model, &(PromptBatch){n, offsets, NULL}, &options, &hooks, &counted, &error))
+        !model_pass(&model, &pass.batch, &pass.options, &hooks, &counted, &error))
         fail_msg("%s", error.text);
     const double n_bytes =
         (double)counted.activation_bytes + (double)exchange_expected_growth(&model, n_tokens, walks_back);
     pass_result_free(&counted);
     exchange_free(model.exchange);
     weights_free(&model.weights);
-    free(offsets), free(weights);
+    counted_pass_free(&pass);
     return n_bytes;
 }
 

@@ -5,18 +5,8 @@
 # `emulated`: a small case on emulated devices instead, the stand-in for NCCL between them, experts streamed too; `training`
 # as well: one with LoRA.
 #   conform.sh BUILD_FOLDER SOURCE_FOLDER short|long|emulated|training
-set -uo pipefail
-here=$(dirname "$(readlink -f "$0")")
-. "$here/mpi.sh"
-build=$(readlink -f "$1") source=$(readlink -f "$2") how=$3 status=0
-program=$build/gatetape golden=$source/tests/golden
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder" || exit 1
-fail() {
-    echo "WRONG: $1"
-    status=1
-}
+. "$(dirname "$(readlink -f "$0")")/trial.sh"
+golden=$source/tests/golden
 
 cases=(mixtral mixtral_window) counts=(2 3) spread=(auto resident peers) more=()
 case $how in

@@ -2,19 +2,9 @@
 # Ranks that each have an emulated device, with the stand-in for NCCL between them, or MPI through the host: collectives
 # give the same sums, and run folders have the same bytes as that of one rank; a missing library is named.
 #   emulated.sh BUILD_FOLDER SOURCE_FOLDER short|long
-set -uo pipefail
-here=$(dirname "$(readlink -f "$0")")
-. "$here/mpi.sh"
-build=$1 source=$2 how=$3 status=0
+. "$(dirname "$(readlink -f "$0")")/trial.sh"
 program=$build/emulated/gatetape
 export GATETAPE_MPI=$build/gatetape_mpi.so GATETAPE_NCCL=$build/libnccl_standin.so
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cd "$folder" || exit 1
-fail() {
-    echo "WRONG: $1"
-    status=1
-}
 
 # ---- collectives on memory of the device ----
 want=$(timeout 60 "$build/rank_collectives" self) || fail "self: $want"

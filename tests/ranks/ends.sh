@@ -3,20 +3,14 @@
 # code that is not 0 and one line that names the rank; no process is left, and the same command, on another number of ranks,
 # goes on to the same bytes. `short`: each fate once; `long`: first, middle and last rank.
 #   ends.sh BUILD_FOLDER SOURCE_FOLDER short|long
-set -uo pipefail
-here=$(dirname "$(readlink -f "$0")")
-. "$here/mpi.sh"
-build=$(readlink -f "$1") source=$(readlink -f "$2") how=$3 status=0 n=0
-program=$build/gatetape deadline=2 size=4
-folder=$(mktemp -d)
-mounted=
+. "$(dirname "$(readlink -f "$0")")/trial.sh"
+n=0 deadline=2 size=4 mounted=
 finish() {
     [ -z "$mounted" ] || umount "$folder/disk"
     rm -rf "$folder"
 }
 trap finish EXIT
-cp -r "$source/configs" "$folder/"
-cd "$folder" || exit 1
+cp -r "$source/configs" .
 mkdir disk pids
 
 cat >configs/jobs/ends.json <<'JOB'

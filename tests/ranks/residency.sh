@@ -2,19 +2,8 @@
 # Runs whose experts are spread over ranks, resident or sent by the peers: the same run folder as on one rank that has them
 # all, whichever steps follow each other, and said in a line; what cannot be is refused.
 #   residency.sh BUILD_FOLDER SOURCE_FOLDER short|long
-set -uo pipefail
-here=$(dirname "$(readlink -f "$0")")
-. "$here/mpi.sh"
-build=$1 source=$2 how=$3 status=0
-program=$build/gatetape
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cp -r "$source/configs" "$folder/"
-cd "$folder" || exit 1
-fail() {
-    echo "WRONG: $1"
-    status=1
-}
+. "$(dirname "$(readlink -f "$0")")/trial.sh"
+cp -r "$source/configs" .
 
 # A training between two steps of the same model: where tokens travel, the weights are loaded again for it.
 cat >configs/jobs/residency.json <<'JOB'

@@ -4,19 +4,8 @@
 # choices and perplexity; a run whose rank was killed or stopped, or that was asked to end, is gone on with by another
 # number of ranks, with the same bytes; ranks that differ are refused. `long`: more numbers of ranks, and shipped jobs.
 #   run.sh BUILD_FOLDER SOURCE_FOLDER short|long
-set -uo pipefail
-here=$(dirname "$(readlink -f "$0")")
-. "$here/mpi.sh"
-build=$1 source=$2 how=$3 status=0
-program=$build/gatetape
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cp -r "$source/configs" "$folder/"
-cd "$folder" || exit 1
-fail() {
-    echo "WRONG: $1"
-    status=1
-}
+. "$(dirname "$(readlink -f "$0")")/trial.sh"
+cp -r "$source/configs" .
 same() { diff -rq -x manifest.json -x events.jsonl whole "$1"; }
 
 cat >configs/jobs/ranks.json <<'JOB'

@@ -3,19 +3,8 @@
 # than ranks have the same run folder on 1, 2, 3, 4 and 8 ranks; a training whose rank was killed, or that was asked to
 # end, is gone on with by another number of ranks, with the same bytes; one that diverges ends alike on all.
 #   tune.sh BUILD_FOLDER SOURCE_FOLDER short|long
-set -uo pipefail
-here=$(dirname "$(readlink -f "$0")")
-. "$here/mpi.sh"
-build=$1 source=$2 how=$3 status=0
-program=$build/gatetape
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-cp -r "$source/configs" "$folder/"
-cd "$folder" || exit 1
-fail() {
-    echo "WRONG: $1"
-    status=1
-}
+. "$(dirname "$(readlink -f "$0")")/trial.sh"
+cp -r "$source/configs" .
 same() { diff -rq -x manifest.json -x events.jsonl "$1" "$2"; }
 
 cat >configs/jobs/tune.json <<'JOB'
